@@ -1,0 +1,78 @@
+"""Counts: what a run has cost, in evaluations and in wave propagations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Counts:
+    """A tally of work, advanced where the work happens.
+
+    Objectives and operators each own one. An operator that an objective made reports
+    to the objective's tally too, so that the objective's is the whole cost. Subtract
+    two snapshots for the cost of what ran between them.
+
+    Attributes:
+        values: Loss evaluations without a graph.
+        gradients: Loss-and-gradient evaluations. Building the graph that serves
+            Hessian-vector products is one of these.
+        products: Hessian-vector products (one per column of a block).
+        propagations: Wave propagations, one for each pass of one shot's wavefield over
+            all time steps: a value takes 1 per shot, a gradient 2. Zero for a loss
+            that hvpopt does not know to propagate waves.
+    """
+
+    values: int = 0
+    gradients: int = 0
+    products: int = 0
+    propagations: int = 0
+    _parent: Counts | None = field(default=None, repr=False, compare=False)
+
+    def tally(
+        self,
+        *,
+        values: int = 0,
+        gradients: int = 0,
+        products: int = 0,
+        propagations: int = 0,
+    ) -> None:
+        """Add work done to this tally and to the ones it reports to."""
+        self.values += values
+        self.gradients += gradients
+        self.products += products
+        self.propagations += propagations
+        if self._parent is not None:
+            self._parent.tally(
+                values=values,
+                gradients=gradients,
+                products=products,
+                propagations=propagations,
+            )
+
+    def child(self) -> Counts:
+        """Return a tally at zero that reports to this one."""
+        return Counts(_parent=self)
+
+    def snapshot(self) -> Counts:
+        """Return a copy that later work does not change."""
+        return Counts(self.values, self.gradients, self.products, self.propagations)
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the four numbers as a plain dictionary, for JSON and tables."""
+        return {
+            "values": self.values,
+            "gradients": self.gradients,
+            "products": self.products,
+            "propagations": self.propagations,
+        }
+
+    def __add__(self, other: Counts) -> Counts:
+        total = self.snapshot()
+        total.tally(**other.as_dict())
+        return total
+
+    def __sub__(self, other: Counts) -> Counts:
+        difference = self.snapshot()
+        difference.tally(**{name: -n for name, n in other.as_dict().items()})
+        return difference

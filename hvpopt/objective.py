@@ -1,0 +1,295 @@
+"""Objective: what is minimised, its gradient and its Hessian; sums of objectives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hvpopt.counts import Counts
+from hvpopt.hessian import HessianOperator, check_scalar, gradient_graph
+from hvpopt.operators import SumOperator, SymmetricOperator
+from hvpopt.space import Model, ModelSpace, call_loss, named_tensors, rebuild
+
+Kind = Literal["exact", "gauss-newton"]
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """An objective's value, gradient and Hessian at one model.
+
+    Attributes:
+        value: The objective.
+        gradient: Shaped like the model.
+        hessian: Its Hessian by products; ``close()`` it where it holds a graph.
+        parts: Value of each named part of a sum; empty for a single objective.
+    """
+
+    value: float
+    gradient: Model
+    hessian: SymmetricOperator
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Objective(ABC):
+    """A scalar function of a model, with counted evaluations.
+
+    Attributes:
+        name: What its part is called in a sum.
+        counts: The tally of everything evaluated through this objective, products of
+            the operators that it made included.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.counts = Counts()
+
+    @abstractmethod
+    def value(self, model: Model) -> float:
+        """Return the objective, building no graph. NaN and infinity are returned."""
+
+    @abstractmethod
+    def value_and_gradient(self, model: Model) -> tuple[float, Model]:
+        """Return the objective and its gradient, shaped like the model."""
+
+    @abstractmethod
+    def hessian(
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+    ) -> SymmetricOperator:
+        """Return the Hessian at a model, by products.
+
+        Args:
+            model: Where to linearise.
+            kind: ``"exact"``, or ``"gauss-newton"`` where the objective defines one.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+        """
+
+    @abstractmethod
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Return the objective as a differentiable torch scalar, like a plain loss."""
+
+    def linearise(
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+    ) -> Linearisation:
+        """Return value, gradient and Hessian at a model, sharing what can be shared."""
+        value, gradient = self.value_and_gradient(model)
+        return Linearisation(value, gradient, self.hessian(model, kind, space=space))
+
+    def parts(self, model: Model) -> dict[str, float]:
+        """Return the value of each named part; one part unless this is a sum."""
+        return {self.name: self.value(model)}
+
+    def __add__(self, other: object) -> SumObjective:
+        if isinstance(other, Objective):
+            return SumObjective([*_weighted_terms(self), *_weighted_terms(other)])
+        return NotImplemented
+
+    def __rmul__(self, weight: float) -> SumObjective:
+        return SumObjective([(float(weight) * w, o) for w, o in _weighted_terms(self)])
+
+
+class TorchObjective(Objective):
+    """Any scalar torch function of one or several tensors.
+
+    Args:
+        loss: Called as the model is arranged: ``loss(t)``, ``loss(a, b)`` or
+            ``loss(vp=a, vs=b)``.
+        name: What its part is called in a sum. Default the function's own name.
+        convex: Says that the loss is convex in the model (most regularisers are). Its
+            exact Hessian then serves where Gauss-Newton is asked for.
+
+    Raises:
+        TypeError: If ``loss`` cannot be called.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        *,
+        name: str | None = None,
+        convex: bool = False,
+    ) -> None:
+        if not callable(loss):
+            raise TypeError(
+                f"the loss is a {type(loss).__name__}, which cannot be called"
+            )
+        super().__init__(name or str(getattr(loss, "__name__", type(loss).__name__)))
+        self._loss = loss
+        self.convex = convex
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return self._loss(*args, **kwargs)
+
+    def value(self, model: Model) -> float:
+        """Return the objective, building no graph. NaN and infinity are returned."""
+        with torch.no_grad():
+            detached = rebuild(model, [t.detach() for t in named_tensors(model).values()])
+            value = call_loss(self._loss, detached)
+        self.counts.tally(values=1)
+        if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
+            return float(value)
+        check_scalar(value)
+        return float(value)
+
+    def value_and_gradient(self, model: Model) -> tuple[float, Model]:
+        """Return the objective and its gradient, shaped like the model."""
+        value, _, gradients = gradient_graph(self._loss, model, create_graph=False)
+        self.counts.tally(gradients=1)
+        return float(value.detach()), rebuild(model, gradients)
+
+    def hessian(
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+    ) -> HessianOperator:
+        """Return the Hessian by double backprop, one graph for every product.
+
+        Args:
+            model: Where to linearise.
+            kind: ``"exact"``; ``"gauss-newton"`` only for a loss declared convex.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+
+        Returns:
+            An operator that also carries ``value`` and ``gradient``.
+
+        Raises:
+            ValueError: For Gauss-Newton of a loss that is not declared convex.
+        """
+        if kind == "gauss-newton" and not self.convex:
+            raise ValueError(
+                f"{self.name!r} is a plain torch function, without the residual that "
+                "Gauss-Newton needs; use kind='exact', or declare a convex function with "
+                "TorchObjective(..., convex=True)"
+            )
+        check_kind(kind)
+        return HessianOperator(self._loss, model, space=space, counts=self.counts.child())
+
+    def linearise(
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+    ) -> Linearisation:
+        """Return value, gradient and Hessian from one graph."""
+        # the graph's own forward and backward pass are the value and the gradient
+        operator = self.hessian(model, kind, space=space)
+        return Linearisation(operator.value, operator.gradient, operator)
+
+
+class SumObjective(Objective):
+    """A weighted sum of objectives of one model, its parts reported apart.
+
+    Made by ``misfit + 0.1 * roughness``. A part's reported value includes its weight.
+
+    Args:
+        terms: Pairs of weight and objective. Names that repeat are numbered.
+
+    Raises:
+        ValueError: If there is no term, or a weight is not finite.
+    """
+
+    def __init__(self, terms: Iterable[tuple[float, Objective]]) -> None:
+        self.terms = list(terms)
+        if not self.terms:
+            raise ValueError("a sum of objectives needs at least one term")
+        for weight, term in self.terms:
+            if not abs(weight) < float("inf"):
+                raise ValueError(f"the weight of {term.name!r} is {weight}")
+        super().__init__(" + ".join(term.name for _, term in self.terms))
+        names = [term.name for _, term in self.terms]
+        self._names = [
+            name if names.count(name) == 1 else f"{name} {i + 1}"
+            for i, name in enumerate(names)
+        ]
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        first, *rest = [w * term(*args, **kwargs) for w, term in self.terms]
+        return sum(rest, first)
+
+    def parts(self, model: Model) -> dict[str, float]:
+        """Return the weighted value of each part at a model."""
+        values = self._each(lambda term: term.value(model))
+        self.counts.tally(values=1)
+        return self._weighted(values)
+
+    def value(self, model: Model) -> float:
+        """Return the objective, building no graph. NaN and infinity are returned."""
+        return sum(self.parts(model).values())
+
+    def value_and_gradient(self, model: Model) -> tuple[float, Model]:
+        """Return the objective and its gradient, shaped like the model."""
+        results = self._each(lambda term: term.value_and_gradient(model))
+        self.counts.tally(gradients=1)
+        value = sum(self._weighted([value for value, _ in results]).values())
+        return value, self._weighted_gradient([gradient for _, gradient in results])
+
+    def hessian(
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+    ) -> SumOperator:
+        """Return the weighted sum of the terms' Hessians, by products."""
+        space = ModelSpace(model) if space is None else space
+        operators = self._each(lambda term: term.hessian(model, kind, space=space))
+        return self._sum(operators)
+
+    def linearise(
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+    ) -> Linearisation:
+        """Return value, gradient, Hessian and the parts' values at a model."""
+        space = ModelSpace(model) if space is None else space
+        lins = self._each(lambda term: term.linearise(model, kind, space=space))
+        self.counts.tally(gradients=1)
+        parts = self._weighted([lin.value for lin in lins])
+        return Linearisation(
+            sum(parts.values()),
+            self._weighted_gradient([lin.gradient for lin in lins]),
+            self._sum([lin.hessian for lin in lins]),
+            parts,
+        )
+
+    def _sum(self, operators: list[Any]) -> SumOperator:
+        weights = [w for w, _ in self.terms]
+        return SumOperator(
+            list(zip(weights, operators, strict=True)), counts=self.counts.child()
+        )
+
+    def _each(self, evaluate: Callable[[Objective], Any]) -> list[Any]:
+        """Evaluate every term; the propagations they spend are the sum's too."""
+        results = []
+        for _, term in self.terms:
+            before = term.counts.propagations
+            results.append(evaluate(term))
+            self.counts.tally(propagations=term.counts.propagations - before)
+        return results
+
+    def _weighted(self, values: list[float]) -> dict[str, float]:
+        weights = [w for w, _ in self.terms]
+        return {
+            name: w * v for name, w, v in zip(self._names, weights, values, strict=True)
+        }
+
+    def _weighted_gradient(self, gradients: list[Model]) -> Model:
+        columns = zip(*(named_tensors(g).values() for g in gradients), strict=True)
+        weights = [w for w, _ in self.terms]
+        totals = []
+        for column in columns:
+            total = torch.zeros_like(column[0])
+            for w, g in zip(weights, column, strict=True):
+                total.add_(g, alpha=w)
+            totals.append(total)
+        return rebuild(gradients[0], totals)
+
+
+def check_kind(kind: str) -> None:
+    """Raise ValueError unless ``kind`` is a Hessian's name."""
+    if kind not in ("exact", "gauss-newton"):
+        raise ValueError(f"kind is {kind!r}; it must be 'exact' or 'gauss-newton'")
+
+
+def as_objective(loss: Objective | Callable[..., Tensor]) -> Objective:
+    """Return ``loss`` itself if it is an Objective, else a TorchObjective of it."""
+    return loss if isinstance(loss, Objective) else TorchObjective(loss)
+
+
+def _weighted_terms(objective: Objective) -> list[tuple[float, Objective]]:
+    if isinstance(objective, SumObjective):
+        return list(objective.terms)
+    return [(1.0, objective)]

@@ -1,0 +1,352 @@
+"""SymmetricOperator: a symmetric matrix known by its products alone.
+
+A subclass supplies ``_product`` for one flat vector. The base class gives it ``@`` for
+vectors, blocks and (where a ModelSpace is attached) model-shaped right-hand sides,
+counts every product, refuses non-finite ones, and converts to a dense matrix or to a
+SciPy ``LinearOperator``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvpopt.counts import Counts
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+    from hvpopt.space import Model, ModelSpace
+
+#: Largest dense matrix assembled unless a caller raises it, bytes.
+DENSE_MEMORY_LIMIT = 2 * 1024**3
+
+
+class SymmetricOperator(ABC):
+    """A real symmetric linear operator on flat vectors ``[n]``.
+
+    Args:
+        size: Number of rows and columns, ``n``.
+        dtype: Natural dtype of flat vectors. A product keeps the dtype it was given.
+        device: Where flat vectors live.
+        space: Lets ``@`` take model-shaped right-hand sides, if given.
+        counts: The tally that products advance. Default a new one.
+        noise: Relative size of the rounding error in one product, ``‖δ(Hw)‖/‖H‖‖w‖``.
+            Default the machine epsilon of ``dtype``.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        space: ModelSpace | None = None,
+        counts: Counts | None = None,
+        noise: float | None = None,
+    ) -> None:
+        self.size = size
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.space = space
+        self.counts = Counts() if counts is None else counts
+        self.noise = float(torch.finfo(dtype).eps) if noise is None else noise
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n, n)``."""
+        return self.size, self.size
+
+    @abstractmethod
+    def _product(self, vector: Tensor) -> Tensor:
+        """Return the product with one flat vector ``[n]``, and count it."""
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Return the product with a flat vector.
+
+        Args:
+            vector: ``[n]``, on this operator's device.
+
+        Returns:
+            ``[n]``, in the dtype of ``vector``.
+
+        Raises:
+            ValueError: If shape or device do not fit, or ``vector`` is not finite.
+            FloatingPointError: If the product is not finite.
+        """
+        self._check(vector, ndim=1)
+        result = self._product(vector).to(vector.dtype)
+        if not bool(torch.isfinite(result).all()):
+            raise FloatingPointError(
+                f"product {self.counts.products} of {type(self).__name__} is not finite "
+                "although its right-hand side is; the loss overflows or is not twice "
+                "differentiable at this model"
+            )
+        return result
+
+    def matmat(self, block: Tensor) -> Tensor:
+        """Return the products with the columns of a block ``[n, k]``."""
+        self._check(block, ndim=2)
+        columns = [self.matvec(column.contiguous()) for column in block.unbind(1)]
+        return torch.stack(columns, 1) if columns else torch.empty_like(block)
+
+    def __matmul__(self, rhs: Any) -> Any:
+        """Return the product with a flat vector, a block, or a model-shaped step."""
+        if self.space is not None and self.space.accepts(rhs):
+            return self._model_product(rhs)
+        if not isinstance(rhs, Tensor):
+            raise TypeError(
+                f"the right-hand side is a {type(rhs).__name__}; pass a tensor shaped "
+                f"[{self.size}], [{self.size}, k]"
+                + (" or like the model" if self.space else "")
+            )
+        return self.matmat(rhs) if rhs.ndim == 2 else self.matvec(rhs)
+
+    def _model_product(self, step: Model) -> Model:
+        assert self.space is not None
+        product = self.matvec(self.space.step_to_vector(step))
+        return self.space.gradient_to_model(product)
+
+    def __add__(self, other: object) -> SymmetricOperator:
+        if isinstance(other, SymmetricOperator):
+            return SumOperator([(1.0, self), (1.0, other)])
+        return NotImplemented
+
+    def __rmul__(self, factor: float) -> SymmetricOperator:
+        return SumOperator([(float(factor), self)])
+
+    def to_dense(
+        self, *, memory_limit: float = DENSE_MEMORY_LIMIT, block: int = 32
+    ) -> Tensor:
+        """Return the matrix ``[n, n]``, by one product for each column.
+
+        Args:
+            memory_limit: Refuse a matrix of more bytes than this.
+            block: Columns asked for at once.
+
+        Returns:
+            The symmetric part of the assembled matrix, in ``self.dtype``.
+
+        Raises:
+            MemoryError: If the matrix needs more than ``memory_limit`` bytes.
+        """
+        needed = self.size**2 * torch.finfo(self.dtype).bits // 8
+        if needed > memory_limit:
+            raise MemoryError(
+                f"a dense {self.size} × {self.size} matrix needs {needed:,} bytes, above "
+                f"memory_limit={int(memory_limit):,}; use products (`H @ w`), or raise "
+                "the limit"
+            )
+        matrix = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        for first in range(0, self.size, block):
+            columns = torch.arange(
+                first, min(first + block, self.size), device=self.device
+            )
+            units = matrix.new_zeros(self.size, columns.numel())
+            units[columns, torch.arange(columns.numel(), device=self.device)] = 1.0
+            matrix[:, columns] = self.matmat(units)
+        # in place and by rows, so that the peak stays near one matrix
+        for i in range(self.size - 1):
+            mean = 0.5 * (matrix[i, i + 1 :] + matrix[i + 1 :, i])
+            matrix[i, i + 1 :] = mean
+            matrix[i + 1 :, i] = mean
+        return matrix
+
+    def close(self) -> None:  # noqa: B027 - most operators hold nothing to release
+        """Release what the operator holds to make products, such as a graph."""
+
+    def to_scipy(self) -> LinearOperator:
+        """Return a ``scipy.sparse.linalg.LinearOperator`` on host vectors."""
+        from scipy.sparse.linalg import LinearOperator
+
+        numpy_dtype = np.dtype(str(self.dtype).removeprefix("torch."))
+
+        def apply(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            host = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1)))
+            result = self.matvec(host.to(self.device, self.dtype)).cpu().numpy()
+            return cast("np.ndarray[Any, Any]", result)
+
+        return LinearOperator(self.shape, matvec=apply, rmatvec=apply, dtype=numpy_dtype)
+
+    def _check(self, rhs: Tensor, ndim: int) -> None:
+        if rhs.ndim != ndim or rhs.shape[0] != self.size:
+            raise ValueError(
+                f"the right-hand side has shape {tuple(rhs.shape)}, expected "
+                f"({self.size},) or ({self.size}, k)"
+                + (" or the model's shape" if self.space is not None else "")
+            )
+        if rhs.device != self.device:
+            raise ValueError(
+                f"the right-hand side is on {rhs.device}, the operator on {self.device}; "
+                "move it with .to()"
+            )
+        if not bool(torch.isfinite(rhs).all()):
+            raise ValueError("the right-hand side has NaN or infinite entries")
+
+
+class MatrixOperator(SymmetricOperator):
+    """A symmetric operator that holds its matrix; for tests and small models.
+
+    Args:
+        matrix: ``[n, n]``, real and symmetric to rounding.
+
+    Raises:
+        ValueError: If the matrix is not square, finite and symmetric.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(
+                f"the matrix has shape {tuple(matrix.shape)}, expected [n, n]"
+            )
+        if not bool(torch.isfinite(matrix).all()):
+            raise ValueError("the matrix has NaN or infinite entries")
+        gap = float((matrix - matrix.mT).abs().max())
+        if gap > math.sqrt(torch.finfo(matrix.dtype).eps) * float(matrix.abs().max()):
+            raise ValueError(
+                f"the matrix is not symmetric: entries differ by up to {gap:g}"
+            )
+        super().__init__(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
+        self.matrix = matrix
+
+    def _product(self, vector: Tensor) -> Tensor:
+        self.counts.tally(products=1)
+        return self.matrix @ vector.to(self.dtype)
+
+
+class FunctionOperator(SymmetricOperator):
+    """A symmetric operator given by a function of flat vectors.
+
+    Args:
+        product: Maps ``[n]`` to ``[n]``; must be linear and symmetric.
+        size: ``n``.
+        dtype: Natural dtype of flat vectors.
+        device: Where flat vectors live.
+    """
+
+    def __init__(
+        self,
+        product: Callable[[Tensor], Tensor],
+        size: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(size, dtype=dtype, device=device)
+        self._function = product
+
+    def _product(self, vector: Tensor) -> Tensor:
+        self.counts.tally(products=1)
+        return self._function(vector)
+
+
+class SumOperator(SymmetricOperator):
+    """A weighted sum of operators on the same vectors.
+
+    Its products count once here and once in every term, where they happen.
+
+    Args:
+        terms: Pairs of weight and operator.
+        counts: The tally that the sum's products advance. Default a new one.
+
+    Raises:
+        ValueError: If there is no term, or sizes or devices differ.
+    """
+
+    def __init__(
+        self,
+        terms: list[tuple[float, SymmetricOperator]],
+        *,
+        counts: Counts | None = None,
+    ) -> None:
+        if not terms:
+            raise ValueError("a sum of operators needs at least one term")
+        first = terms[0][1]
+        for _, term in terms:
+            if term.size != first.size or term.device != first.device:
+                raise ValueError(
+                    f"cannot add an operator of size {term.size} on {term.device} to one "
+                    f"of size {first.size} on {first.device}"
+                )
+        super().__init__(
+            first.size,
+            dtype=first.dtype,
+            device=first.device,
+            space=first.space,
+            counts=counts,
+            noise=max(term.noise for _, term in terms),
+        )
+        self.terms = terms
+
+    def _product(self, vector: Tensor) -> Tensor:
+        self.counts.tally(products=1)
+        total = torch.zeros_like(vector)
+        for weight, term in self.terms:
+            before = term.counts.propagations
+            total.add_(term.matvec(vector), alpha=weight)
+            self.counts.tally(propagations=term.counts.propagations - before)
+        self.counts.tally(products=1)
+        return total
+
+    def close(self) -> None:
+        """Close every term."""
+        for _, term in self.terms:
+            term.close()
+
+
+class ShiftedOperator(SymmetricOperator):
+    """``H + τI``, sharing the counts of ``H``."""
+
+    def __init__(self, operator: SymmetricOperator, shift: float) -> None:
+        super().__init__(
+            operator.size,
+            dtype=operator.dtype,
+            device=operator.device,
+            space=operator.space,
+            counts=operator.counts,
+            noise=operator.noise,
+        )
+        self.operator = operator
+        self.shift = shift
+
+    def _product(self, vector: Tensor) -> Tensor:
+        return self.operator.matvec(vector) + self.shift * vector
+
+
+class RestrictedOperator(SymmetricOperator):
+    """The rows and columns of an operator that a Boolean vector keeps.
+
+    Args:
+        operator: On vectors ``[n]``.
+        keep: Boolean ``[n]``; the restriction acts on vectors of its True entries.
+    """
+
+    def __init__(self, operator: SymmetricOperator, keep: Tensor) -> None:
+        self._indices = keep.nonzero().reshape(-1)
+        super().__init__(
+            self._indices.numel(),
+            dtype=operator.dtype,
+            device=operator.device,
+            counts=operator.counts,
+            noise=operator.noise,
+        )
+        self.operator = operator
+
+    def restrict(self, vector: Tensor) -> Tensor:
+        """Return the kept entries of a full vector ``[n]``."""
+        return vector[self._indices]
+
+    def extend(self, vector: Tensor) -> Tensor:
+        """Return the full vector ``[n]`` of kept entries, zero elsewhere."""
+        full = vector.new_zeros(self.operator.size)
+        full[self._indices] = vector
+        return full
+
+    def _product(self, vector: Tensor) -> Tensor:
+        return self.restrict(self.operator.matvec(self.extend(vector)))

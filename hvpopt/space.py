@@ -1,0 +1,437 @@
+"""ModelSpace: model tensors to and from one flat vector; scaling, mask, bounds.
+
+Optimisers and Krylov methods see a flat vector ``z`` of the free cells only. A model
+is one tensor, a tuple of tensors, or a dict of tensors, and
+
+    model cell = scale · z        for a free cell,
+    model cell = its first value  for a frozen one (mask False).
+
+Steps scale like models, gradients scale inversely, and the Hessian that acts on flat
+vectors is ``S H S``. Model-shaped values, gradients and products are the same under
+any scale; so is an exact Newton step. What a scale does change is length: the shift τ,
+eigenvalues and trust radii are measured in the scaled coordinates, which is what makes
+them meaningful when parameters have different units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Model: TypeAlias = "Tensor | tuple[Tensor, ...] | dict[str, Tensor]"
+PerParameter: TypeAlias = "float | Tensor | Sequence[Any] | Mapping[str, Any] | None"
+
+
+def named_tensors(model: Model) -> dict[str, Tensor]:
+    """Return the tensors of a model by name, in order.
+
+    A single tensor is called ``"model"``; the members of a tuple ``"0"``, ``"1"``, ….
+
+    Args:
+        model: A tensor, a tuple (or list) of tensors, or a dict of tensors.
+
+    Returns:
+        Name to tensor, in the model's own order.
+
+    Raises:
+        TypeError: If the model is none of these, or holds something that is no tensor.
+        ValueError: If it holds no tensor.
+    """
+    if isinstance(model, Tensor):
+        return {"model": model}
+    if isinstance(model, Mapping):
+        items: Iterable[tuple[str, Any]] = model.items()
+    elif isinstance(model, (tuple, list)):
+        items = ((str(i), t) for i, t in enumerate(model))
+    else:
+        raise TypeError(
+            "a model is a tensor, a tuple of tensors or a dict of tensors, "
+            f"got {type(model).__name__}; wrap it with torch.as_tensor"
+        )
+    tensors = dict(items)
+    if not tensors:
+        raise ValueError("the model holds no tensor; pass at least one parameter")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"parameter {name!r} is a {type(tensor).__name__}, not a torch.Tensor"
+            )
+    return tensors
+
+
+def rebuild(like: Model, tensors: Sequence[Tensor]) -> Model:
+    """Arrange ``tensors`` as ``like`` is arranged (tensor, tuple or dict)."""
+    if isinstance(like, Tensor):
+        return tensors[0]
+    if isinstance(like, Mapping):
+        return dict(zip(like, tensors, strict=True))
+    return tuple(tensors)
+
+
+def copy_model(model: Model) -> Model:
+    """Return a detached copy of a model; nothing of the caller's is shared."""
+    return rebuild(model, [t.detach().clone() for t in named_tensors(model).values()])
+
+
+class ModelSpace:
+    """The map between a model and the flat vector of its free, scaled cells.
+
+    Args:
+        model: The reference model; its shapes, dtypes, device and frozen values.
+            It is copied.
+        scale: Positive size of one unit of each parameter (a scalar or a tensor that
+            broadcasts to it); one for all, or one per parameter as a sequence or
+            mapping arranged like the model. Default 1.
+        mask: Boolean, True where a cell may change; per parameter like ``scale``.
+            Default all free.
+        lower: Lower bounds in the model's units, scalars or tensors, per parameter
+            like ``scale``. Default unbounded.
+        upper: Upper bounds, likewise.
+        dtype: Of the flat vector. Default float64, so that Krylov vectors keep their
+            orthogonality whatever the model's dtype.
+
+    Attributes:
+        names: Parameter names.
+        size: Number of free cells, the length ``n`` of a flat vector.
+        device: Where the model and every flat vector live.
+        lower, upper: Bounds on the flat vector ``[n]``, or None where there are none.
+        scale: Scale of each free cell ``[n]``, or None where all are 1.
+
+    Raises:
+        TypeError: For parameters that are not real floating-point tensors, or a mask
+            that is not boolean.
+        ValueError: For non-finite models, parameters on several devices, shapes that
+            do not fit, scales that are not positive, crossed bounds, a model outside
+            its bounds, or no free cell.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        scale: PerParameter = None,
+        mask: PerParameter = None,
+        lower: PerParameter = None,
+        upper: PerParameter = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        tensors = named_tensors(model)
+        _check_tensors(tensors)
+        self._reference = copy_model(model)
+        self._shapes = [t.shape for t in tensors.values()]
+        self._numels = [t.numel() for t in tensors.values()]
+        self._dtypes = [t.dtype for t in tensors.values()]
+        self.names = tuple(tensors)
+        self.device = next(iter(tensors.values())).device
+        self.dtype = dtype
+
+        self._free = self._free_indices(mask)
+        self.size = sum(self._numels) if self._free is None else self._free.numel()
+        if self.size == 0:
+            raise ValueError("the mask freezes every cell; leave at least one True")
+        self.scale = self._flat_option("scale", scale, 1.0)
+        if self.scale is not None and not bool((self.scale > 0).all()):
+            raise ValueError(
+                f"scale must be positive and finite, its smallest value is "
+                f"{float(self.scale.min()):g}"
+            )
+        self._lowest = self._flat_bound("lower", lower, -torch.inf)
+        self._highest = self._flat_bound("upper", upper, torch.inf)
+        self.lower = self._unscaled(self._lowest)
+        self.upper = self._unscaled(self._highest)
+        self._check_bounds()
+
+    # -- points -----------------------------------------------------------------
+
+    def to_vector(self, model: Model) -> Tensor:
+        """Return the flat vector ``[n]`` of a model's free cells."""
+        flat = self._gather(self.match(model, "model"))
+        return flat if self.scale is None else flat / self.scale
+
+    def to_model(self, vector: Tensor) -> Model:
+        """Return the model of a flat vector ``[n]``, frozen cells at first values."""
+        cells = self._times_scale(vector)
+        if self.scale is not None:
+            # z · scale may round past a bound that z itself keeps
+            cells = _clamp(cells, self._lowest, self._highest)
+        return self._scatter(cells, fill_reference=True)
+
+    def project(self, vector: Tensor) -> Tensor:
+        """Return the nearest flat vector inside the bounds."""
+        return _clamp(vector, self.lower, self.upper)
+
+    @property
+    def bounded(self) -> bool:
+        """True if any cell has a bound."""
+        return self.lower is not None or self.upper is not None
+
+    def inside(self, vector: Tensor) -> bool:
+        """True if a flat vector breaks no bound."""
+        return not self.bounded or bool((self.project(vector) == vector).all())
+
+    def pushed_out(self, vector: Tensor, gradient: Tensor) -> Tensor:
+        """Return True ``[n]`` for cells at a bound that descent would push through it.
+
+        Args:
+            vector: A flat point ``[n]`` inside the bounds.
+            gradient: The flat gradient there ``[n]``.
+        """
+        out = torch.zeros_like(vector, dtype=torch.bool)
+        if self.lower is not None:
+            out |= (vector <= self.lower) & (gradient > 0)
+        if self.upper is not None:
+            out |= (vector >= self.upper) & (gradient < 0)
+        return out
+
+    # -- steps and gradients ----------------------------------------------------
+
+    def step_to_model(self, vector: Tensor) -> Model:
+        """Return a model-shaped step; frozen cells are zero."""
+        return self._scatter(self._times_scale(vector), fill_reference=False)
+
+    def step_to_vector(self, step: Model) -> Tensor:
+        """Return the flat vector ``[n]`` of a model-shaped step."""
+        return self.to_vector(step)
+
+    def gradient_to_vector(self, gradient: Model) -> Tensor:
+        """Return the flat gradient ``[n]`` with respect to the flat vector."""
+        return self._times_scale(self._gather(self.match(gradient, "gradient")))
+
+    def gradient_to_model(self, vector: Tensor) -> Model:
+        """Return the model-shaped gradient of a flat one; frozen cells are zero."""
+        flat = vector if self.scale is None else vector / self.scale
+        return self._scatter(flat, fill_reference=False)
+
+    # -- checks -----------------------------------------------------------------
+
+    def match(self, model: Model, what: str) -> Model:
+        """Return ``model`` if it is arranged and shaped like this space's models.
+
+        Args:
+            model: What to check.
+            what: The word for it in an error.
+
+        Returns:
+            The same object.
+
+        Raises:
+            ValueError: If names, shapes or device differ.
+        """
+        tensors = named_tensors(model)
+        if len(tensors) != len(self.names) or (
+            isinstance(self._reference, dict) and set(tensors) != set(self.names)
+        ):
+            raise ValueError(
+                f"the {what} has parameters {list(tensors)}, expected {list(self.names)}"
+            )
+        for name, shape in zip(self.names, self._shapes, strict=True):
+            tensor = self._pick(model, name)
+            if tensor.shape != shape:
+                raise ValueError(
+                    f"the {what} has shape {tuple(tensor.shape)} for parameter {name!r}, "
+                    f"expected {tuple(shape)}"
+                )
+            if tensor.device != self.device:
+                raise ValueError(
+                    f"the {what} is on {tensor.device} for parameter {name!r}, "
+                    f"the model is on {self.device}; move it with .to()"
+                )
+        return model
+
+    def accepts(self, candidate: object) -> bool:
+        """True if an object is shaped like a model rather than a flat vector."""
+        if isinstance(candidate, Tensor):
+            return (
+                isinstance(self._reference, Tensor)
+                and candidate.shape == self._shapes[0]
+                # a 1-D model without mask or scale is its own flat vector
+                and (
+                    candidate.ndim != 1
+                    or self._free is not None
+                    or self.scale is not None
+                )
+            )
+        return isinstance(candidate, (tuple, list, Mapping))
+
+    # -- inside -----------------------------------------------------------------
+
+    def _pick(self, model: Model, name: str) -> Tensor:
+        if isinstance(model, Tensor):
+            return model
+        return model[name] if isinstance(model, Mapping) else model[int(name)]
+
+    def _gather(self, model: Model) -> Tensor:
+        parts = [
+            self._pick(model, name).detach().reshape(-1).to(self.dtype)
+            for name in self.names
+        ]
+        flat = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return flat.clone() if self._free is None else flat[self._free]
+
+    def _scatter(self, flat: Tensor, *, fill_reference: bool) -> Model:
+        if self._free is not None:
+            full = (
+                torch.cat([t.reshape(-1).to(flat.dtype) for t in self._tensors()])
+                if fill_reference
+                else flat.new_zeros(sum(self._numels))
+            )
+            full[self._free] = flat
+            flat = full
+        parts = [
+            part.reshape(shape).to(dtype)
+            for part, shape, dtype in zip(
+                torch.split(flat, self._numels), self._shapes, self._dtypes, strict=True
+            )
+        ]
+        return rebuild(self._reference, [_own(p, flat) for p in parts])
+
+    def _tensors(self) -> list[Tensor]:
+        return list(named_tensors(self._reference).values())
+
+    def _times_scale(self, vector: Tensor) -> Tensor:
+        if vector.shape != (self.size,):
+            raise ValueError(
+                f"a flat vector of this model has shape ({self.size},), "
+                f"got {tuple(vector.shape)}"
+            )
+        return vector if self.scale is None else vector * self.scale
+
+    def _per_parameter(self, what: str, option: PerParameter) -> list[Any]:
+        """Spread one option over the parameters, arranged like the model or shared."""
+        if isinstance(option, Mapping):
+            unknown = set(option) - set(self.names)
+            if unknown:
+                raise ValueError(
+                    f"{what} names parameters {sorted(unknown)} that the model does not "
+                    f"have; it has {list(self.names)}"
+                )
+            return [option.get(name) for name in self.names]
+        if isinstance(option, (tuple, list)):
+            if len(option) != len(self.names):
+                raise ValueError(
+                    f"{what} has {len(option)} entries for {len(self.names)} parameters"
+                )
+            return list(option)
+        return [option] * len(self.names)
+
+    def _expand(
+        self, what: str, option: PerParameter, default: object, dtype: torch.dtype
+    ) -> Tensor:
+        """Return one flat tensor over all cells of a per-parameter option."""
+        parts = []
+        values = self._per_parameter(what, option)
+        for name, shape, own, value in zip(
+            self.names, self._shapes, self._dtypes, values, strict=True
+        ):
+            tensor = torch.as_tensor(
+                default if value is None else value, device=self.device
+            ).detach()
+            if (dtype is torch.bool) != (tensor.dtype is torch.bool):
+                raise TypeError(
+                    f"{what} of parameter {name!r} has dtype {tensor.dtype}, "
+                    f"expected {'torch.bool' if dtype is torch.bool else 'numbers'}"
+                )
+            try:
+                if dtype is not torch.bool:
+                    tensor = tensor.to(own).to(dtype)
+                parts.append(tensor.broadcast_to(shape).reshape(-1))
+            except RuntimeError:
+                raise ValueError(
+                    f"{what} of parameter {name!r} has shape {tuple(tensor.shape)}, "
+                    f"which does not fit the model's {tuple(shape)}"
+                ) from None
+        return torch.cat(parts)
+
+    def _free_indices(self, mask: PerParameter) -> Tensor | None:
+        if mask is None:
+            return None
+        free = self._expand("mask", mask, True, torch.bool)
+        return None if bool(free.all()) else free.nonzero().reshape(-1)
+
+    def _flat_option(
+        self, what: str, option: PerParameter, default: float
+    ) -> Tensor | None:
+        if option is None:
+            return None
+        full = self._expand(what, option, default, self.dtype)
+        flat = full if self._free is None else full[self._free]
+        if bool(torch.isnan(flat).any()) or (what == "scale" and not _finite(flat)):
+            raise ValueError(f"{what} holds NaN or infinite values; give finite numbers")
+        return flat
+
+    def _flat_bound(
+        self, what: str, option: PerParameter, default: float
+    ) -> Tensor | None:
+        # rounded to the model's dtype first: a cell can then never round past it
+        flat = self._flat_option(what, option, default)
+        return None if flat is None or bool((flat == default).all()) else flat
+
+    def _unscaled(self, flat: Tensor | None) -> Tensor | None:
+        return flat if flat is None or self.scale is None else flat / self.scale
+
+    def _check_bounds(self) -> None:
+        if self.lower is not None and self.upper is not None:
+            crossed = int((self.lower > self.upper).sum())
+            if crossed:
+                raise ValueError(f"lower bound is above upper bound in {crossed} cells")
+        start = self.to_vector(self._reference)
+        outside = int((self.project(start) != start).sum())
+        if outside:
+            low, high = float(start.min()), float(start.max())
+            raise ValueError(
+                f"the model is outside its bounds in {outside} of {self.size} cells "
+                f"(its values, in units of the scale, run from {low:g} to {high:g}); "
+                "clamp it, or widen the bounds"
+            )
+
+
+def _clamp(vector: Tensor, lower: Tensor | None, upper: Tensor | None) -> Tensor:
+    if lower is not None:
+        vector = torch.maximum(vector, lower)
+    if upper is not None:
+        vector = torch.minimum(vector, upper)
+    return vector
+
+
+def _own(part: Tensor, flat: Tensor) -> Tensor:
+    """Give each parameter its own memory, so that no two results share a buffer."""
+    shared = part.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
+    return part.clone() if shared else part
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    device = next(iter(tensors.values())).device
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f"parameter {name!r} has dtype {tensor.dtype}; second derivatives need "
+                "a real floating-point dtype (float32 or float64)"
+            )
+        if tensor.numel() == 0:
+            raise ValueError(f"parameter {name!r} is empty, shape {tuple(tensor.shape)}")
+        if tensor.device != device:
+            raise ValueError(
+                f"parameter {name!r} is on {tensor.device}, the first parameter on "
+                f"{device}; put the whole model on one device"
+            )
+        if not _finite(tensor.detach()):
+            bad = int((~torch.isfinite(tensor.detach())).sum())
+            raise ValueError(
+                f"parameter {name!r} has {bad} NaN or infinite cells of {tensor.numel()}"
+            )
+
+
+def call_loss(loss: Callable[..., Tensor], model: Model) -> Tensor:
+    """Call a loss as its model is arranged: ``f(t)``, ``f(a, b)`` or ``f(name=a)``."""
+    if isinstance(model, Tensor):
+        return loss(model)
+    if isinstance(model, Mapping):
+        return loss(**model)
+    return loss(*model)
