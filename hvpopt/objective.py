@@ -25,13 +25,14 @@ class Linearisation:
     Attributes:
         value: The objective.
         gradient: Shaped like the model.
-        hessian: Its Hessian by products; ``close()`` it where it holds a graph.
+        hessian: Its Hessian by products; ``close()`` it where it holds a graph. None
+            where only the gradient was asked for.
         parts: Value of each named part of a sum; empty for a single objective.
     """
 
     value: float
     gradient: Model
-    hessian: SymmetricOperator
+    hessian: SymmetricOperator | None
     parts: dict[str, float] = field(default_factory=dict)
 
 
@@ -122,6 +123,7 @@ class TorchObjective(Objective):
         self.convex = convex
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Return the loss as a differentiable torch scalar."""
         return self._loss(*args, **kwargs)
 
     def value(self, model: Model) -> float:
@@ -202,6 +204,7 @@ class SumObjective(Objective):
         ]
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Return the weighted sum as a differentiable torch scalar."""
         first, *rest = [w * term(*args, **kwargs) for w, term in self.terms]
         return sum(rest, first)
 

@@ -1,0 +1,1 @@
+"""Krylov methods. They know operators and vectors, never waves or autograd."""

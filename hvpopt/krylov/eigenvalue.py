@@ -1,0 +1,217 @@
+"""The smallest eigenvalue: a value, its residual, and bounds on both sides.
+
+The smallest Ritz value θ is an upper bound on λ_min always. A small residual says that
+θ is near some eigenvalue, not that it is near the smallest; that is what the lower
+bound of the basis adds, and ``converged`` asks for both.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+from torch import Tensor
+
+from hvpopt.krylov.lanczos import LanczosBasis
+from hvpopt.operators import SymmetricOperator
+
+#: Products after which an estimate stops unless told otherwise.
+MAX_PRODUCTS = 300
+
+
+@dataclass(frozen=True)
+class EigenvalueEstimate:
+    """An estimate of the smallest eigenvalue λ_min of a symmetric operator.
+
+    Attributes:
+        value: The estimate, a Rayleigh quotient.
+        vector: The unit vector ``[n]`` it belongs to.
+        residual: ``‖H x − value x‖``; some eigenvalue lies within it of ``value``.
+        lower: Lower bound on λ_min, right with probability ``confidence``; −inf where
+            the backend gives none.
+        upper: Upper bound on λ_min, certain up to the rounding of one product.
+        converged: True if residual and ``upper − lower`` are within tolerance.
+        n_products: Products spent.
+        confidence: Probability with which ``lower`` is a bound.
+        message: What ended the estimate, a sentence.
+    """
+
+    value: float
+    vector: Tensor
+    residual: float
+    lower: float
+    upper: float
+    converged: bool
+    n_products: int
+    confidence: float
+    message: str
+
+
+def smallest_eigenvalue(
+    operator: SymmetricOperator,
+    tol: float = 1e-2,
+    *,
+    start: Tensor | None = None,
+    floor: float = 0.0,
+    max_products: int | None = None,
+    deadline: float = math.inf,
+    confidence: float = 0.999,
+    seed: int = 0,
+    backend: str = "lanczos",
+) -> EigenvalueEstimate:
+    """Estimate the smallest eigenvalue of a symmetric operator from its products.
+
+    Args:
+        operator: H, ``n × n``.
+        tol: Relative accuracy: residual and bound width at most ``tol · |λ|``. A value
+            that is zero to rounding is accepted at the rounding of the products.
+        start: A vector ``[n]`` believed rich in the lowest eigenvector, mixed with a
+            random one of equal length; it speeds the estimate up when right and
+            costs little when wrong. Default none: a random start.
+        floor: Size of an eigenvalue, relative to ``‖H‖``, under which it counts as
+            zero and need not be resolved. Default 0.
+        max_products: Stop after this many. Default ``min(n, 300)``.
+        deadline: Stop when ``time.monotonic()`` passes this, seconds.
+        confidence: Probability with which the lower bound holds.
+        seed: Of the random start.
+        backend: ``"lanczos"``, or ``"scipy"`` for ``eigsh`` over ``to_scipy()``, which
+            bounds nothing from below and serves for validation.
+
+    Returns:
+        The estimate. Not reaching ``tol`` is no error: look at ``converged``.
+
+    Raises:
+        ValueError: For tolerances out of range or an unknown backend.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> H = hvpopt.MatrixOperator(torch.diag(torch.arange(-3.0, 40.0)))
+        >>> round(hvpopt.smallest_eigenvalue(H, tol=1e-4).value, 3)
+        -3.0
+    """
+    if not 0.0 < tol < 1.0:
+        raise ValueError(f"tol is {tol}; it is relative and must lie in (0, 1)")
+    limit = min(operator.size, MAX_PRODUCTS) if max_products is None else max_products
+    if limit < 1:
+        raise ValueError(f"max_products is {limit}; an estimate needs at least 1")
+    if backend == "scipy":
+        return _by_scipy(operator, tol, start, limit)
+    if backend != "lanczos":
+        raise ValueError(f"backend is {backend!r}; it must be 'lanczos' or 'scipy'")
+    basis = LanczosBasis(
+        operator, start, probe=1.0 if start is not None else 0.0, seed=seed
+    )
+    converged = False
+    while basis.size < limit and not converged:
+        if basis.size and time.monotonic() > deadline:
+            break
+        if not basis.extend():
+            break
+        converged = eigenvalue_converged(basis, tol, confidence, floor=floor)
+    return estimate_from(basis, tol, confidence, converged=converged)
+
+
+def tolerance_at(basis: LanczosBasis, tol: float, floor: float = 0.0) -> float:
+    """Return the absolute error that a relative tolerance allows the lowest Ritz value.
+
+    Never under the rounding of the products: a few times their noise.
+    """
+    theta = abs(float(basis.ritz_values[0]))
+    norm = float(np.abs(basis.ritz_values).max())
+    return max(tol * max(theta, floor * norm), 4 * basis.operator.noise * norm)
+
+
+def eigenvalue_converged(
+    basis: LanczosBasis, tol: float, confidence: float, *, floor: float = 0.0
+) -> bool:
+    """Return True if the lowest Ritz value is λ_min to a relative tolerance.
+
+    Args:
+        basis: With a random part in its start.
+        tol: Relative accuracy of residual and bound width.
+        confidence: Of the lower bound.
+        floor: Relative size of an eigenvalue that counts as zero.
+    """
+    allowed = tolerance_at(basis, tol, floor)
+    if basis.ritz_residual() > allowed:
+        return False
+    return basis.excludes_below(float(basis.ritz_values[0]) - allowed, confidence)
+
+
+def estimate_from(
+    basis: LanczosBasis, tol: float, confidence: float, *, converged: bool
+) -> EigenvalueEstimate:
+    """Return what a basis knows of λ_min."""
+    theta = float(basis.ritz_values[0])
+    norm = float(np.abs(basis.ritz_values).max())
+    lower = basis.lower_bound(confidence)
+    if not converged:
+        message = (
+            f"not converged to tol={tol:g} after {basis.size} products: residual "
+            f"{basis.ritz_residual():.3g}, bounds {theta - lower:.3g} apart"
+        )
+    elif tol * abs(theta) < 4 * basis.operator.noise * norm:
+        message = "converged to the rounding of the products, which is above tol·|λ|"
+    else:
+        message = f"converged to tol={tol:g}"
+    return EigenvalueEstimate(
+        value=theta,
+        vector=basis.ritz_vector(),
+        residual=basis.ritz_residual(),
+        lower=lower,
+        upper=theta + basis.operator.noise * norm,
+        converged=converged,
+        n_products=basis.size,
+        confidence=confidence,
+        message=message,
+    )
+
+
+def _by_scipy(
+    operator: SymmetricOperator, tol: float, start: Tensor | None, limit: int
+) -> EigenvalueEstimate:
+    """Estimate with ARPACK; one more product gives the residual."""
+    if operator.size < 3:
+        raise ValueError(
+            f"backend 'scipy' needs at least 3 unknowns, got {operator.size}; "
+            "use 'lanczos'"
+        )
+    before = operator.counts.products
+    v0 = None if start is None else start.double().cpu().numpy()
+    linear = operator.to_scipy()
+    basis_size = min(operator.size, 20)
+    restarts = max(1, (limit - basis_size) // max(1, basis_size - 1))
+    try:
+        values, vectors = eigsh(
+            linear, k=1, which="SA", tol=tol, v0=v0, ncv=basis_size, maxiter=restarts
+        )
+    except ArpackNoConvergence:
+        return EigenvalueEstimate(
+            math.nan,
+            torch.full((operator.size,), math.nan, dtype=operator.dtype),
+            math.inf,
+            -math.inf,
+            math.inf,
+            False,
+            operator.counts.products - before,
+            0.0,
+            f"eigsh did not converge within {limit} products",
+        )
+    value = float(values[0])
+    vector = torch.from_numpy(vectors[:, 0].copy()).to(operator.device, operator.dtype)
+    residual = float((operator.matvec(vector) - value * vector).norm())
+    return EigenvalueEstimate(
+        value=value,
+        vector=vector,
+        residual=residual,
+        lower=-math.inf,
+        upper=value + operator.noise * abs(value),
+        converged=True,
+        n_products=operator.counts.products - before,
+        confidence=0.0,
+        message=f"eigsh converged to tol={tol:g}",
+    )

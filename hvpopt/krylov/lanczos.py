@@ -1,0 +1,348 @@
+"""LanczosBasis: one orthonormal Krylov space, and all that can be read off it.
+
+    H Q_k = Q_k T_k + β_k q_{k+1} e_kᵀ,    T_k tridiagonal with diagonal α, off-diagonal β
+
+Every q is orthogonalised against all before it, twice ("twice is enough": Giraud,
+Langou, Rozložník and van den Eshof, Numer. Math. 101, 2005), so that T_k is the
+projection of H to rounding. From (Q_k, T_k), with no further product: Ritz values with
+their residuals, the solution of (H + τI) h = −g for every τ with its residual, and a
+lower bound on the smallest eigenvalue.
+
+The lower bound is that of van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix
+Anal. Appl. 22, 2000. With p_j the Lanczos polynomials of T and u the lowest
+eigenvector, ⟨u, q_{j+1}⟩ = p_j(λ) ⟨u, q_1⟩, and the squares of these add up to at most 1.
+An eigenvalue λ below every Ritz value would make p_j(λ) grow beyond that, unless
+⟨u, q_1⟩ is tiny, which a random start makes improbable. A start that is not random at
+all can be orthogonal to u (the hard case) and bounds nothing; hence ``probe``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from hvpopt.operators import SymmetricOperator
+
+
+@dataclass(frozen=True)
+class KrylovStep:
+    """The step that minimises ``g·h + ½ h·(H + τI)h`` over a Krylov space.
+
+    Attributes:
+        vector: The step h, ``[n]``.
+        residual_norm: ``‖(H + τI) h + g‖``, from the recurrence.
+        decrease: ``−(g·h + ½ h·Hh)``, what the unshifted quadratic model predicts.
+    """
+
+    vector: Tensor
+    residual_norm: float
+    decrease: float
+
+
+class LanczosBasis:
+    """An orthonormal basis of a Krylov space, extendable and never restarted.
+
+    Args:
+        operator: The symmetric operator H.
+        start: The gradient g ``[n]`` whose Newton steps ``solve`` returns. Default
+            None: a random start, for eigenvalues alone.
+        probe: Size of a random vector added to the start, relative to ``start``. It
+            lets the basis see directions orthogonal to ``start`` at the price of a
+            relative residual of at most about ``probe`` in ``solve``. Default 0.
+        seed: Of the random vector.
+
+    Attributes:
+        diagonal: α, one number per basis vector.
+        off_diagonal: β, one number per basis vector; the last couples to the vector
+            that the next extension adds.
+        invariant: True once the space is closed under H: nothing is left to add.
+
+    Raises:
+        ValueError: If ``start`` does not fit, is not finite, or is zero without probe.
+    """
+
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        start: Tensor | None = None,
+        *,
+        probe: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if not 0.0 <= probe < math.inf:
+            raise ValueError(f"probe is {probe}; it must be zero or positive, and finite")
+        self.operator = operator
+        self.diagonal: list[float] = []
+        self.off_diagonal: list[float] = []
+        self.invariant = False
+        self._eigen: tuple[np.ndarray, np.ndarray] | None = None
+
+        first, self._certainty = self._first_vector(start, probe, seed)
+        self._rhs = start
+        self._rhs_norm = 0.0 if start is None else float(start.norm())
+        # rows are basis vectors: an extension appends, a product with Q is one gemv
+        self._rows = first.new_empty(min(16, operator.size + 1), operator.size)
+        self._rows[0] = first
+        self._rhs_coordinates: list[float] = []
+        self._note_coordinate(first)
+
+    def _first_vector(
+        self, start: Tensor | None, probe: float, seed: int
+    ) -> tuple[Tensor, float]:
+        """Return q_1, and w/‖q‖ where w is the weight of its random part."""
+        n = self.operator.size
+        like = torch.empty(0, dtype=self.operator.dtype, device=self.operator.device)
+        vector = like.new_zeros(n)
+        if start is not None:
+            if start.shape != (n,):
+                raise ValueError(
+                    f"the start has shape {tuple(start.shape)}, expected ({n},)"
+                )
+            norm = float(start.norm())
+            if not math.isfinite(norm):
+                raise ValueError("the start has NaN or infinite entries")
+            if norm == 0.0 and probe == 0.0:
+                raise ValueError(
+                    "the start is zero and spans no Krylov space; at a stationary point "
+                    "use a random start (start=None)"
+                )
+            if norm > 0.0:
+                vector += start.to(like.dtype) / norm
+        weight = 1.0 if start is None else probe
+        if weight:
+            # drawn on the host, so that a seed means the same on every device
+            generator = torch.Generator().manual_seed(seed)
+            noise = torch.randn(n, generator=generator, dtype=torch.float64)
+            vector += noise.to(vector) * (weight / math.sqrt(n))
+        length = float(vector.norm())
+        return vector / length, weight / length
+
+    # -- growing ----------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Number of basis vectors, k; also the number of products spent."""
+        return len(self.diagonal)
+
+    @property
+    def vectors(self) -> Tensor:
+        """The basis as rows ``[k, n]``, a view."""
+        return self._rows[: self.size]
+
+    def extend(self, k: int = 1) -> int:
+        """Add up to ``k`` vectors, at one product each.
+
+        Args:
+            k: How many to add.
+
+        Returns:
+            How many were added; fewer when the space became invariant.
+        """
+        for added in range(k):
+            if self.invariant:
+                return added
+            self._add_vector()
+        return k
+
+    def _add_vector(self) -> None:
+        j = self.size
+        q = self._rows[j]
+        # w = H q_j − α_j q_j − β_{j−1} q_{j−1}, with the recurrence and its rounding
+        # both taken care of by orthogonalising against the whole basis
+        w = self.operator.matvec(q)
+        self.diagonal.append(float(q @ w))
+        basis = self._rows[: j + 1]
+        for _ in range(2):
+            w = w - basis.mT @ (basis @ w)
+        beta = float(w.norm())
+        self.off_diagonal.append(beta)
+        self._eigen = None
+        tiny = self.operator.size * torch.finfo(w.dtype).eps * self.norm_estimate
+        if beta <= tiny or j + 1 == self.operator.size:
+            self.invariant = True
+            self.off_diagonal[-1] = 0.0
+            return
+        if j + 1 == self._rows.shape[0]:
+            self._grow()
+        self._rows[j + 1] = w / beta
+        self._note_coordinate(self._rows[j + 1])
+
+    def _grow(self) -> None:
+        held, n = self._rows.shape
+        rows = self._rows.new_empty(min(2 * held, n + 1), n)
+        rows[:held] = self._rows
+        self._rows = rows
+
+    def _note_coordinate(self, q: Tensor) -> None:
+        if self._rhs is not None:
+            self._rhs_coordinates.append(float(q @ self._rhs.to(q.dtype)))
+
+    @property
+    def _complete(self) -> bool:
+        """True once no eigenvalue can hide: all of H seen, or all a random start sees."""
+        return self.size == self.operator.size or (
+            self.invariant and self._certainty > 0.0
+        )
+
+    # -- eigenvalues ------------------------------------------------------------
+
+    @property
+    def norm_estimate(self) -> float:
+        """A lower estimate of ‖H‖: the largest row of T in the 1-norm, within 3×."""
+        beta = [0.0, *self.off_diagonal]
+        return max((abs(a) + beta[i] for i, a in enumerate(self.diagonal)), default=0.0)
+
+    def _eigenpairs(self) -> tuple[np.ndarray, np.ndarray]:
+        if not self.size:
+            raise ValueError("the basis is empty; call extend() first")
+        if self._eigen is None:
+            self._eigen = scipy.linalg.eigh_tridiagonal(
+                np.array(self.diagonal), np.array(self.off_diagonal[:-1])
+            )
+        return self._eigen
+
+    @property
+    def ritz_values(self) -> np.ndarray:
+        """Eigenvalues of T, ascending ``[k]``. The first is never below λ_min."""
+        return self._eigenpairs()[0]
+
+    def ritz_vector(self, index: int = 0) -> Tensor:
+        """Return the unit Ritz vector ``[n]`` of a Ritz value."""
+        coordinates = self._eigenpairs()[1][:, index]
+        return self.vectors.mT @ torch.from_numpy(coordinates.copy()).to(self._rows)
+
+    def ritz_residual(self, index: int = 0) -> float:
+        """Return ``‖H x − θ x‖``, the distance from θ to some eigenvalue at most."""
+        return self.off_diagonal[-1] * abs(float(self._eigenpairs()[1][-1, index]))
+
+    def excludes_below(self, value: float, confidence: float = 0.999) -> bool:
+        """Return True if no eigenvalue lies below ``value``, at a stated confidence.
+
+        Args:
+            value: A number at or below the smallest Ritz value.
+            confidence: Probability, over the random part of the start, with which the
+                answer True is right.
+
+        Raises:
+            ValueError: If ``confidence`` is not in (0, 1).
+        """
+        if not 0.0 < confidence < 1.0:
+            raise ValueError(f"confidence is {confidence}; it must lie in (0, 1)")
+        if not self.size or value > self.ritz_values[0]:
+            return False
+        if self._complete:
+            return True
+        return self._log_mass(value) + 2 * self._log_component(confidence) >= 0.0
+
+    def lower_bound(self, confidence: float = 0.999) -> float:
+        """Return a lower bound on λ_min that holds with probability ``confidence``.
+
+        Without a random part in the start there is none: −inf.
+        """
+        if not self._certainty and not self._complete:
+            return -math.inf
+        top = float(self.ritz_values[0])
+        rounding = self.operator.noise * self.norm_estimate
+        if self.excludes_below(top - rounding, confidence):
+            return top - rounding
+        component = 2 * self._log_component(confidence)
+        near = far = max(rounding, np.finfo(float).tiny)
+        while self._log_mass(top - far) + component < 0.0:
+            near, far = far, 4 * far
+        # in log distance: eigenvalues of a misfit can be smaller than any xtol
+        distance = scipy.optimize.brentq(
+            lambda d: self._log_mass(top - math.exp(d)) + component,
+            math.log(near),
+            math.log(far),
+            xtol=1e-6,
+        )
+        return top - math.exp(distance)
+
+    def _log_component(self, confidence: float) -> float:
+        """Return log c, with |⟨u, q_1⟩| ≥ c at the given confidence for any unit u.
+
+        q_1 = (ĝ + w ζ/√n)/‖·‖ with ζ standard normal: ⟨u, q_1⟩ is normal whatever ĝ
+        is, with density at most √n/(w√2π) · ‖·‖, hence c = (1 − confidence) w √(π/2n).
+        """
+        weight = self._certainty * (1.0 - confidence)
+        if not weight:
+            return -math.inf
+        return math.log(weight) + 0.5 * math.log(math.pi / (2 * self.operator.size))
+
+    def _log_mass(self, value: float) -> float:
+        """Return log Σ p_j(value)², j = 0 … k, scaled on the way against overflow."""
+        if not math.isfinite(value):
+            return math.inf
+        previous, current, total, exponent = 0.0, 1.0, 1.0, 0.0
+        before = 0.0
+        for alpha, beta in zip(self.diagonal, self.off_diagonal, strict=True):
+            if beta == 0.0:
+                break
+            new = ((value - alpha) * current - before * previous) / beta
+            previous, current, before = current, new, beta
+            total += new * new
+            if total > 1e200:
+                previous, current = previous * 1e-100, current * 1e-100
+                total, exponent = total * 1e-200, exponent + 200 * math.log(10)
+        return math.log(total) + exponent
+
+    # -- steps ------------------------------------------------------------------
+
+    def residual_norm(self, shift: float = 0.0) -> float:
+        """Return ``‖(H + τI) h + g‖`` of the step that ``solve`` would give."""
+        return self._residual(self._coordinates(shift))
+
+    def solve(self, shift: float = 0.0) -> KrylovStep:
+        """Return the step h of ``(H + τI) h = −g`` in this space; costs no product.
+
+        Args:
+            shift: τ. Any number that makes T + τI positive definite.
+
+        Returns:
+            The Galerkin solution, optimal over the space in the energy norm.
+
+        Raises:
+            numpy.linalg.LinAlgError: If T + τI is not positive definite.
+            ValueError: If the basis is empty or has no gradient.
+        """
+        y = self._coordinates(shift)
+        g = np.array(self._rhs_coordinates[: self.size])
+        curvature = _quadratic(self.diagonal, self.off_diagonal, y)
+        return KrylovStep(
+            vector=self.vectors.mT @ torch.from_numpy(y).to(self._rows),
+            residual_norm=self._residual(y),
+            decrease=-(float(g @ y) + 0.5 * curvature),
+        )
+
+    def _coordinates(self, shift: float) -> np.ndarray:
+        if self._rhs is None:
+            raise ValueError("a basis with a random start solves nothing; pass start=g")
+        if not self.size:
+            raise ValueError("the basis is empty; call extend() first")
+        banded = np.zeros((2, self.size))
+        banded[1] = np.array(self.diagonal) + shift
+        banded[0, 1:] = self.off_diagonal[:-1]
+        g = np.array(self._rhs_coordinates[: self.size])
+        return np.asarray(scipy.linalg.solveh_banded(banded, -g))
+
+    def _residual(self, y: np.ndarray) -> float:
+        # (H + τI) Q y + g = g − Q Qᵀg + β_k y_k q_{k+1}
+        k = self.size
+        outside = self._rhs_norm**2 - sum(c * c for c in self._rhs_coordinates[:k])
+        last = self.off_diagonal[-1] * float(y[-1])
+        if len(self._rhs_coordinates) > k:
+            ahead = self._rhs_coordinates[k]
+            return math.sqrt(max(outside - ahead**2, 0.0) + (ahead + last) ** 2)
+        return math.sqrt(max(outside, 0.0) + last**2)
+
+
+def _quadratic(diagonal: list[float], off_diagonal: list[float], y: np.ndarray) -> float:
+    """Return yᵀ T y."""
+    cross = np.array(off_diagonal[:-1]) * y[:-1] * y[1:]
+    return float(np.array(diagonal) @ (y * y) + 2.0 * cross.sum())

@@ -1,0 +1,47 @@
+"""Preconditioners: cheap symmetric positive definite stand-ins for an inverse Hessian."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Preconditioner(Protocol):
+    """Anything that applies a symmetric positive definite ``M⁻¹`` to a flat vector."""
+
+    def apply(self, vector: Tensor) -> Tensor:
+        """Return ``M⁻¹ vector``, ``[n]``."""
+        ...
+
+
+class DiagonalPreconditioner:
+    """Division by a damped diagonal: ``M = diag(d) + damping · max(d)``.
+
+    Args:
+        diagonal: An estimate of the Hessian's diagonal ``[n]``. Negative entries count
+            as zero.
+        damping: Floor relative to the largest entry. Default 1e-2.
+
+    Raises:
+        ValueError: If the diagonal is not finite, has no positive entry, or the damping
+            is not positive.
+    """
+
+    def __init__(self, diagonal: Tensor, *, damping: float = 1e-2) -> None:
+        if diagonal.ndim != 1 or not bool(torch.isfinite(diagonal).all()):
+            raise ValueError(
+                f"the diagonal must be a finite flat vector, got shape "
+                f"{tuple(diagonal.shape)}"
+            )
+        largest = float(diagonal.max())
+        if not largest > 0.0:
+            raise ValueError(f"the diagonal's largest entry is {largest:g}, not positive")
+        if not damping > 0.0:
+            raise ValueError(f"damping is {damping}; it must be positive")
+        self._inverse = (diagonal.clamp(min=0.0) + damping * largest).reciprocal()
+
+    def apply(self, vector: Tensor) -> Tensor:
+        """Return ``M⁻¹ vector``, ``[n]``."""
+        return vector * self._inverse.to(vector.dtype)

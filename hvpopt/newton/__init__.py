@@ -1,0 +1,1 @@
+"""Newton methods: directions and globalisation. They know operators, never waves."""

@@ -1,0 +1,91 @@
+"""Backtracking: shorten a step, by values alone, until it lowers the loss enough.
+
+Trials run along the projected path z(t) = P(z + t h) from t = 1, so that no trial
+breaks a bound and a cell already at its bound does not stop the others (Bertsekas,
+SIAM J. Control Optim. 20, 1982). Sufficient decrease is Armijo's, measured along what
+was really moved; the next t minimises the parabola through value, slope and trial.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from hvpopt.newton.method import Direction, Step
+from hvpopt.newton.problem import Point, Problem
+
+
+@dataclass(frozen=True)
+class Backtracking:
+    """Globalisation by value-only trials from the unit step.
+
+    Args:
+        decrease: Fraction of the predicted first-order decrease to ask for (c₁ of
+            Nocedal and Wright, §3.1). Default 1e-4.
+        shrink: Least and largest factor between trials. Default (0.1, 0.5).
+        max_trials: Values to spend before giving up. Default 20.
+    """
+
+    decrease: float = 1e-4
+    shrink: tuple[float, float] = (0.1, 0.5)
+    max_trials: int = 20
+
+    def __post_init__(self) -> None:
+        low, high = self.shrink
+        if not 0.0 < self.decrease < 0.5:
+            raise ValueError(f"decrease is {self.decrease}; it must lie in (0, 0.5)")
+        if not 0.0 < low <= high < 1.0:
+            raise ValueError(f"shrink is {self.shrink}; it must rise within (0, 1)")
+        if self.max_trials < 1:
+            raise ValueError(f"max_trials is {self.max_trials}; it must be at least 1")
+
+    def search(self, problem: Problem, point: Point, direction: Direction) -> Step:
+        """Return the longest trial that lowers the loss enough.
+
+        Args:
+            problem: For values and bounds.
+            point: Where the direction starts.
+            direction: To search along, unit step first.
+
+        Returns:
+            The step; without a vector if no trial was acceptable.
+        """
+        length = 1.0
+        for trial in range(1, self.max_trials + 1):
+            vector = problem.space.project(point.vector + length * direction.vector)
+            moved = vector - point.vector
+            expected = self._expected_change(point, direction, moved)
+            value = problem.value(vector) if expected < 0.0 else math.inf
+            if value <= point.value + self.decrease * expected:
+                return Step(vector, value, length, trial, direction)
+            length *= self._factor(point.value, value, expected)
+        return Step(
+            None, point.value, 0.0, trial, direction, self._reason(problem, point)
+        )
+
+    def _expected_change(
+        self, point: Point, direction: Direction, moved: Tensor
+    ) -> float:
+        slope = float(point.gradient @ moved)
+        if direction.curvature_step:
+            curvature = direction.smallest_eigenvalue
+            return min(slope, 0.0) + 0.5 * curvature * float(moved @ moved)
+        return slope
+
+    def _factor(self, start: float, trial: float, expected: float) -> float:
+        low, high = self.shrink
+        if not math.isfinite(trial) or expected >= 0.0:
+            return math.sqrt(low * high)
+        return float(np.clip(-0.5 * expected / (trial - start - expected), low, high))
+
+    def _reason(self, problem: Problem, point: Point) -> str:
+        reason = (
+            f"none of {self.max_trials} trials along the direction lowered the loss "
+            f"{point.value:.6g}; it may be at the rounding of its values"
+        )
+        if problem.last_failure:
+            reason += f" (last refusal: {problem.last_failure})"
+        return reason

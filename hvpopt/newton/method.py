@@ -1,0 +1,122 @@
+"""What a method is: from a linearised point to the next point.
+
+The outer loop owns the iteration and its budgets; a method owns one step. A direction
+and its globalisation are separate objects that a method joins.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+
+from hvpopt.newton.problem import Budget, Point, Problem
+from hvpopt.objective import Kind
+
+
+class InnerStatus(Enum):
+    """How the linear algebra of one step ended."""
+
+    CONVERGED = "eigenvalue and linear solve met their tolerances"
+    EIGENVALUE = "λ_min did not reach its tolerance, or H + τI is not certified definite"
+    RESIDUAL = "the linear solve did not reach its tolerance"
+    INDEFINITE = "H + τI turned out indefinite; the step follows negative curvature"
+
+    @property
+    def message(self) -> str:
+        """The sentence for a person."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction to search along, and what it cost to find.
+
+    Attributes:
+        vector: ``[n]``, zero on active cells.
+        status: How the linear algebra ended.
+        shift: τ, added to the Hessian's diagonal.
+        smallest_eigenvalue: λ_min of the Hessian on the cells that are not active.
+        lower_bound: Below λ_min with the method's confidence; −inf where unknown.
+        residual: ``‖(H + τI) h + g‖ / ‖g‖``.
+        inner_iterations: Iterations of the linear solver.
+        curvature_step: True if the direction was chosen for negative curvature alone,
+            where the gradient says nothing.
+    """
+
+    vector: Tensor
+    status: InnerStatus = InnerStatus.CONVERGED
+    shift: float = 0.0
+    smallest_eigenvalue: float = math.nan
+    lower_bound: float = -math.inf
+    residual: float = math.nan
+    inner_iterations: int = 0
+    curvature_step: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was tried.
+
+    Attributes:
+        vector: The point it ends at ``[n]``; None if no trial was acceptable.
+        value: The objective there.
+        length: Fraction of the direction that was taken.
+        trials: Values spent.
+        direction: What was searched.
+        reason: Why no trial was acceptable, a sentence; empty otherwise.
+    """
+
+    vector: Tensor | None
+    value: float
+    length: float
+    trials: int
+    direction: Direction
+    reason: str = ""
+
+
+class Method(ABC):
+    """A method of minimisation, one step at a time."""
+
+    #: Which Hessian its steps need.
+    kind: Kind = "exact"
+
+    @abstractmethod
+    def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
+        """Return a step from a linearised point.
+
+        Args:
+            problem: For trial values.
+            point: Where to step from, with its Hessian.
+            state: What ``start`` returned, or the last ``remember``.
+            budget: What may still be spent.
+        """
+
+    def escape(
+        self, problem: Problem, point: Point, state: Any, budget: Budget
+    ) -> Step | str:
+        """Leave a stationary point that is no minimum.
+
+        Args:
+            problem: For trial values.
+            point: Where the gradient is as good as zero.
+            state: As for ``step``.
+            budget: What may still be spent.
+
+        Returns:
+            A step along negative curvature if there is any, else a sentence on what is
+            known of the curvature here.
+        """
+        return "curvature was not examined"
+
+    def start(self, problem: Problem) -> Any:
+        """Return the state that a run begins with. Default none."""
+        return None
+
+    def remember(self, state: Any, before: Point, after: Point) -> Any:
+        """Return the state after an accepted step. Default unchanged."""
+        return state

@@ -1,0 +1,149 @@
+"""What a method sees of the problem: flat points, values, linearisations, a budget."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hvpopt.objective import Kind, Linearisation, Objective
+from hvpopt.operators import RestrictedOperator, SymmetricOperator
+from hvpopt.space import ModelSpace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A flat point with what has been evaluated there.
+
+    Attributes:
+        vector: ``[n]``.
+        value: The objective.
+        gradient: With respect to the flat vector, ``[n]``.
+        hessian: At this point, by products; None where a run needs none any more.
+        active: True ``[n]`` for cells at a bound that descent would push through it.
+        parts: Value of each named part of a sum.
+    """
+
+    vector: Tensor
+    value: float
+    gradient: Tensor
+    hessian: SymmetricOperator | None
+    active: Tensor
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def projected_gradient(self) -> Tensor:
+        """The gradient ``[n]``, zero on active cells; vanishes at a bounded minimum."""
+        return self.gradient.masked_fill(self.active, 0.0)
+
+    def free_cells(self) -> FreeCells:
+        """Return the Hessian and gradient of the cells that are not active."""
+        if self.hessian is None:
+            raise RuntimeError("this point was evaluated without a Hessian")
+        if not bool(self.active.any()):
+            return FreeCells(self.hessian, self.gradient, lambda vector: vector)
+        restricted = RestrictedOperator(self.hessian, ~self.active)
+        gradient = restricted.restrict(self.gradient)
+        return FreeCells(restricted, gradient, restricted.extend)
+
+
+@dataclass(frozen=True)
+class FreeCells:
+    """The linear algebra of the cells that no bound holds.
+
+    Attributes:
+        operator: The Hessian's rows and columns of these cells.
+        gradient: The gradient's entries.
+        extend: From a vector of these cells to the full ``[n]``, zero elsewhere.
+    """
+
+    operator: SymmetricOperator
+    gradient: Tensor
+    extend: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may still spend.
+
+    Attributes:
+        products: Hessian-vector products left.
+        deadline: When ``time.monotonic()`` passes this, seconds, the run ends.
+    """
+
+    products: float = math.inf
+    deadline: float = math.inf
+
+    @property
+    def out_of_time(self) -> bool:
+        """True once the deadline has passed."""
+        return time.monotonic() > self.deadline
+
+    def cap(self, products: int) -> int:
+        """Return ``products``, or what is left of them if that is less."""
+        return int(min(products, self.products))
+
+
+class Problem:
+    """An objective in the flat coordinates of a model space.
+
+    Args:
+        objective: What to minimise.
+        space: The model's coordinates and bounds.
+        kind: Which Hessian a linearisation carries.
+    """
+
+    def __init__(self, objective: Objective, space: ModelSpace, kind: Kind) -> None:
+        self.objective = objective
+        self.space = space
+        self.kind = kind
+        self.last_failure = ""
+
+    def value(self, vector: Tensor) -> float:
+        """Return the objective at a trial point; infinite where it cannot be evaluated.
+
+        A loss may refuse a model (one faster than ``max_vel``, say). For a trial that
+        means "shorter, please", so the refusal is logged and the value is infinite.
+        """
+        try:
+            value = self.objective.value(self.space.to_model(vector))
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            self.last_failure = f"{type(error).__name__}: {error}"
+            logger.info("trial refused by the loss: %s", self.last_failure)
+            return math.inf
+        return value if math.isfinite(value) else math.inf
+
+    def linearise(self, vector: Tensor) -> Point:
+        """Return value, gradient and Hessian at a point."""
+        model = self.space.to_model(vector)
+        return self._point(
+            vector, self.objective.linearise(model, self.kind, space=self.space)
+        )
+
+    def differentiate(self, vector: Tensor) -> Point:
+        """Return value and gradient at a point, with no Hessian."""
+        value, gradient = self.objective.value_and_gradient(self.space.to_model(vector))
+        return self._point(vector, Linearisation(value, gradient, None))
+
+    def _point(self, vector: Tensor, lin: Linearisation) -> Point:
+        gradient = self.space.gradient_to_vector(lin.gradient)
+        if not math.isfinite(lin.value) or not bool(torch.isfinite(gradient).all()):
+            raise FloatingPointError(
+                f"the loss is {lin.value:g}, and {int((~torch.isfinite(gradient)).sum())} "
+                f"of its {gradient.numel()} gradient entries are not finite"
+            )
+        return Point(
+            vector=vector,
+            value=lin.value,
+            gradient=gradient,
+            hessian=lin.hessian,
+            active=self.space.pushed_out(vector, gradient),
+            parts=lin.parts,
+        )

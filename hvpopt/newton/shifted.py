@@ -1,0 +1,263 @@
+"""ShiftedNewton: the Newton step of H + τI, with τ just large enough.
+
+τ = max(−factor · λ_min, 0), as in the Hessian example of Deepwave's documentation; the
+idea is Goldfeld, Quandt and Trotter's, Econometrica 34, 1966. With the Lanczos solver
+λ_min and the step come from one Krylov space, so the shift costs no product.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from hvpopt.dense import DenseHessian
+from hvpopt.krylov.cg import CGStatus, cg
+from hvpopt.krylov.eigenvalue import smallest_eigenvalue, tolerance_at
+from hvpopt.krylov.lanczos import LanczosBasis
+from hvpopt.newton.backtracking import Backtracking
+from hvpopt.newton.method import Direction, InnerStatus, Method, Step
+from hvpopt.newton.problem import Budget, Point, Problem
+from hvpopt.operators import DENSE_MEMORY_LIMIT, ShiftedOperator, SymmetricOperator
+
+SOLVERS = ("lanczos", "cg", "cholesky")
+
+
+class ShiftedNewton(Method):
+    """Newton's method on H + τI with ``τ = max(−factor · λ_min, 0)``.
+
+    Args:
+        solver: ``"lanczos"``: λ_min and step from one Krylov space of the gradient, to
+            which a random probe of size ``tol / 10`` is added so that λ_min cannot
+            hide. ``"cg"``: λ_min by Lanczos from a random start, then conjugate
+            gradients. ``"cholesky"``: the dense matrix, for small models.
+        factor: Of the shift. Over 1. Default 1.5.
+        tol: Of the linear solve, ``‖(H + τI) h + g‖ ≤ tol · ‖g‖``. Default 1e-5.
+        eigenvalue_tol: Relative residual that λ_min is asked for. Default 1e-2, which
+            puts the error of λ_min near its square.
+        eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero.
+            Default 1e-6.
+        confidence: With which H + τI is certified positive definite. Default 0.999.
+        max_products: Products for one step. Default 300.
+        globalisation: Shortens steps. Default ``Backtracking()``.
+        memory_limit: Of the dense matrix, bytes.
+        seed: Of the random probe.
+
+    Raises:
+        ValueError: For an unknown solver or a number out of range.
+    """
+
+    def __init__(
+        self,
+        solver: str = "lanczos",
+        *,
+        factor: float = 1.5,
+        tol: float = 1e-5,
+        eigenvalue_tol: float = 1e-2,
+        eigenvalue_floor: float = 1e-6,
+        confidence: float = 0.999,
+        max_products: int = 300,
+        globalisation: Backtracking | None = None,
+        memory_limit: float = DENSE_MEMORY_LIMIT,
+        seed: int = 0,
+    ) -> None:
+        if solver not in SOLVERS:
+            raise ValueError(f"solver is {solver!r}; it must be one of {SOLVERS}")
+        if not 1.0 < factor < math.inf:
+            raise ValueError(
+                f"factor is {factor}; H + τI is definite only for factor > 1"
+            )
+        for name, number in (
+            ("tol", tol),
+            ("eigenvalue_tol", eigenvalue_tol),
+            ("confidence", confidence),
+        ):
+            if not 0.0 < number < 1.0:
+                raise ValueError(f"{name} is {number}; it must lie in (0, 1)")
+        if max_products < 1:
+            raise ValueError(f"max_products is {max_products}; it must be at least 1")
+        self.solver = solver
+        self.factor = factor
+        self.tol = tol
+        self.eigenvalue_tol = eigenvalue_tol
+        self.eigenvalue_floor = eigenvalue_floor
+        self.confidence = confidence
+        self.max_products = max_products
+        self.globalisation = globalisation or Backtracking()
+        self.memory_limit = memory_limit
+        self.seed = seed
+
+    def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
+        """Return the shifted Newton step, shortened as far as the loss asks."""
+        direction = self.direction(point, budget)
+        return self.globalisation.search(problem, point, direction)
+
+    def direction(self, point: Point, budget: Budget) -> Direction:
+        """Return the shifted Newton direction at a linearised point.
+
+        Args:
+            point: With its Hessian.
+            budget: What may still be spent.
+        """
+        solve = {
+            "lanczos": self._by_lanczos,
+            "cg": self._by_cg,
+            "cholesky": self._by_cholesky,
+        }[self.solver]
+        free = point.free_cells()
+        direction = solve(free.operator, free.gradient, budget)
+        return replace(direction, vector=free.extend(direction.vector))
+
+    def _shift(self, smallest: float, rounding: float) -> float:
+        shift = max(-self.factor * smallest, 0.0)
+        # a Hessian that is singular to rounding still needs something to divide by
+        return shift if smallest + shift > rounding else shift + 2 * rounding
+
+    def _by_lanczos(
+        self, operator: SymmetricOperator, gradient: Tensor, budget: Budget
+    ) -> Direction:
+        basis = LanczosBasis(operator, gradient, probe=0.1 * self.tol, seed=self.seed)
+        norm = float(gradient.norm())
+        limit = max(budget.cap(self.max_products), 1)
+        status = InnerStatus.EIGENVALUE
+        while status is not InnerStatus.CONVERGED and basis.size < limit:
+            if basis.size and budget.out_of_time:
+                break
+            if not basis.extend():
+                break
+            status = self._basis_status(basis, norm)
+        smallest = float(basis.ritz_values[0])
+        step = basis.solve(self._basis_shift(basis))
+        return Direction(
+            vector=step.vector,
+            status=status,
+            shift=self._basis_shift(basis),
+            smallest_eigenvalue=smallest,
+            lower_bound=basis.lower_bound(self.confidence),
+            residual=step.residual_norm / norm,
+            inner_iterations=basis.size,
+        )
+
+    def _basis_shift(self, basis: LanczosBasis) -> float:
+        rounding = basis.operator.noise * basis.norm_estimate
+        return self._shift(float(basis.ritz_values[0]), rounding)
+
+    def _basis_status(self, basis: LanczosBasis, norm: float) -> InnerStatus:
+        """Say which tolerance the basis misses, cheapest question first."""
+        allowed = tolerance_at(basis, self.eigenvalue_tol, self.eigenvalue_floor)
+        if basis.ritz_residual() > allowed:
+            return InnerStatus.EIGENVALUE
+        shift = self._basis_shift(basis)
+        if basis.residual_norm(shift) > self.tol * norm:
+            return InnerStatus.RESIDUAL
+        # H + τI is definite if no eigenvalue hides below −τ
+        below = -max(shift, self.eigenvalue_floor * basis.norm_estimate)
+        if not basis.excludes_below(below, self.confidence):
+            return InnerStatus.EIGENVALUE
+        return InnerStatus.CONVERGED
+
+    def _by_cg(
+        self, operator: SymmetricOperator, gradient: Tensor, budget: Budget
+    ) -> Direction:
+        limit = max(budget.cap(self.max_products), 1)
+        estimate = smallest_eigenvalue(
+            operator,
+            self.eigenvalue_tol,
+            floor=self.eigenvalue_floor,
+            max_products=limit,
+            deadline=budget.deadline,
+            confidence=self.confidence,
+            seed=self.seed,
+        )
+        shift = self._shift(estimate.value, estimate.upper - estimate.value)
+        solution = cg(
+            ShiftedOperator(operator, shift),
+            -gradient,
+            tol=self.tol,
+            max_products=max(limit - estimate.n_products, 1),
+            deadline=budget.deadline,
+        )
+        status = InnerStatus.CONVERGED
+        vector = solution.x
+        if not estimate.converged:
+            status = InnerStatus.EIGENVALUE
+        elif solution.status is not CGStatus.CONVERGED:
+            status = InnerStatus.RESIDUAL
+        if solution.direction is not None:
+            status = InnerStatus.INDEFINITE
+            if not bool(vector.any()):
+                # met at the first product: the direction is −g itself
+                vector = solution.direction
+        return Direction(
+            vector=vector,
+            status=status,
+            shift=shift,
+            smallest_eigenvalue=estimate.value,
+            lower_bound=estimate.lower,
+            residual=solution.residual_norm / float(gradient.norm()),
+            inner_iterations=solution.n_products,
+        )
+
+    def _by_cholesky(
+        self, operator: SymmetricOperator, gradient: Tensor, budget: Budget
+    ) -> Direction:
+        dense = DenseHessian(operator, memory_limit=self.memory_limit)
+        smallest, _ = dense.smallest_eigenvalue()
+        rounding = operator.noise * float(dense.matrix.abs().max())
+        shift = self._shift(smallest, rounding)
+        vector = dense.solve(-gradient, shift)
+        residual = dense.matrix @ vector + shift * vector + gradient
+        relative = float(residual.norm()) / float(gradient.norm())
+        return Direction(
+            vector=vector,
+            status=(
+                InnerStatus.CONVERGED if relative <= self.tol else InnerStatus.RESIDUAL
+            ),
+            shift=shift,
+            smallest_eigenvalue=smallest,
+            lower_bound=smallest - rounding,
+            residual=relative,
+        )
+
+    def escape(
+        self, problem: Problem, point: Point, state: Any, budget: Budget
+    ) -> Step | str:
+        """Step along negative curvature where the gradient vanishes, if there is any.
+
+        Args:
+            problem: For trial values.
+            point: Where the gradient is as good as zero, with its Hessian.
+            state: Not used.
+            budget: What may still be spent.
+
+        Returns:
+            A step that lowered the loss, or a sentence on the curvature here.
+        """
+        free = point.free_cells()
+        estimate = smallest_eigenvalue(
+            free.operator,
+            0.1,
+            floor=self.eigenvalue_floor,
+            max_products=max(budget.cap(self.max_products), 1),
+            deadline=budget.deadline,
+            confidence=self.confidence,
+            seed=self.seed,
+        )
+        if estimate.upper >= 0.0:
+            if estimate.converged:
+                return "no negative curvature here"
+            return f"no negative curvature found, but λ_min is {estimate.message}"
+        downhill = -1.0 if float(estimate.vector @ free.gradient) > 0.0 else 1.0
+        reach = 0.1 * (1.0 + float(point.vector.norm()))
+        direction = Direction(
+            vector=free.extend(downhill * reach * estimate.vector),
+            smallest_eigenvalue=estimate.value,
+            lower_bound=estimate.lower,
+            curvature_step=True,
+        )
+        step = self.globalisation.search(problem, point, direction)
+        if step.vector is None:
+            return f"negative curvature {estimate.value:.3g}, too small to lower the loss"
+        return step

@@ -1,0 +1,126 @@
+"""What a minimisation returns: the best model, why it ended, and what each step did."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+from hvpopt.counts import Counts
+from hvpopt.newton.method import InnerStatus
+from hvpopt.space import Model
+
+
+class Status(Enum):
+    """Why a minimisation ended; the value is a sentence for a person."""
+
+    CONVERGED = "the projected gradient is within its tolerance"
+    MAX_ITERATIONS = "the limit of iterations was reached"
+    MAX_PRODUCTS = "the limit of Hessian-vector products was reached"
+    MAX_SECONDS = "the limit of seconds was reached"
+    NO_DECREASE = "no trial step lowered the loss"
+    CALLBACK = "the callback asked to stop"
+    INTERRUPTED = "interrupted from the keyboard; the best model so far is returned"
+    FAILED = "the loss or its derivatives failed; the best model so far is returned"
+
+    @property
+    def message(self) -> str:
+        """The sentence for a person."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class IterationRecord:
+    """One iteration: the iterate it ended at and the step that led there.
+
+    Attributes:
+        iteration: 0 for the start, which has no step.
+        value: The objective.
+        gradient_norm: Norm of the flat projected gradient; NaN where the run ended
+            before a gradient was needed.
+        step_norm: Norm of the flat step that led here.
+        step_length: Fraction of the direction that was taken.
+        trials: Values spent on the step.
+        shift: τ.
+        smallest_eigenvalue: λ_min at the iterate that the step left.
+        lower_bound: Below λ_min, with the method's confidence.
+        residual: Relative residual of the linear solve.
+        inner_iterations: Iterations of the linear solver.
+        inner_status: How the step's linear algebra ended.
+        curvature_step: True for a step along negative curvature off a stationary point.
+        active: Cells held at a bound.
+        parts: Value of each named part of a sum.
+        counts: Spent since the run began.
+        seconds: Since the run began.
+    """
+
+    iteration: int
+    value: float
+    gradient_norm: float = math.nan
+    step_norm: float = 0.0
+    step_length: float = 0.0
+    trials: int = 0
+    shift: float = 0.0
+    smallest_eigenvalue: float = math.nan
+    lower_bound: float = -math.inf
+    residual: float = math.nan
+    inner_iterations: int = 0
+    inner_status: InnerStatus | None = None
+    curvature_step: bool = False
+    active: int = 0
+    parts: dict[str, float] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as plain numbers and strings, for JSON."""
+        plain = {k: v for k, v in asdict(self).items() if k != "counts"}
+        plain["inner_status"] = self.inner_status.name if self.inner_status else None
+        return {**plain, **self.counts.as_dict()}
+
+
+@dataclass(frozen=True)
+class MinimizeResult:
+    """The outcome of a minimisation; field names follow scipy's OptimizeResult.
+
+    Attributes:
+        x: The best model, arranged, shaped and typed like the start.
+        fun: The objective there.
+        jac: Its gradient there, shaped like the model; None if the run ended before it
+            was evaluated.
+        success: True if the run converged to a minimum as far as its method can tell.
+        status: Why it ended.
+        message: The same in words, with what a person should know.
+        nit: Accepted steps.
+        nfev: Values without gradient.
+        njev: Gradients.
+        nhev: Hessian-vector products.
+        counts: All of these and wave propagations.
+        history: One record for the start and one for each accepted step.
+    """
+
+    x: Model
+    fun: float
+    jac: Model | None
+    success: bool
+    status: Status
+    message: str
+    nit: int
+    counts: Counts
+    history: list[IterationRecord]
+
+    @property
+    def nfev(self) -> int:
+        """Values without gradient."""
+        return self.counts.values
+
+    @property
+    def njev(self) -> int:
+        """Gradients."""
+        return self.counts.gradients
+
+    @property
+    def nhev(self) -> int:
+        """Hessian-vector products."""
+        return self.counts.products
