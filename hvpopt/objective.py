@@ -74,11 +74,22 @@ class Objective(ABC):
         """Return the objective as a differentiable torch scalar, like a plain loss."""
 
     def linearise(
-        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+        self,
+        model: Model,
+        kind: Kind | None = "exact",
+        *,
+        space: ModelSpace | None = None,
     ) -> Linearisation:
-        """Return value, gradient and Hessian at a model, sharing what can be shared."""
+        """Return value, gradient and Hessian at a model, sharing what can be shared.
+
+        Args:
+            model: Where to linearise.
+            kind: As for ``hessian``; None for value and gradient alone.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+        """
         value, gradient = self.value_and_gradient(model)
-        return Linearisation(value, gradient, self.hessian(model, kind, space=space))
+        hessian = None if kind is None else self.hessian(model, kind, space=space)
+        return Linearisation(value, gradient, hessian)
 
     def parts(self, model: Model) -> dict[str, float]:
         """Return the value of each named part; one part unless this is a sum."""
@@ -169,9 +180,15 @@ class TorchObjective(Objective):
         return HessianOperator(self._loss, model, space=space, counts=self.counts.child())
 
     def linearise(
-        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+        self,
+        model: Model,
+        kind: Kind | None = "exact",
+        *,
+        space: ModelSpace | None = None,
     ) -> Linearisation:
         """Return value, gradient and Hessian from one graph."""
+        if kind is None:
+            return super().linearise(model, None)
         # the graph's own forward and backward pass are the value and the gradient
         operator = self.hessian(model, kind, space=space)
         return Linearisation(operator.value, operator.gradient, operator)
@@ -234,7 +251,11 @@ class SumObjective(Objective):
         return self._sum(operators)
 
     def linearise(
-        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+        self,
+        model: Model,
+        kind: Kind | None = "exact",
+        *,
+        space: ModelSpace | None = None,
     ) -> Linearisation:
         """Return value, gradient, Hessian and the parts' values at a model."""
         space = ModelSpace(model) if space is None else space
@@ -244,7 +265,7 @@ class SumObjective(Objective):
         return Linearisation(
             sum(parts.values()),
             self._weighted_gradient([lin.gradient for lin in lins]),
-            self._sum([lin.hessian for lin in lins]),
+            None if kind is None else self._sum([lin.hessian for lin in lins]),
             parts,
         )
 

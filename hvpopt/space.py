@@ -326,8 +326,11 @@ class ModelSpace:
         for name, shape, own, value in zip(
             self.names, self._shapes, self._dtypes, values, strict=True
         ):
+            value = default if value is None else value
+            # a Python number would come out as float32, and not be the number given
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
             tensor = torch.as_tensor(
-                default if value is None else value, device=self.device
+                value, dtype=torch.float64 if number else None, device=self.device
             ).detach()
             if (dtype is torch.bool) != (tensor.dtype is torch.bool):
                 raise TypeError(

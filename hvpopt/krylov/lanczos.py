@@ -84,12 +84,13 @@ class LanczosBasis:
         self._eigen: tuple[np.ndarray, np.ndarray] | None = None
 
         first, self._certainty = self._first_vector(start, probe, seed)
-        self._rhs = start
-        self._rhs_norm = 0.0 if start is None else float(start.norm())
+        # what of g lies outside the basis; a clone, shrunk as the basis grows
+        self._outside = None if start is None else start.to(first.dtype, copy=True)
         # rows are basis vectors: an extension appends, a product with Q is one gemv
         self._rows = first.new_empty(min(16, operator.size + 1), operator.size)
         self._rows[0] = first
         self._rhs_coordinates: list[float] = []
+        self._outside_norms: list[float] = []
         self._note_coordinate(first)
 
     def _first_vector(
@@ -180,8 +181,12 @@ class LanczosBasis:
         self._rows = rows
 
     def _note_coordinate(self, q: Tensor) -> None:
-        if self._rhs is not None:
-            self._rhs_coordinates.append(float(q @ self._rhs.to(q.dtype)))
+        # once more than there are products: q_{k+1} counts in the residual
+        if self._outside is not None:
+            coordinate = float(q @ self._outside)
+            self._outside.sub_(q, alpha=coordinate)
+            self._rhs_coordinates.append(coordinate)
+            self._outside_norms.append(float(self._outside.norm()))
 
     @property
     def _complete(self) -> bool:
@@ -321,25 +326,26 @@ class LanczosBasis:
         )
 
     def _coordinates(self, shift: float) -> np.ndarray:
-        if self._rhs is None:
+        if self._outside is None:
             raise ValueError("a basis with a random start solves nothing; pass start=g")
-        if not self.size:
-            raise ValueError("the basis is empty; call extend() first")
-        banded = np.zeros((2, self.size))
-        banded[1] = np.array(self.diagonal) + shift
-        banded[0, 1:] = self.off_diagonal[:-1]
+        theta, vectors = self._eigenpairs()
+        if theta[0] + shift <= 0.0:
+            raise np.linalg.LinAlgError(
+                f"T + τI is not positive definite: τ = {shift:g}, smallest Ritz value "
+                f"{theta[0]:g}"
+            )
         g = np.array(self._rhs_coordinates[: self.size])
-        return np.asarray(scipy.linalg.solveh_banded(banded, -g))
+        return np.asarray(vectors @ ((vectors.T @ -g) / (theta + shift)))
 
     def _residual(self, y: np.ndarray) -> float:
-        # (H + τI) Q y + g = g − Q Qᵀg + β_k y_k q_{k+1}
+        # (H + τI) Q y + g = (I − Q Qᵀ) g + β_k y_k q_{k+1}, and what of g lies outside
+        # splits into its part along q_{k+1} and the rest
         k = self.size
-        outside = self._rhs_norm**2 - sum(c * c for c in self._rhs_coordinates[:k])
         last = self.off_diagonal[-1] * float(y[-1])
         if len(self._rhs_coordinates) > k:
-            ahead = self._rhs_coordinates[k]
-            return math.sqrt(max(outside - ahead**2, 0.0) + (ahead + last) ** 2)
-        return math.sqrt(max(outside, 0.0) + last**2)
+            last += self._rhs_coordinates[k]
+            return math.hypot(self._outside_norms[k], last)
+        return math.hypot(self._outside_norms[-1], last)
 
 
 def _quadratic(diagonal: list[float], off_diagonal: list[float], y: np.ndarray) -> float:

@@ -123,21 +123,20 @@ class Problem:
     def linearise(self, vector: Tensor) -> Point:
         """Return value, gradient and Hessian at a point."""
         model = self.space.to_model(vector)
-        return self._point(
-            vector, self.objective.linearise(model, self.kind, space=self.space)
-        )
+        lin = self.objective.linearise(model, self.kind, space=self.space)
+        return self._point(vector, lin)
 
     def differentiate(self, vector: Tensor) -> Point:
         """Return value and gradient at a point, with no Hessian."""
-        value, gradient = self.objective.value_and_gradient(self.space.to_model(vector))
-        return self._point(vector, Linearisation(value, gradient, None))
+        lin = self.objective.linearise(self.space.to_model(vector), None)
+        return self._point(vector, lin)
 
     def _point(self, vector: Tensor, lin: Linearisation) -> Point:
         gradient = self.space.gradient_to_vector(lin.gradient)
         if not math.isfinite(lin.value) or not bool(torch.isfinite(gradient).all()):
             raise FloatingPointError(
-                f"the loss is {lin.value:g}, and {int((~torch.isfinite(gradient)).sum())} "
-                f"of its {gradient.numel()} gradient entries are not finite"
+                f"the loss is {lin.value:g}, and of its {gradient.numel()} gradient "
+                f"entries {int((~torch.isfinite(gradient)).sum())} are not finite"
             )
         return Point(
             vector=vector,

@@ -113,7 +113,9 @@ class ShiftedNewton(Method):
     def _shift(self, smallest: float, rounding: float) -> float:
         shift = max(-self.factor * smallest, 0.0)
         # a Hessian that is singular to rounding still needs something to divide by
-        return shift if smallest + shift > rounding else shift + 2 * rounding
+        if smallest + shift > rounding:
+            return shift
+        return shift + (2 * rounding or 1.0)
 
     def _by_lanczos(
         self, operator: SymmetricOperator, gradient: Tensor, budget: Budget

@@ -1,0 +1,175 @@
+"""LanczosBasis against dense linear algebra."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import hvpopt
+
+
+def symmetric(n, generator, spectrum=None):
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
+    values = (
+        torch.randn(n, generator=generator, dtype=torch.float64)
+        if spectrum is None
+        else spectrum
+    )
+    matrix = (q * values) @ q.mT
+    return 0.5 * (matrix + matrix.mT)
+
+
+@pytest.fixture
+def problem(generator):
+    n = int(torch.randint(30, 90, (1,), generator=generator))
+    matrix = symmetric(n, generator)
+    gradient = torch.randn(n, generator=generator, dtype=torch.float64)
+    return hvpopt.MatrixOperator(matrix), matrix, gradient
+
+
+def test_basis_is_orthonormal_and_tridiagonalises(problem):
+    operator, matrix, gradient = problem
+    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis.extend(25)
+    q = basis.vectors
+    assert float((q @ q.mT - torch.eye(25, dtype=q.dtype)).abs().max()) < 1e-14
+    t = q @ matrix @ q.mT
+    expected = torch.diag(torch.tensor(basis.diagonal, dtype=q.dtype))
+    off = torch.tensor(basis.off_diagonal[:-1], dtype=q.dtype)
+    expected += torch.diag(off, 1) + torch.diag(off, -1)
+    assert float((t - expected).abs().max()) < 1e-13
+
+
+def test_extending_in_pieces_gives_the_same_basis(problem):
+    operator, _, gradient = problem
+    whole = hvpopt.LanczosBasis(operator, gradient)
+    whole.extend(20)
+    pieces = hvpopt.LanczosBasis(operator, gradient)
+    for k in (1, 7, 12):
+        pieces.extend(k)
+    assert torch.equal(whole.vectors, pieces.vectors)
+
+
+def test_one_product_for_each_vector(problem):
+    operator, _, gradient = problem
+    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis.extend(11)
+    basis.solve(shift=100.0)
+    basis.residual_norm(shift=50.0)
+    basis.ritz_vector()
+    assert basis.lower_bound() == -math.inf
+    assert operator.counts.products == basis.size == 11
+
+
+@pytest.mark.parametrize("probe", [0.0, 1e-6])
+def test_full_basis_solves_like_a_dense_solver(problem, probe):
+    operator, matrix, gradient = problem
+    shift = -1.5 * float(torch.linalg.eigvalsh(matrix)[0])
+    basis = hvpopt.LanczosBasis(operator, gradient, probe=probe)
+    basis.extend(operator.size)
+    step = basis.solve(shift)
+    eye = torch.eye(operator.size, dtype=matrix.dtype)
+    expected = torch.linalg.solve(matrix + shift * eye, -gradient)
+    assert float((step.vector - expected).norm() / expected.norm()) < 1e-10
+    decrease = -(gradient @ expected + 0.5 * expected @ matrix @ expected)
+    assert step.decrease == pytest.approx(float(decrease), rel=1e-9)
+
+
+@pytest.mark.parametrize("probe", [0.0, 1e-6, 1e-2])
+@pytest.mark.parametrize("k", [1, 5, 17])
+def test_residual_from_the_recurrence_is_the_true_residual(problem, probe, k):
+    operator, matrix, gradient = problem
+    shift = 2.0 - float(torch.linalg.eigvalsh(matrix)[0])
+    basis = hvpopt.LanczosBasis(operator, gradient, probe=probe, seed=3)
+    basis.extend(k)
+    step = basis.solve(shift)
+    true = float((matrix @ step.vector + shift * step.vector + gradient).norm())
+    assert step.residual_norm == pytest.approx(true, rel=1e-8)
+
+
+def test_probe_leaves_at_most_a_residual_of_its_own_size(problem):
+    operator, matrix, gradient = problem
+    shift = 1.0 - float(torch.linalg.eigvalsh(matrix)[0])
+    basis = hvpopt.LanczosBasis(operator, gradient, probe=1e-6)
+    basis.extend(operator.size - 1)
+    assert basis.residual_norm(shift) <= 2e-6 * float(gradient.norm())
+
+
+def test_smallest_ritz_value_falls_to_the_smallest_eigenvalue(problem):
+    operator, matrix, gradient = problem
+    basis = hvpopt.LanczosBasis(operator, gradient, probe=0.1)
+    exact = float(torch.linalg.eigvalsh(matrix)[0])
+    last = math.inf
+    while basis.extend():
+        theta = basis.ritz_values[0]
+        assert exact - 1e-12 <= theta <= last + 1e-12
+        last = theta
+    assert last == pytest.approx(exact, rel=1e-10)
+
+
+def test_ritz_residual_is_the_true_residual(problem):
+    operator, matrix, gradient = problem
+    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis.extend(15)
+    x = basis.ritz_vector()
+    true = float((matrix @ x - basis.ritz_values[0] * x).norm())
+    assert basis.ritz_residual() == pytest.approx(true, rel=1e-8)
+
+
+def test_lower_bounds_hold_with_at_least_the_stated_probability(generator):
+    """At confidence 0.9, at most about a tenth of 200 random starts may overshoot."""
+    spectrum = torch.linspace(-1.0, 5.0, 60, dtype=torch.float64)
+    matrix = torch.diag(spectrum)
+    broken = 0
+    for _ in range(200):
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(matrix), seed=seed)
+        basis.extend(8)
+        broken += basis.lower_bound(confidence=0.9) > -1.0 + 1e-12
+    assert broken <= 36  # the probability of more at 0.1 each is under 1e-4
+
+
+def test_lower_bound_closes_in_on_the_smallest_eigenvalue(problem):
+    operator, matrix, _ = problem
+    exact = float(torch.linalg.eigvalsh(matrix)[0])
+    basis = hvpopt.LanczosBasis(operator)
+    gaps = []
+    for _ in range(3):
+        basis.extend(9)
+        gaps.append(exact - basis.lower_bound())
+    assert gaps[0] > gaps[1] > gaps[2] >= -1e-12
+
+
+def test_gradient_start_alone_bounds_nothing(problem):
+    operator, _, gradient = problem
+    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis.extend(10)
+    assert basis.lower_bound() == -math.inf
+    assert not basis.excludes_below(-1e6)
+
+
+def test_invariant_space_stops_growing(generator):
+    matrix = symmetric(40, generator, torch.tensor([1.0, 2.0, 5.0] * 13 + [1.0]).double())
+    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(matrix))
+    assert basis.extend(20) == 3
+    assert basis.invariant
+    np.testing.assert_allclose(basis.ritz_values, [1.0, 2.0, 5.0], rtol=1e-12)
+
+
+def test_products_of_a_float32_operator_meet_float64_vectors(generator):
+    matrix = symmetric(30, generator).float()
+    operator = hvpopt.FunctionOperator(lambda v: matrix @ v.float(), 30)
+    basis = hvpopt.LanczosBasis(operator)
+    basis.extend(30)
+    assert basis.vectors.dtype == torch.float64
+    exact = float(torch.linalg.eigvalsh(matrix.double())[0])
+    assert basis.ritz_values[0] == pytest.approx(exact, abs=1e-5)
+
+
+def test_indefinite_shift_is_refused(problem):
+    operator, _, gradient = problem
+    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis.extend(20)
+    with pytest.raises(np.linalg.LinAlgError):
+        basis.solve(shift=0.0)

@@ -1,0 +1,144 @@
+"""ShiftedNewton's directions against the dense shifted Newton step."""
+
+import math
+
+import pytest
+import torch
+from test_lanczos import symmetric
+
+import hvpopt
+from hvpopt.newton.method import InnerStatus
+from hvpopt.newton.problem import Budget, Point
+
+SOLVERS = ["lanczos", "cg", "cholesky"]
+
+
+def point_at(matrix, gradient, active=None):
+    return Point(
+        vector=torch.zeros_like(gradient),
+        value=0.0,
+        gradient=gradient,
+        hessian=hvpopt.MatrixOperator(matrix),
+        active=torch.zeros_like(gradient, dtype=torch.bool) if active is None else active,
+    )
+
+
+def dense_step(matrix, gradient, factor=1.5):
+    smallest = float(torch.linalg.eigvalsh(matrix)[0])
+    shift = max(-factor * smallest, 0.0)
+    eye = torch.eye(len(gradient), dtype=matrix.dtype)
+    return torch.linalg.solve(matrix + shift * eye, -gradient), smallest, shift
+
+
+@pytest.fixture(params=["indefinite", "definite"])
+def quadratic(request, generator):
+    n = int(torch.randint(40, 100, (1,), generator=generator))
+    u = torch.rand(n, generator=generator, dtype=torch.float64)
+    spectrum = 4 * u - 1 if request.param == "indefinite" else 0.2 + u
+    gradient = torch.randn(n, generator=generator, dtype=torch.float64)
+    return symmetric(n, generator, spectrum), gradient
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_direction_is_the_dense_shifted_newton_step(quadratic, solver):
+    matrix, gradient = quadratic
+    method = hvpopt.ShiftedNewton(solver, tol=1e-9, eigenvalue_tol=1e-6)
+    direction = method.direction(point_at(matrix, gradient), Budget())
+    expected, smallest, shift = dense_step(matrix, gradient)
+    assert direction.status is InnerStatus.CONVERGED
+    assert direction.smallest_eigenvalue == pytest.approx(smallest, rel=1e-6)
+    assert direction.shift == pytest.approx(shift, rel=1e-6)
+    assert float((direction.vector - expected).norm() / expected.norm()) < 1e-5
+    assert direction.lower_bound <= smallest + 1e-12
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_stated_tolerances_are_met(quadratic, solver):
+    matrix, gradient = quadratic
+    method = hvpopt.ShiftedNewton(solver, tol=1e-3)
+    direction = method.direction(point_at(matrix, gradient), Budget())
+    h, tau = direction.vector, direction.shift
+    true = float((matrix @ h + tau * h + gradient).norm() / gradient.norm())
+    assert true <= 1e-3
+    assert direction.residual == pytest.approx(true, rel=1e-6, abs=1e-12)
+    assert float(torch.linalg.eigvalsh(matrix)[0]) + tau > 0.0
+
+
+def test_lanczos_solver_spends_no_product_on_the_shift(quadratic):
+    matrix, gradient = quadratic
+    point = point_at(matrix, gradient)
+    direction = hvpopt.ShiftedNewton("lanczos").direction(point, Budget())
+    assert point.hessian.counts.products == direction.inner_iterations
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_hard_case_is_seen_and_shifted(solver):
+    """The gradient has no component along the one direction of negative curvature."""
+    spectrum = torch.linspace(1.0, 10.0, 60, dtype=torch.float64)
+    spectrum[0] = -3.0
+    gradient = torch.ones(60, dtype=torch.float64)
+    gradient[0] = 0.0
+    point = point_at(torch.diag(spectrum), gradient)
+    direction = hvpopt.ShiftedNewton(solver).direction(point, Budget())
+    assert direction.shift == pytest.approx(4.5, rel=1e-2)
+
+
+def test_active_cells_leave_the_solve(quadratic, generator):
+    matrix, gradient = quadratic
+    active = torch.rand(len(gradient), generator=generator) < 0.3
+    method = hvpopt.ShiftedNewton(tol=1e-9, eigenvalue_tol=1e-6)
+    direction = method.direction(point_at(matrix, gradient, active), Budget())
+    free = ~active
+    expected, _, _ = dense_step(matrix[free][:, free], gradient[free])
+    assert not direction.vector[active].any()
+    error = (direction.vector[free] - expected).norm() / expected.norm()
+    assert float(error) < 1e-5
+
+
+def test_factor_sets_the_shift(generator):
+    matrix = symmetric(50, generator, torch.linspace(-1, 3, 50).double())
+    gradient = torch.randn(50, generator=generator, dtype=torch.float64)
+    direction = hvpopt.ShiftedNewton(factor=2.5, eigenvalue_tol=1e-4).direction(
+        point_at(matrix, gradient), Budget()
+    )
+    assert direction.shift == pytest.approx(2.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["lanczos", "cg"])
+def test_too_few_products_are_confessed(generator, solver):
+    matrix = symmetric(100, generator, torch.linspace(-1, 3, 100).double())
+    gradient = torch.randn(100, generator=generator, dtype=torch.float64)
+    direction = hvpopt.ShiftedNewton(solver, max_products=4).direction(
+        point_at(matrix, gradient), Budget()
+    )
+    assert direction.status is not InnerStatus.CONVERGED
+    assert float(direction.vector @ gradient) < 0.0, "still downhill"
+
+
+def test_linear_solve_can_miss_where_the_eigenvalue_does_not():
+    spectrum = torch.linspace(0.0, 1.0, 400, dtype=torch.float64) ** 2 + 1e-3
+    gradient = torch.ones(400, dtype=torch.float64)
+    method = hvpopt.ShiftedNewton(eigenvalue_floor=0.5, tol=1e-12, max_products=30)
+    direction = method.direction(point_at(torch.diag(spectrum), gradient), Budget())
+    assert direction.status is InnerStatus.RESIDUAL
+    assert direction.residual > 1e-12
+
+
+def test_singular_hessian_still_gives_a_finite_step():
+    gradient = torch.ones(6, dtype=torch.float64)
+    for solver in SOLVERS:
+        zero = torch.zeros(6, 6, dtype=torch.float64)
+        direction = hvpopt.ShiftedNewton(solver).direction(
+            point_at(zero, gradient), Budget()
+        )
+        assert bool(torch.isfinite(direction.vector).all()), solver
+
+
+def test_deadline_ends_the_inner_loop_after_one_product(generator):
+    matrix = symmetric(50, generator)
+    gradient = torch.randn(50, generator=generator, dtype=torch.float64)
+    direction = hvpopt.ShiftedNewton().direction(
+        point_at(matrix, gradient), Budget(math.inf, deadline=0.0)
+    )
+    assert direction.inner_iterations == 1
+    assert direction.status is InnerStatus.EIGENVALUE
