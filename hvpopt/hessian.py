@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
+from hvpopt.models import Model, call_loss, named_tensors, rebuild
 from hvpopt.operators import SymmetricOperator
-from hvpopt.space import Model, ModelSpace, call_loss, named_tensors, rebuild
+from hvpopt.space import ModelSpace
 
 # A product through a long graph loses about a digit to accumulated rounding.
 ROUNDING = 8.0
@@ -141,7 +142,7 @@ class HessianOperator(SymmetricOperator):
             counts=counts,
             noise=model_noise(model),
         )
-        space.match(model, "model")
+        model = space.arrange(model)
         value, leaves, gradients = gradient_graph(loss, model, create_graph=True)
         self.counts.tally(gradients=1)
         self.value = float(value.detach())
@@ -238,8 +239,8 @@ class FiniteDifferenceHessian(SymmetricOperator):
             noise=eps ** (2 / 3),
         )
         self._loss = loss
-        self._point = space.to_vector(model)
-        length = float(self._point.norm()) or 1.0 if size is None else size
+        self._model = named_tensors(space.arrange(model))
+        length = float(space.to_vector(model).norm()) or 1.0 if size is None else size
         self._reach = eps ** (1 / 3) * length
 
     def _product(self, vector: Tensor) -> Tensor:
@@ -248,13 +249,21 @@ class FiniteDifferenceHessian(SymmetricOperator):
         if norm == 0.0:
             return torch.zeros_like(vector)
         step = self._reach / norm
-        ahead = self._gradient(self._point + step * vector.to(self.dtype))
-        behind = self._gradient(self._point - step * vector.to(self.dtype))
+        ahead = self._gradient(step * vector.to(self.dtype))
+        behind = self._gradient(-step * vector.to(self.dtype))
         return (ahead - behind).div_(2 * step)
 
-    def _gradient(self, point: Tensor) -> Tensor:
+    def _gradient(self, step: Tensor) -> Tensor:
         assert self.space is not None
-        model = self.space.to_model(point)
+        # not through to_model, which keeps to the bounds: both sides are needed
+        shaped = self.space.step_to_model(step)
+        moved = [
+            m.detach() + s
+            for m, s in zip(
+                self._model.values(), named_tensors(shaped).values(), strict=True
+            )
+        ]
+        model = rebuild(shaped, moved)
         _, _, gradients = gradient_graph(self._loss, model, create_graph=False)
         self.counts.tally(gradients=1)
         return self.space.gradient_to_vector(rebuild(model, gradients))

@@ -11,12 +11,13 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from hvpopt.models import Model, copy_model
 from hvpopt.newton.method import Direction, Method, Step
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.shifted import ShiftedNewton
 from hvpopt.objective import Objective, as_objective
 from hvpopt.result import IterationRecord, MinimizeResult, Status
-from hvpopt.space import Model, ModelSpace, PerParameter, copy_model
+from hvpopt.space import ModelSpace, PerParameter
 
 Callback = Callable[[Model, IterationRecord], Any]
 
@@ -85,7 +86,14 @@ def minimize(
     space = ModelSpace(
         copy_model(model), scale=scale, mask=mask, lower=lower, upper=upper
     )
-    method = ShiftedNewton() if method is None else method
+    chosen: object = ShiftedNewton() if method is None else method
+    if not isinstance(chosen, Method):
+        what = chosen.__name__ if isinstance(chosen, type) else type(chosen).__name__
+        raise TypeError(
+            f"method is {what}; pass an instance of a method, such as "
+            "hvpopt.ShiftedNewton()"
+        )
+    method = chosen
     loop = _Loop(
         Problem(as_objective(loss), space, method.kind),
         method,

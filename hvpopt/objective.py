@@ -12,8 +12,9 @@ from torch import Tensor
 
 from hvpopt.counts import Counts
 from hvpopt.hessian import HessianOperator, check_scalar, gradient_graph
+from hvpopt.models import Model, call_loss, named_tensors, rebuild
 from hvpopt.operators import SumOperator, SymmetricOperator
-from hvpopt.space import Model, ModelSpace, call_loss, named_tensors, rebuild
+from hvpopt.space import ModelSpace
 
 Kind = Literal["exact", "gauss-newton"]
 
@@ -152,7 +153,8 @@ class TorchObjective(Objective):
         """Return the objective and its gradient, shaped like the model."""
         value, _, gradients = gradient_graph(self._loss, model, create_graph=False)
         self.counts.tally(gradients=1)
-        return float(value.detach()), rebuild(model, gradients)
+        # autograd may hand one buffer to two parameters, or an expanded scalar
+        return float(value.detach()), rebuild(model, [g.clone() for g in gradients])
 
     def hessian(
         self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
@@ -215,10 +217,7 @@ class SumObjective(Objective):
                 raise ValueError(f"the weight of {term.name!r} is {weight}")
         super().__init__(" + ".join(term.name for _, term in self.terms))
         names = [term.name for _, term in self.terms]
-        self._names = [
-            name if names.count(name) == 1 else f"{name} {i + 1}"
-            for i, name in enumerate(names)
-        ]
+        self._names = _distinct(names)
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the weighted sum as a differentiable torch scalar."""
@@ -247,7 +246,12 @@ class SumObjective(Objective):
     ) -> SumOperator:
         """Return the weighted sum of the terms' Hessians, by products."""
         space = ModelSpace(model) if space is None else space
+        before = [term.counts.gradients for _, term in self.terms]
         operators = self._each(lambda term: term.hessian(model, kind, space=space))
+        after = [term.counts.gradients for _, term in self.terms]
+        # a graph is a gradient; a term that needs none (a Born pass) counts none
+        spent = max(b - a for a, b in zip(before, after, strict=True))
+        self.counts.tally(gradients=spent)
         return self._sum(operators)
 
     def linearise(
@@ -300,6 +304,20 @@ class SumObjective(Objective):
                 total.add_(g, alpha=w)
             totals.append(total)
         return rebuild(gradients[0], totals)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Number the names that repeat, by place, and again where that is taken."""
+    taken = {name for name in names if names.count(name) == 1}
+    distinct = []
+    for i, name in enumerate(names):
+        if names.count(name) > 1:
+            name = f"{name} {i + 1}"
+            while name in taken:
+                name += "'"
+            taken.add(name)
+        distinct.append(name)
+    return distinct
 
 
 def check_kind(kind: str) -> None:

@@ -22,7 +22,8 @@ from hvpopt.counts import Counts
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-    from hvpopt.space import Model, ModelSpace
+    from hvpopt.models import Model
+    from hvpopt.space import ModelSpace
 
 #: Largest dense matrix assembled unless a caller raises it, bytes.
 DENSE_MEMORY_LIMIT = 2 * 1024**3
@@ -168,7 +169,7 @@ class SymmetricOperator(ABC):
         numpy_dtype = np.dtype(str(self.dtype).removeprefix("torch."))
 
         def apply(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            host = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1)))
+            host = torch.from_numpy(np.array(vector).reshape(-1))
             result = self.matvec(host.to(self.device, self.dtype)).cpu().numpy()
             return cast("np.ndarray[Any, Any]", result)
 
@@ -185,6 +186,10 @@ class SymmetricOperator(ABC):
             raise ValueError(
                 f"the right-hand side is on {rhs.device}, the operator on {self.device}; "
                 "move it with .to()"
+            )
+        if not rhs.is_floating_point():
+            raise TypeError(
+                f"the right-hand side has dtype {rhs.dtype}; it must be real and floating"
             )
         if not bool(torch.isfinite(rhs).all()):
             raise ValueError("the right-hand side has NaN or infinite entries")
@@ -285,7 +290,6 @@ class SumOperator(SymmetricOperator):
         self.terms = terms
 
     def _product(self, vector: Tensor) -> Tensor:
-        self.counts.tally(products=1)
         total = torch.zeros_like(vector)
         for weight, term in self.terms:
             before = term.counts.propagations

@@ -8,8 +8,8 @@ from enum import Enum
 from typing import Any
 
 from hvpopt.counts import Counts
+from hvpopt.models import Model
 from hvpopt.newton.method import InnerStatus
-from hvpopt.space import Model
 
 
 class Status(Enum):

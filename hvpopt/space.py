@@ -15,65 +15,22 @@ them meaningful when parameters have different units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-Model: TypeAlias = "Tensor | tuple[Tensor, ...] | dict[str, Tensor]"
+from hvpopt.models import (
+    Model,
+    all_finite,
+    check_tensors,
+    copy_model,
+    named_tensors,
+    rebuild,
+)
+
 PerParameter: TypeAlias = "float | Tensor | Sequence[Any] | Mapping[str, Any] | None"
-
-
-def named_tensors(model: Model) -> dict[str, Tensor]:
-    """Return the tensors of a model by name, in order.
-
-    A single tensor is called ``"model"``; the members of a tuple ``"0"``, ``"1"``, ….
-
-    Args:
-        model: A tensor, a tuple (or list) of tensors, or a dict of tensors.
-
-    Returns:
-        Name to tensor, in the model's own order.
-
-    Raises:
-        TypeError: If the model is none of these, or holds something that is no tensor.
-        ValueError: If it holds no tensor.
-    """
-    if isinstance(model, Tensor):
-        return {"model": model}
-    if isinstance(model, Mapping):
-        items: Iterable[tuple[str, Any]] = model.items()
-    elif isinstance(model, (tuple, list)):
-        items = ((str(i), t) for i, t in enumerate(model))
-    else:
-        raise TypeError(
-            "a model is a tensor, a tuple of tensors or a dict of tensors, "
-            f"got {type(model).__name__}; wrap it with torch.as_tensor"
-        )
-    tensors = dict(items)
-    if not tensors:
-        raise ValueError("the model holds no tensor; pass at least one parameter")
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"parameter {name!r} is a {type(tensor).__name__}, not a torch.Tensor"
-            )
-    return tensors
-
-
-def rebuild(like: Model, tensors: Sequence[Tensor]) -> Model:
-    """Arrange ``tensors`` as ``like`` is arranged (tensor, tuple or dict)."""
-    if isinstance(like, Tensor):
-        return tensors[0]
-    if isinstance(like, Mapping):
-        return dict(zip(like, tensors, strict=True))
-    return tuple(tensors)
-
-
-def copy_model(model: Model) -> Model:
-    """Return a detached copy of a model; nothing of the caller's is shared."""
-    return rebuild(model, [t.detach().clone() for t in named_tensors(model).values()])
 
 
 class ModelSpace:
@@ -119,7 +76,7 @@ class ModelSpace:
         dtype: torch.dtype = torch.float64,
     ) -> None:
         tensors = named_tensors(model)
-        _check_tensors(tensors)
+        check_tensors(tensors)
         self._reference = copy_model(model)
         self._shapes = [t.shape for t in tensors.values()]
         self._numels = [t.numel() for t in tensors.values()]
@@ -161,7 +118,7 @@ class ModelSpace:
 
     def project(self, vector: Tensor) -> Tensor:
         """Return the nearest flat vector inside the bounds."""
-        return _clamp(vector, self.lower, self.upper)
+        return _clamp(vector, self.lower, self.upper) if self.bounded else vector.clone()
 
     @property
     def bounded(self) -> bool:
@@ -202,6 +159,7 @@ class ModelSpace:
 
     def gradient_to_model(self, vector: Tensor) -> Model:
         """Return the model-shaped gradient of a flat one; frozen cells are zero."""
+        self._check_length(vector)
         flat = vector if self.scale is None else vector / self.scale
         return self._scatter(flat, fill_reference=False)
 
@@ -221,9 +179,7 @@ class ModelSpace:
             ValueError: If names, shapes or device differ.
         """
         tensors = named_tensors(model)
-        if len(tensors) != len(self.names) or (
-            isinstance(self._reference, dict) and set(tensors) != set(self.names)
-        ):
+        if set(tensors) != set(self.names):
             raise ValueError(
                 f"the {what} has parameters {list(tensors)}, expected {list(self.names)}"
             )
@@ -240,6 +196,18 @@ class ModelSpace:
                     f"the model is on {self.device}; move it with .to()"
                 )
         return model
+
+    def arrange(self, model: Model) -> Model:
+        """Return a model with its parameters in this space's own order.
+
+        Args:
+            model: Arranged and shaped like this space's models; a dict in any order.
+
+        Returns:
+            The same tensors, none copied.
+        """
+        self.match(model, "model")
+        return rebuild(self._reference, [self._pick(model, n) for n in self.names])
 
     def accepts(self, candidate: object) -> bool:
         """True if an object is shaped like a model rather than a flat vector."""
@@ -291,12 +259,15 @@ class ModelSpace:
     def _tensors(self) -> list[Tensor]:
         return list(named_tensors(self._reference).values())
 
-    def _times_scale(self, vector: Tensor) -> Tensor:
+    def _check_length(self, vector: Tensor) -> None:
         if vector.shape != (self.size,):
             raise ValueError(
                 f"a flat vector of this model has shape ({self.size},), "
                 f"got {tuple(vector.shape)}"
             )
+
+    def _times_scale(self, vector: Tensor) -> Tensor:
+        self._check_length(vector)
         return vector if self.scale is None else vector * self.scale
 
     def _per_parameter(self, what: str, option: PerParameter) -> list[Any]:
@@ -361,7 +332,7 @@ class ModelSpace:
             return None
         full = self._expand(what, option, default, self.dtype)
         flat = full if self._free is None else full[self._free]
-        if bool(torch.isnan(flat).any()) or (what == "scale" and not _finite(flat)):
+        if bool(torch.isnan(flat).any()) or (what == "scale" and not all_finite(flat)):
             raise ValueError(f"{what} holds NaN or infinite values; give finite numbers")
         return flat
 
@@ -403,38 +374,3 @@ def _own(part: Tensor, flat: Tensor) -> Tensor:
     """Give each parameter its own memory, so that no two results share a buffer."""
     shared = part.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
     return part.clone() if shared else part
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
-
-
-def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    device = next(iter(tensors.values())).device
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise TypeError(
-                f"parameter {name!r} has dtype {tensor.dtype}; second derivatives need "
-                "a real floating-point dtype (float32 or float64)"
-            )
-        if tensor.numel() == 0:
-            raise ValueError(f"parameter {name!r} is empty, shape {tuple(tensor.shape)}")
-        if tensor.device != device:
-            raise ValueError(
-                f"parameter {name!r} is on {tensor.device}, the first parameter on "
-                f"{device}; put the whole model on one device"
-            )
-        if not _finite(tensor.detach()):
-            bad = int((~torch.isfinite(tensor.detach())).sum())
-            raise ValueError(
-                f"parameter {name!r} has {bad} NaN or infinite cells of {tensor.numel()}"
-            )
-
-
-def call_loss(loss: Callable[..., Tensor], model: Model) -> Tensor:
-    """Call a loss as its model is arranged: ``f(t)``, ``f(a, b)`` or ``f(name=a)``."""
-    if isinstance(model, Tensor):
-        return loss(model)
-    if isinstance(model, Mapping):
-        return loss(**model)
-    return loss(*model)

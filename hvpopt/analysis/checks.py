@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpopt.models import Model, named_tensors
 from hvpopt.objective import Objective, as_objective
 from hvpopt.operators import SymmetricOperator
-from hvpopt.space import Model, ModelSpace, named_tensors
+from hvpopt.space import ModelSpace
 
 #: Consecutive steps that a slope is fitted to.
 WINDOW = 4
@@ -126,8 +127,8 @@ def check_hessian(
         model: Where to expand.
         options: ``direction``, a step shaped like the model (default random);
             ``size``, its largest step relative to the model's norm (default 0.02);
-            ``halvings``, the length of the sweep (default 16); ``tol``, how far the
-            slope may be from the whole number (default 0.1); ``seed``.
+            ``halvings``, the length of the sweep (default 16); ``tol``, how far
+            below the whole number the slope may be (default 0.1); ``seed``.
 
     Returns:
         The report; ``measured`` is the slope, or the worst remainder for a loss that is
@@ -156,6 +157,8 @@ def _check_taylor(
         along = along.to(start)
     else:
         along = space.step_to_vector(direction)
+        if not bool(along.any()):
+            raise ValueError("the direction is zero; leave it out for a random one")
     along = along * (size * (float(start.norm()) or 1.0) / float(along.norm()))
     slope, curvature, value = _derivatives(objective, model, space, along, order)
 
@@ -166,7 +169,8 @@ def _check_taylor(
         for e, v in zip(steps, values, strict=True)
     )
     eps = max(float(torch.finfo(t.dtype).eps) for t in named_tensors(model).values())
-    floor = 30 * eps * abs(value)
+    # the values along the sweep round, not only the one that it starts from
+    floor = 30 * eps * max([abs(value), *(abs(v) for v in values if math.isfinite(v))])
     name = ("gradient matches the loss", "Hessian matches the loss")[order - 1]
     used, measured = _fit(steps, remainders, floor)
     if not used:
@@ -180,9 +184,10 @@ def _check_taylor(
     wanted = order + 1
     return CheckReport(
         name,
-        abs(measured - wanted) <= tol,
+        # steeper is right too: the next derivative may vanish along the direction
+        measured >= wanted - tol,
         measured,
-        f"slope {wanted} ± {tol:g}",
+        f"slope {wanted}, or {tol:g} less at most",
         steps,
         remainders,
         used,
@@ -207,19 +212,17 @@ def _derivatives(
 def _fit(
     steps: tuple[float, ...], remainders: tuple[float, ...], floor: float
 ) -> tuple[tuple[int, ...], float]:
-    """Return the steps used and the slope, on the straightest stretch above rounding.
+    """Return the steps used and the slope, on the shortest steps above rounding.
 
-    Shorter steps are rounding, longer ones still see the next order of the expansion.
+    There the remainder is its own leading term: a wrong derivative of relative size δ
+    shows only below a step of about δ, however straight the line above that is.
     """
     clean = 0
     while clean < len(steps) and floor < remainders[clean] < math.inf:
         clean += 1
-    best: tuple[float, tuple[int, ...], float] = (math.inf, (), math.nan)
-    for first in range(clean - WINDOW + 1):
-        used = tuple(range(first, first + WINDOW))
-        x = np.log([steps[i] for i in used])
-        y = np.log([remainders[i] for i in used])
-        slope, offset = np.polyfit(x, y, 1)
-        bend = float(np.abs(y - slope * x - offset).max())
-        best = min(best, (bend, used, float(slope)), key=lambda fit: fit[0])
-    return best[1], best[2]
+    if clean < WINDOW:
+        return (), math.nan
+    used = tuple(range(clean - WINDOW, clean))
+    x = np.log([steps[i] for i in used])
+    y = np.log([remainders[i] for i in used])
+    return used, float(np.polyfit(x, y, 1)[0])

@@ -86,6 +86,8 @@ def cg(
             f"the right-hand side has shape {tuple(rhs.shape)}, "
             f"expected ({operator.size},)"
         )
+    if not bool(torch.isfinite(rhs).all()):
+        raise ValueError("the right-hand side has NaN or infinite entries")
     limit = 2 * operator.size if max_products is None else max_products
     target = tol * float(rhs.norm())
 

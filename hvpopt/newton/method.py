@@ -40,7 +40,8 @@ class Direction:
         vector: ``[n]``, zero on active cells.
         status: How the linear algebra ended.
         shift: τ, added to the Hessian's diagonal.
-        smallest_eigenvalue: λ_min of the Hessian on the cells that are not active.
+        smallest_eigenvalue: λ_min of the Hessian on the cells that are not active; an
+            upper bound always, and within the method's tolerance where negative.
         lower_bound: Below λ_min with the method's confidence; −inf where unknown.
         residual: ``‖(H + τI) h + g‖ / ‖g‖``.
         inner_iterations: Iterations of the linear solver.

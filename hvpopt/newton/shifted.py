@@ -35,8 +35,9 @@ class ShiftedNewton(Method):
             gradients. ``"cholesky"``: the dense matrix, for small models.
         factor: Of the shift. Over 1. Default 1.5.
         tol: Of the linear solve, ``‖(H + τI) h + g‖ ≤ tol · ‖g‖``. Default 1e-5.
-        eigenvalue_tol: Relative residual that λ_min is asked for. Default 1e-2, which
-            puts the error of λ_min near its square.
+        eigenvalue_tol: Relative residual that a negative λ_min is asked for. Default
+            1e-2, which puts the error of λ_min near its square. Of a positive one the
+            Lanczos solver only certifies the sign, since τ = 0 whatever its size.
         eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero.
             Default 1e-6.
         confidence: With which H + τI is certified positive definite. Default 0.999.
@@ -148,15 +149,17 @@ class ShiftedNewton(Method):
 
     def _basis_status(self, basis: LanczosBasis, norm: float) -> InnerStatus:
         """Say which tolerance the basis misses, cheapest question first."""
-        allowed = tolerance_at(basis, self.eigenvalue_tol, self.eigenvalue_floor)
-        if basis.ritz_residual() > allowed:
-            return InnerStatus.EIGENVALUE
         shift = self._basis_shift(basis)
         if basis.residual_norm(shift) > self.tol * norm:
             return InnerStatus.RESIDUAL
-        # H + τI is definite if no eigenvalue hides below −τ
-        below = -max(shift, self.eigenvalue_floor * basis.norm_estimate)
-        if not basis.excludes_below(below, self.confidence):
+        zero = self.eigenvalue_floor * basis.norm_estimate
+        if float(basis.ritz_values[0]) < -zero:
+            allowed = tolerance_at(basis, self.eigenvalue_tol, self.eigenvalue_floor)
+            if basis.ritz_residual() > allowed:
+                return InnerStatus.EIGENVALUE
+        # H + τI is definite if no eigenvalue hides below −τ; where λ_min is positive
+        # its sign is all that the step needs
+        if not basis.excludes_below(-max(shift, zero), self.confidence):
             return InnerStatus.EIGENVALUE
         return InnerStatus.CONVERGED
 
