@@ -46,7 +46,11 @@ def test_direction_is_the_dense_shifted_newton_step(quadratic, solver):
     direction = method.direction(point_at(matrix, gradient), Budget())
     expected, smallest, shift = dense_step(matrix, gradient)
     assert direction.status is InnerStatus.CONVERGED
-    assert direction.smallest_eigenvalue == pytest.approx(smallest, rel=1e-6)
+    # of a positive λ_min the Lanczos solver certifies the sign alone
+    rough = solver == "lanczos" and smallest > 0
+    assert direction.smallest_eigenvalue == pytest.approx(
+        smallest, rel=0.5 if rough else 1e-6
+    )
     assert direction.shift == pytest.approx(shift, rel=1e-6)
     assert float((direction.vector - expected).norm() / expected.norm()) < 1e-5
     assert direction.lower_bound <= smallest + 1e-12
@@ -141,4 +145,4 @@ def test_deadline_ends_the_inner_loop_after_one_product(generator):
         point_at(matrix, gradient), Budget(math.inf, deadline=0.0)
     )
     assert direction.inner_iterations == 1
-    assert direction.status is InnerStatus.EIGENVALUE
+    assert direction.status is InnerStatus.RESIDUAL

@@ -1,0 +1,40 @@
+"""Seeds that are fresh for every test and named when it fails; a single thread."""
+
+import os
+
+import pytest
+import torch
+
+# tensors here are small: a second thread only waits, long where cores are shared
+torch.set_num_threads(1)
+
+SEED_VARIABLE = "HVPOPT_SEED"
+used_seed = pytest.StashKey[int]()
+
+
+@pytest.fixture
+def seed(request):
+    given = os.environ.get(SEED_VARIABLE)
+    value = int.from_bytes(os.urandom(4), "little") if given is None else int(given)
+    request.node.stash[used_seed] = value
+    return value
+
+
+@pytest.fixture
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if used_seed in item.stash and report.failed:
+        command = f"{SEED_VARIABLE}={item.stash[used_seed]} pytest '{item.nodeid}'"
+        report.sections.append(("seed; run again with", command))
+    return report
+
+
+def pytest_report_header():
+    given = os.environ.get(SEED_VARIABLE)
+    source = "fresh for each test" if given is None else f"{given} from {SEED_VARIABLE}"
+    return f"seed: {source}; torch threads: {torch.get_num_threads()}"
