@@ -1,5 +1,6 @@
 """Exact second-order optimisation without forming the Hessian."""
 
+from hvpopt import fwi
 from hvpopt.counts import Counts
 from hvpopt.dense import DenseHessian
 from hvpopt.hessian import FiniteDifferenceHessian, HessianOperator
@@ -39,6 +40,7 @@ __all__ = [
     "SymmetricOperator",
     "TorchObjective",
     "cg",
+    "fwi",
     "minimize",
     "smallest_eigenvalue",
 ]

@@ -1,0 +1,72 @@
+"""Products with a Jacobian by reverse mode alone, differentiable where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def vjp(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> list[Tensor]:
+    """Return ``Jᵀ weights``.
+
+    Args:
+        outputs: Of a graph; those without one count as constant.
+        inputs: What to differentiate with respect to.
+        weights: One for each output, of its shape.
+        create_graph: Keep the result differentiable.
+        retain_graph: Keep the graph for another product. Default as ``create_graph``.
+
+    Returns:
+        One tensor for each input, zero where no output depends on it.
+    """
+    pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(i) for i in inputs]
+    found = torch.autograd.grad(
+        [o for o, _ in pairs],
+        inputs,
+        [w for _, w in pairs],
+        create_graph=create_graph,
+        retain_graph=retain_graph,
+        allow_unused=True,
+    )
+    return [
+        torch.zeros_like(i) if f is None else f
+        for f, i in zip(found, inputs, strict=True)
+    ]
+
+
+def jvp(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """Return ``J steps`` by two reverse passes.
+
+    ``Jᵀu`` is linear in ``u``, so its derivative in ``u`` along ``steps`` is ``J steps``
+    (the double-backward trick). The graph of ``outputs`` is kept.
+
+    Args:
+        outputs: Of a graph; those without one count as constant.
+        inputs: What they depend on.
+        steps: One for each input, of its shape.
+        create_graph: Keep the result differentiable.
+
+    Returns:
+        One tensor for each output.
+    """
+    dummies = [torch.zeros_like(o, requires_grad=True) for o in outputs]
+    with torch.enable_grad():
+        back = vjp(outputs, inputs, dummies, create_graph=True)
+    return vjp(back, dummies, steps, create_graph=create_graph, retain_graph=True)

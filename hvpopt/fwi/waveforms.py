@@ -1,0 +1,136 @@
+"""Waveforms: what makes a model into a misfit, for the objective and its products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvpopt.fwi.acquisition import Shots, take
+from hvpopt.fwi.data_misfits import Constants, DataMisfit
+from hvpopt.fwi.survey import Data, Survey
+from hvpopt.models import Model, call_loss
+from hvpopt.objective import Kind
+
+
+@dataclass(frozen=True)
+class Waveforms:
+    """φ(m) = ℓ(F(V(m))) in its parts.
+
+    Attributes:
+        survey: F.
+        parameterisation: V, from the unknowns to the propagator's models, or None where
+            they are the same.
+        data_misfit: ℓ.
+        observed: By receiver channel, ``[shot, receiver, time]``.
+        constants: What normalises ℓ, from all the observed data.
+    """
+
+    survey: Survey
+    parameterisation: Callable[..., Any] | None
+    data_misfit: DataMisfit
+    observed: Data
+    constants: Constants
+
+    def models(self, model: Model, *, check: bool = True) -> tuple[Tensor, ...]:
+        """Return V(m) in the propagator's order, with a graph where ``model`` has one."""
+        mapped = (
+            model
+            if self.parameterisation is None
+            else call_loss(self.parameterisation, model)
+        )
+        models = self.survey.arrange(mapped)
+        if check:
+            self.survey.check(models)
+        return models
+
+    def loss(self, models: Sequence[Tensor], shots: Shots = None) -> Tensor:
+        """Return the part of ``ℓ(F(V))`` that some shots contribute, a scalar."""
+        data = self.survey.propagate(models, shots)
+        return self.data_loss(data, shots)
+
+    def data_loss(self, data: Data, shots: Shots = None) -> Tensor:
+        """Return the part of ``ℓ(d)`` that some shots contribute, a scalar."""
+        return self.data_misfit.of_shots(data, self._rows(shots), shots, self.constants)
+
+    def derivatives(
+        self, data: Data, perturbation: Data, shots: Shots, kind: Kind
+    ) -> tuple[Data, Data]:
+        """Return ``∇ℓ(d)`` and its derivative along δd, for the rows of some shots."""
+        return self.data_misfit.derivatives(
+            data, perturbation, self._rows(shots), shots, self.constants, kind
+        )
+
+    def _rows(self, shots: Shots) -> Data:
+        return {channel: take(d, shots) for channel, d in self.observed.items()}
+
+
+def check_observed(survey: Survey, observed: Tensor | Mapping[str, Tensor]) -> Data:
+    """Return observed data by channel, in the survey's order.
+
+    Args:
+        survey: What they were recorded with.
+        observed: A tensor where there is one receiver channel, or a mapping by channel.
+
+    Returns:
+        ``[shot, receiver, time]`` by channel; nothing is copied.
+
+    Raises:
+        TypeError: If they are no tensors, or not floating-point.
+        ValueError: For a missing or unknown channel, another shape, sampling, dtype or
+            device than the survey's, or NaN.
+    """
+    shapes = survey.data_shapes
+    if isinstance(observed, Tensor):
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the survey records channels {list(shapes)}; give the observed data as "
+                "a dict by channel"
+            )
+        observed = {next(iter(shapes)): observed}
+    if not isinstance(observed, Mapping):
+        raise TypeError(
+            f"the observed data are a {type(observed).__name__}; give a tensor [shot, "
+            "receiver, time], or a dict of them by channel"
+        )
+    if set(observed) != set(shapes):
+        raise ValueError(
+            f"the observed data have channels {list(observed)}, the survey records "
+            f"{list(shapes)}"
+        )
+    for channel, shape in shapes.items():
+        _check_recording(survey, f"observed[{channel!r}]", observed[channel], shape)
+    return {channel: observed[channel].detach() for channel in shapes}
+
+
+def _check_recording(
+    survey: Survey, what: str, data: object, shape: tuple[int, int, int]
+) -> None:
+    if not isinstance(data, Tensor) or not data.is_floating_point():
+        raise TypeError(
+            f"{what} must be a floating-point torch.Tensor, got "
+            f"{data.dtype if isinstance(data, Tensor) else type(data).__name__}"
+        )
+    if data.ndim == 3 and data.shape[:2] == shape[:2] and data.shape[2] != shape[2]:
+        raise ValueError(
+            f"{what} has {data.shape[2]} samples, the survey records {shape[2]} of "
+            f"{survey.resolved.dt:g} s; resample or cut the data"
+        )
+    if data.shape != shape:
+        raise ValueError(
+            f"{what} has shape {tuple(data.shape)}, the survey records {shape}: [shot, "
+            "receiver, time]"
+        )
+    if data.dtype != survey.dtype or data.device != survey.device:
+        raise ValueError(
+            f"{what} is {data.dtype} on {data.device}, the survey {survey.dtype} on "
+            f"{survey.device}; convert it, or use survey.to(dtype=, device=)"
+        )
+    if not bool(torch.isfinite(data).all()):
+        raise ValueError(
+            f"{what} has {int((~torch.isfinite(data)).sum())} NaN or infinite samples; "
+            "mend them, or leave dead traces out with L2(trace_weights=...) after zeroing"
+        )

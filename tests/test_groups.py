@@ -1,0 +1,203 @@
+"""Shot groups, subsets of shots, and memory limits."""
+
+import pytest
+import torch
+from waves import D, models_of, one_thread, random_step, relative, survey
+
+from hvpopt.fwi import WaveformMisfit
+from hvpopt.fwi.groups import (
+    HEADROOM,
+    groups_of,
+    parse_bytes,
+    plan_memory,
+)
+from hvpopt.fwi.subsets import ShotSubset
+from hvpopt.memory import PeakMemory
+
+__all__ = ["one_thread"]
+N_SHOTS = 5
+ROUNDING = 1e-14
+
+
+@pytest.fixture
+def problem(generator):
+    v = models_of("scalar", generator)[0]
+    there = survey(n_shots=N_SHOTS)
+    return there, there.simulate(1.02 * v), v, random_step((v,), generator)
+
+
+# -- groups -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("misfit", ["l2", "huber", "envelope", "normalised-correlation"])
+@pytest.mark.parametrize("size", [1, 2, 4, 9])
+def test_results_do_not_depend_on_groups(problem, misfit, size):
+    there, observed, v, step = problem
+    whole = WaveformMisfit(there, observed, misfit)
+    parts = WaveformMisfit(there, observed, misfit, shots_per_group=size)
+    assert parts.value(v) == pytest.approx(whole.value(v), rel=ROUNDING)
+    gradients = [m.value_and_gradient(v)[1] for m in (parts, whole)]
+    assert relative(*gradients) < ROUNDING
+    for kind in ("exact", "gauss-newton"):
+        products = [m.hessian(v, kind) @ step for m in (parts, whole)]
+        # products of several misfits cancel; rounding is relative to their terms
+        assert relative(*products) < 100 * ROUNDING
+    assert [len(g) for g in parts.hessian(v).groups] == {
+        1: [1] * 5,
+        2: [2, 2, 1],
+        4: [4, 1],
+        9: [5],
+    }[size]
+
+
+def test_group_lists():
+    assert groups_of([3, 5, 6], 2) == [[3, 5], [6]]
+    assert groups_of(range(2), 5) == [[0, 1]]
+
+
+# -- subsets ----------------------------------------------------------------------------
+
+
+def test_mean_over_subsets_is_the_whole(problem):
+    there, observed, v, step = problem
+    misfit = WaveformMisfit(
+        there, observed, product_shots="rotating", shots_per_product=2
+    )
+    operators = [misfit.hessian(v) for _ in range(N_SHOTS)]
+    assert [H.shots for H in operators] == [[0, 1], [2, 3], [0, 4], [1, 2], [3, 4]]
+    mean = sum(H @ step for H in operators) / N_SHOTS
+    whole = WaveformMisfit(there, observed).hessian(v) @ step
+    assert relative(mean, whole) < 1e-13
+    assert misfit.counts.propagations == 4 * 2 * N_SHOTS
+    # values and gradients keep every shot
+    assert misfit.value(v) == WaveformMisfit(there, observed).value(v)
+
+
+def test_fixed_shots_and_shots_of_one_hessian(problem):
+    there, observed, v, step = problem
+    fixed = WaveformMisfit(there, observed, product_shots=[3, 1])
+    once = WaveformMisfit(there, observed).hessian(v, shots=[1, 3])
+    assert fixed.hessian(v).shots == [1, 3]
+    assert torch.equal(fixed.hessian(v) @ step, once @ step)
+    double = WaveformMisfit(there, observed, engine="double-backprop")
+    assert relative(double.hessian(v, shots=[1, 3]) @ step, once @ step) < 1e-12
+    singles = [
+        WaveformMisfit(there, observed).hessian(v, shots=[i]) @ step for i in (1, 3)
+    ]
+    assert relative(sum(singles) / 2, once @ step) < 1e-13
+
+
+def test_random_shots_follow_from_the_seed():
+    first, again = (ShotSubset(20, "random", 4, seed=7) for _ in range(2))
+    drawn = [first.next() for _ in range(50)]
+    assert drawn == [again.next() for _ in range(50)]
+    assert drawn != [ShotSubset(20, "random", 4, seed=8).next() for _ in range(50)]
+    assert all(len(set(shots)) == 4 for shots in drawn)
+    assert set().union(*drawn) == set(range(20))
+
+
+@pytest.mark.parametrize(
+    ("which", "size", "message"),
+    [
+        ("random", None, "shots_per_product goes with"),
+        (None, 2, "shots_per_product goes with"),
+        ("shuffled", 2, "'rotating', 'random' or indices"),
+        ("random", 6, "from 1 to 5"),
+        ([], None, "at least one"),
+        ([1, 1], None, "once"),
+        ([5], None, "shots 0 to 4"),
+    ],
+)
+def test_bad_subsets(which, size, message):
+    with pytest.raises(ValueError, match=message):
+        ShotSubset(N_SHOTS, which, size, seed=0)
+
+
+# -- memory -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("2GB", 2 * 10**9),
+        ("1.5 MiB", 1536 * 1024),
+        ("300k", 300_000),
+        ("12b", 12),
+        (4096, 4096),
+        (2.5e3, 2500),
+    ],
+)
+def test_sizes(size, expected):
+    assert parse_bytes(size) == expected
+
+
+@pytest.mark.parametrize("size", ["much", "2 XB", "", "0GB", -3, float("inf")])
+def test_bad_sizes(size):
+    with pytest.raises(ValueError, match="memory_limit is"):
+        parse_bytes(size)
+
+
+def test_plan_takes_the_larger_of_estimate_and_measurement():
+    plan = plan_memory(1000, 50, estimated=90, measured=60, how="")
+    assert plan.shots_per_group == int(1000 / (90 * HEADROOM))
+    plan = plan_memory(1000, 50, estimated=60, measured=90, how="")
+    assert plan.shots_per_group == int(1000 / (90 * HEADROOM))
+    assert plan_memory(1000, 3, estimated=60, measured=None, how="").shots_per_group == 3
+    with pytest.raises(MemoryError, match="checkpoint_segments"):
+        plan_memory(50, 3, estimated=60, measured=None, how="")
+
+
+def test_peak_is_what_a_block_used():
+    n_bytes = 64 * 2**20
+    with PeakMemory() as peak:
+        held = torch.ones(n_bytes // 8, dtype=D)
+        del held
+    assert 0.9 * n_bytes < peak.bytes < 1.5 * n_bytes
+
+
+def test_memory_limit_groups_shots_and_keeps_results(problem):
+    there, observed, v, step = problem
+    whole = WaveformMisfit(there, observed)
+    roomy = WaveformMisfit(there, observed, memory_limit="8GB")
+    assert roomy.memory_plan.measured is None
+    assert relative(roomy.hessian(v) @ step, whole.hessian(v) @ step) < 1e-13
+    plan = roomy.memory_plan
+    assert plan.limit == 8 * 10**9
+    assert plan.shots_per_group == N_SHOTS
+    assert plan.estimated > 0
+    assert plan.measured is not None
+    assert "estimated" in str(plan)
+    # one and a half shots fit by the estimate: groups of one
+    need = max(plan.estimated, plan.measured) * HEADROOM
+    tight = WaveformMisfit(there, observed, memory_limit=max(1.5 * need, 2e6))
+    assert tight.value(v) == pytest.approx(whole.value(v), rel=ROUNDING)
+    with pytest.raises(MemoryError, match="one shot's product needs"):
+        WaveformMisfit(there, observed, memory_limit="1kB").value(v)
+    measured = roomy.counts.propagations
+    roomy.value(v)
+    assert roomy.counts.propagations == measured + N_SHOTS  # measured once only
+
+
+def test_run_stays_within_its_memory_limit(generator):
+    """A survey whose ungrouped product needs four times the limit."""
+    shape = (80, 100)
+    v = models_of("scalar", generator, shape=shape)[0]
+    there = survey(n_shots=8, nt=300)
+    observed = there.simulate(1.02 * v)
+    step = random_step((v,), generator)
+
+    def used(misfit):
+        H = misfit.hessian(v)
+        H @ step
+        with PeakMemory(v.device) as peak:
+            product = H @ step
+        return peak.bytes, product
+
+    need, expected = used(WaveformMisfit(there, observed))
+    limit = need // 4
+    misfit = WaveformMisfit(there, observed, memory_limit=limit)
+    peak, product = used(misfit)
+    assert relative(product, expected) < 1e-12
+    assert peak <= limit
+    assert misfit.memory_plan.shots_per_group >= 1
+    assert misfit.memory_plan.estimated <= misfit.memory_plan.measured * 1.5
