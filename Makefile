@@ -1,0 +1,36 @@
+# Every target sets up its own environment in .venv; nothing else is needed but Python.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test bench lint examples clean
+.DEFAULT_GOAL := test
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test,peers]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(RUN) examples/two_layer.py
+
+examples: $(STAMP)
+	for example in examples/*.py; do $(RUN) $$example || exit 1; done
+
+test: $(STAMP)
+	$(RUN) -m pytest --cov --cov-report=term
+
+lint: $(STAMP)
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+bench: $(STAMP)
+	$(RUN) -m pytest benchmarks --benchmark-json=benchmarks/results.json
+	$(RUN) benchmarks/report.py
+
+clean:
+	rm -rf $(VENV) output .pytest_cache .mypy_cache .ruff_cache .coverage

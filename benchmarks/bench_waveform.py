@@ -1,0 +1,130 @@
+"""Born products against gradients and double backprop: seconds and peak memory.
+
+One scalar survey on 68 × 202 and 200 × 300 cells with 1 and 8 surface shots, float32.
+Every round times a gradient and then each kind of product, so that a drift of the
+machine's speed falls on all of them; ratios are medians over rounds.
+"""
+
+import statistics
+import time
+
+import deepwave
+import pytest
+import torch
+
+import hvpopt
+from hvpopt.memory import PeakMemory
+
+ROUNDS = 3
+STEPS = 300
+
+
+def surface_survey(ny, nx, n_shots):
+    """Return a misfit and a starting model, m/s, over a layered one."""
+    torch.manual_seed(0)
+    v_true = torch.linspace(1500, 2500, ny)[:, None].expand(ny, nx).contiguous()
+    v_true[ny // 2 :] += 200
+    start = torch.linspace(1500, 2600, ny)[:, None].expand(ny, nx).contiguous()
+    wavelet = deepwave.wavelets.ricker(10.0, STEPS, 0.001, 0.1)
+    source = torch.full((n_shots, 1, 2), 2)
+    source[:, 0, 1] = torch.linspace(5, nx - 6, n_shots).long()
+    receivers = torch.full((n_shots, nx - 10, 2), 2)
+    receivers[:, :, 1] = torch.arange(5, nx - 5)
+    survey = hvpopt.fwi.Survey(
+        "scalar",
+        grid_spacing=10.0,
+        dt=0.001,
+        sources={"u": (wavelet.repeat(n_shots, 1, 1), source)},
+        receivers={"u": receivers},
+        max_vel=3000.0,
+        pml_freq=10.0,
+    )
+    return hvpopt.fwi.WaveformMisfit(survey, survey.simulate(v_true)), start
+
+
+def seconds(function):
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def peak(function):
+    with PeakMemory() as memory:
+        function()
+    return memory.bytes
+
+
+@pytest.mark.parametrize("n_shots", [1, 8])
+@pytest.mark.parametrize(("ny", "nx"), [(68, 202), (200, 300)])
+def test_product_costs_about_one_gradient(benchmark, ny, nx, n_shots):
+    misfit, v = surface_survey(ny, nx, n_shots)
+    w = torch.randn(ny, nx)
+    born = misfit.hessian(v)
+    assert born.engine == "born"
+
+    def double_backprop_whole():
+        with hvpopt.HessianOperator(misfit, v) as operator:
+            return operator @ w
+
+    kinds = {
+        "gradient": lambda: misfit.value_and_gradient(v),
+        "value": lambda: misfit.value(v),
+        "born": lambda: born @ w,
+        "autograd.functional.hvp": lambda: torch.autograd.functional.vhp(misfit, v, w),
+    }
+    memory = {name: peak(run) for name, run in kinds.items()}  # and a warm-up
+    memory["double backprop"] = peak(double_backprop_whole)
+    error = (born @ w - double_backprop_whole()).norm() / (born @ w).norm()
+    assert float(error) < 1e-4
+    graph = hvpopt.HessianOperator(misfit, v)
+    kinds["double backprop, graph kept"] = lambda: graph @ w
+    kinds["double backprop, graph kept"]()
+    times = {name: [] for name in kinds}
+
+    def one_round():
+        for name, run in kinds.items():
+            times[name].append(seconds(run))
+
+    benchmark.pedantic(one_round, rounds=ROUNDS)
+    graph.close()
+    ratios = {
+        name: statistics.median(
+            t / g for t, g in zip(times[name], times["gradient"], strict=True)
+        )
+        for name in kinds
+    }
+    assert memory["born"] <= 2 / 3 * memory["double backprop"]
+    benchmark.extra_info.update(
+        waveform_cells=f"{ny} × {nx}",
+        shots=n_shots,
+        gradient_seconds=statistics.median(times["gradient"]),
+        ratios=ratios,
+        peak_bytes=memory,
+    )
+
+
+def test_memory_limit_of_a_quarter_is_kept(benchmark):
+    misfit, v = surface_survey(68, 202, 8)
+    w = torch.randn(68, 202)
+    ungrouped = peak(lambda: misfit.hessian(v) @ w)
+    limit = ungrouped // 4
+    limited = hvpopt.fwi.WaveformMisfit(
+        misfit.survey, misfit.survey.simulate(v + 50), memory_limit=limit
+    )
+    limited.value(v)  # plans the groups
+
+    def run():
+        limited.value_and_gradient(v)
+        operator = limited.hessian(v)
+        for _ in range(3):
+            operator @ w
+
+    with PeakMemory() as memory:
+        benchmark.pedantic(run, rounds=1)
+    assert memory.bytes <= limit
+    benchmark.extra_info.update(
+        ungrouped_bytes=ungrouped,
+        limit_bytes=limit,
+        used_bytes=memory.bytes,
+        plan=str(limited.memory_plan),
+    )

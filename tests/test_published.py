@@ -1,0 +1,80 @@
+"""The published experiment: three shifted Newton steps reproduce the dense script.
+
+The reference values are those of the documentation's dense script at 0.8 ms in float64;
+``make bench`` measures them again.
+"""
+
+import pytest
+import torch
+from two_layer import two_layer
+
+import hvpopt
+from hvpopt.analysis import check_gradient, check_hessian, check_symmetry
+
+# The experiment's free surface is a face without absorbing boundary, as published.
+pytestmark = pytest.mark.filterwarnings("ignore::deepwave.ZeroWidthFaceWarning")
+
+LOSSES = [9.3303e-4, 7.342e-5, 1.2406e-5, 2.1046e-6]
+EIGENVALUES = [-3.164e-9, -4.703e-10, -1.211e-10]
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return two_layer()
+
+
+def assert_is_published(result, steps=3):
+    losses = [record.value for record in result.history]
+    assert losses == pytest.approx(LOSSES[: steps + 1], rel=1e-3)
+    lowest = [record.smallest_eigenvalue for record in result.history[1:]]
+    assert lowest == pytest.approx(EIGENVALUES[:steps], rel=1e-2)
+    for record in result.history[1:]:
+        assert record.shift == pytest.approx(-1.5 * record.smallest_eigenvalue)
+        assert record.inner_status.name == "CONVERGED"
+        assert record.step_length == 1.0
+
+
+@pytest.mark.parametrize(
+    # a dense step takes 600 products; benchmarks/ asserts all three
+    ("solver", "steps"),
+    [("lanczos", 3), ("cg", 3), ("cholesky", 1)],
+)
+def test_published_steps_with_each_solver(experiment, solver, steps):
+    result = hvpopt.minimize(
+        experiment.misfit,
+        experiment.v_start,
+        method=hvpopt.ShiftedNewton(solver),
+        max_iter=steps,
+    )
+    assert_is_published(result, steps)
+    if solver == "lanczos":
+        assert result.nhev < 150
+    if solver == "cholesky":
+        assert result.nhev == 600
+    assert result.njev == steps + 1, "one linearisation a step, one gradient at the end"
+    assert result.nfev == steps + 1, "one value at the door, one a unit step"
+
+
+def test_three_steps_on_the_plain_loss(experiment):
+    result = hvpopt.minimize(experiment.loss, experiment.v_start, max_iter=3)
+    assert_is_published(result)
+    assert float(result.x.max()) < 2000.0
+
+
+def test_double_backprop_and_born_products_agree(experiment, generator):
+    v = experiment.v_start
+    w = torch.randn(v.shape, generator=generator, dtype=v.dtype)
+    with hvpopt.HessianOperator(experiment.loss, v) as operator:
+        expected = operator @ w
+    product = experiment.misfit.hessian(v) @ w
+    assert float((product - expected).norm() / expected.norm()) < 1e-12
+
+
+def test_derivatives_pass_their_checks(experiment):
+    for loss in (experiment.loss, experiment.misfit):
+        assert check_gradient(loss, experiment.v_start)
+        report = check_hessian(loss, experiment.v_start)
+        assert report, report
+        assert report.measured == pytest.approx(3.0, abs=0.1)
+    report = check_symmetry(experiment.misfit.hessian(experiment.v_start), tol=1e-12)
+    assert report, report
