@@ -1,4 +1,4 @@
-"""Looking at objectives and Hessians: checks of derivatives."""
+"""Looking at objectives and Hessians: checks of derivatives, diagonals."""
 
 from hvpopt.analysis.checks import (
     CheckReport,
@@ -6,5 +6,18 @@ from hvpopt.analysis.checks import (
     check_hessian,
     check_symmetry,
 )
+from hvpopt.analysis.diagonal import (
+    DiagonalEstimate,
+    estimate_diagonal,
+    smooth_diagonal,
+)
 
-__all__ = ["CheckReport", "check_gradient", "check_hessian", "check_symmetry"]
+__all__ = [
+    "CheckReport",
+    "DiagonalEstimate",
+    "check_gradient",
+    "check_hessian",
+    "check_symmetry",
+    "estimate_diagonal",
+    "smooth_diagonal",
+]

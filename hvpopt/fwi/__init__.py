@@ -6,6 +6,11 @@ from hvpopt.fwi.double_backprop import DoubleBackpropHessian
 from hvpopt.fwi.gathers import Gathers
 from hvpopt.fwi.grids import CoarseGrid, SubRegion
 from hvpopt.fwi.groups import MemoryPlan
+from hvpopt.fwi.illumination import (
+    Illumination,
+    gauss_newton_diagonal,
+    source_illumination,
+)
 from hvpopt.fwi.io import read_gathers, read_model, write_gathers, write_model
 from hvpopt.fwi.misfit import WaveformMisfit
 from hvpopt.fwi.parameterisation import Chain, Parameterisation
@@ -31,6 +36,7 @@ __all__ = [
     "FunctionMisfit",
     "Gathers",
     "Huber",
+    "Illumination",
     "Log",
     "MemoryPlan",
     "NormalisedCorrelation",
@@ -42,8 +48,10 @@ __all__ = [
     "VpVsRho",
     "WaveformHessian",
     "WaveformMisfit",
+    "gauss_newton_diagonal",
     "read_gathers",
     "read_model",
+    "source_illumination",
     "write_gathers",
     "write_model",
 ]

@@ -154,7 +154,7 @@ class BornHessian(WaveformHessian):
             r, q = self._waveforms.derivatives(
                 _detached(data), _detached(scattered), group, "exact"
             )
-            _backward(_inner(r, scattered) + _inner(q, data))
+            _pull_back([*scattered.values(), *data.values()], [*r.values(), *q.values()])
 
     def _add_gauss_newton(
         self, inputs: list[Tensor], pushes: list[Tensor], group: list[int]
@@ -164,16 +164,17 @@ class BornHessian(WaveformHessian):
             data, scattered = survey.propagate_born(inputs, pushes, group)
         _, q = self._waveforms.derivatives(data, scattered, group, "gauss-newton")
         with torch.enable_grad():
-            _backward(_inner(q, survey.propagate(inputs, group)))
+            data = survey.propagate(inputs, group)
+            _pull_back(list(data.values()), [q[channel] for channel in data])
 
 
-def _inner(weights: Data, data: Data) -> Tensor:
-    return torch.stack([(weights[c] * d).sum() for c, d in data.items()]).sum()
-
-
-def _backward(scalar: Tensor) -> None:
+def _pull_back(outputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Add the gradient of ``Σ ⟨weights, outputs⟩`` to the leaves, forming no product."""
     # not autograd.grad, which reentrant checkpointing refuses
-    scalar.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(
+        [o for o in outputs if o.requires_grad],
+        [w for o, w in zip(outputs, weights, strict=True) if o.requires_grad],
+    )
 
 
 def _detached(data: Data) -> Data:

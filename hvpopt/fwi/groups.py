@@ -7,6 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
+from hvpopt.fwi.survey import Survey
+
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 #: Room left for what a measurement of one shot does not show (fragmentation, threads).
 HEADROOM = 1.05
@@ -37,6 +41,18 @@ def parse_bytes(size: str | float) -> int:
     if not 1 <= n_bytes < math.inf:
         raise ValueError(f"memory_limit is {size}; it must be a positive size")
     return int(n_bytes)
+
+
+def default_group(survey: Survey) -> int:
+    """Return how many shots run together unless a caller says otherwise.
+
+    Deepwave runs shots on a CPU in parallel threads: a larger group saves no time, and
+    fresh memory for its histories costs some (benchmarks/RESULTS.md). A GPU is filled by
+    many shots. With ``survey_pad`` results depend on the group, so it stays whole.
+    """
+    if survey.device.type == "cpu" and survey.options.get("survey_pad") is None:
+        return min(torch.get_num_threads(), survey.n_shots)
+    return survey.n_shots
 
 
 def groups_of(shots: Sequence[int], size: int) -> list[list[int]]:

@@ -15,6 +15,7 @@ from hvpopt.fwi.double_backprop import DoubleBackpropHessian
 from hvpopt.fwi.engine import Engine, check_engine, choose_engine, plan_product
 from hvpopt.fwi.groups import (
     MemoryPlan,
+    default_group,
     groups_of,
     parse_bytes,
     plan_memory,
@@ -47,7 +48,9 @@ class WaveformMisfit(Objective):
             ``V(a, b)`` or ``V(name=a)``, as they are arranged) to the propagator's
             models: a tensor, a tuple in its order, or a dict by its names. Products
             include its second derivative. Default the unknowns are the models.
-        shots_per_group: Shots that run together. Default all.
+        shots_per_group: Shots that run together. Default: on a CPU as many as torch has
+            threads, since more take memory and save no time; on a GPU all. Products by
+            double backprop run all together by default, for one graph to serve them.
         memory_limit: Bytes, or a string such as ``"2GB"``, that a product may use on top
             of what the process holds. The groups follow from a measurement, taken at
             the first use and told by ``memory_plan``; it runs a few products.
@@ -64,6 +67,7 @@ class WaveformMisfit(Objective):
     Attributes:
         survey: As given.
         engine: As given; what a Hessian took is in its ``engine`` and ``engine_reason``.
+        waveforms: The misfit in its parts.
         memory_plan: The groups, and what was estimated and measured for them.
 
     Raises:
@@ -95,7 +99,7 @@ class WaveformMisfit(Objective):
         data = check_observed(survey, observed)
         data_misfit = as_data_misfit(misfit)
         data_misfit.check_adds(data)
-        self._waveforms = Waveforms(
+        self.waveforms = Waveforms(
             survey, parameterisation, data_misfit, data, data_misfit.constants(data)
         )
         self._subset = ShotSubset(survey.n_shots, product_shots, shots_per_product, seed)
@@ -105,14 +109,15 @@ class WaveformMisfit(Objective):
             raise ValueError(
                 f"shots_per_group is {shots_per_group}; it must be at least 1"
             )
-        size = min(shots_per_group or survey.n_shots, survey.n_shots)
+        self._default_groups = shots_per_group is None and memory_limit is None
+        size = min(shots_per_group or default_group(survey), survey.n_shots)
         self._limit = None if memory_limit is None else parse_bytes(memory_limit)
         self.memory_plan = MemoryPlan(self._limit, size)
 
     @property
     def misfit(self) -> Any:
         """The data misfit ℓ."""
-        return self._waveforms.data_misfit
+        return self.waveforms.data_misfit
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the misfit as a differentiable scalar; all shots share one graph.
@@ -132,7 +137,7 @@ class WaveformMisfit(Objective):
         if bool(args) == bool(kwargs):
             raise TypeError("give the unknowns by position or by name, not both")
         model: Model = kwargs or (args[0] if len(args) == 1 else args)
-        return self._waveforms.loss(self._waveforms.models(model))
+        return self.waveforms.loss(self.waveforms.models(model))
 
     def value(self, model: Model) -> float:
         """Return the misfit, building no graph and storing no history.
@@ -147,10 +152,9 @@ class WaveformMisfit(Objective):
             ValueError: For models that are not physical or do not fit the survey.
         """
         with torch.no_grad():
-            models = self._waveforms.models(_detached(model))
+            models = self.waveforms.models(_detached(model))
             parts = [
-                float(self._waveforms.loss(models, group))
-                for group in self._groups(model)
+                float(self.waveforms.loss(models, group)) for group in self.groups(model)
             ]
         self.counts.tally(values=1, propagations=self.survey.n_shots)
         return sum(parts)
@@ -171,7 +175,7 @@ class WaveformMisfit(Objective):
         named = named_tensors(model)
         leaves = [t.detach().clone().requires_grad_() for t in named.values()]
         with torch.enable_grad():
-            models = self._waveforms.models(rebuild(model, leaves))
+            models = self.waveforms.models(rebuild(model, leaves))
             if not any(m.requires_grad for m in models):
                 raise ValueError(
                     "the parameterisation's models carry no graph: they do not depend on "
@@ -179,8 +183,8 @@ class WaveformMisfit(Objective):
                 )
             inputs = [m.detach().requires_grad_(m.requires_grad) for m in models]
             value = 0.0
-            for group in self._groups(model):
-                part = self._waveforms.loss(inputs, group)
+            for group in self.groups(model):
+                part = self.waveforms.loss(inputs, group)
                 # .backward(), because reentrant checkpointing refuses autograd.grad
                 part.backward()  # type: ignore[no-untyped-call]
                 value += float(part.detach())
@@ -230,41 +234,46 @@ class WaveformMisfit(Objective):
         """
         check_kind(kind)
         taken = self._subset.next() if shots is None else self._subset.check(shots)
-        groups = self._groups(model, taken)
         return self._operator(
             model,
             kind,
-            groups,
+            self.groups(model, taken),
             scale=self.survey.n_shots / len(taken),
             space=space,
             counts=self.counts.child(),
         )
+
+    def groups(self, model: Model, shots: Sequence[int] | None = None) -> list[list[int]]:
+        """Return the groups that shots run in; measured first under a memory limit.
+
+        Args:
+            model: Where to measure.
+            shots: Indices. Default all.
+        """
+        if self._limit is not None and self.memory_plan.measured is None:
+            self._measure(model, self._limit)
+        taken = range(self.survey.n_shots) if shots is None else shots
+        return groups_of(taken, self.memory_plan.shots_per_group)
 
     # -- inside -----------------------------------------------------------------
 
     def _operator(
         self, model: Model, kind: Kind, groups: list[list[int]], **options: Any
     ) -> WaveformHessian:
-        models = self._waveforms.models(_detached(model))
+        models = self.waveforms.models(_detached(model))
         engine: Engine = choose_engine(self.survey, models, self.engine)
         options["reason"] = engine.reason
         if engine.name == "born":
-            return BornHessian(self._waveforms, model, kind, groups, **options)
+            return BornHessian(self.waveforms, model, kind, groups, **options)
+        if self._default_groups:
+            groups = [[shot for group in groups for shot in group]]
         return DoubleBackpropHessian(
-            self._waveforms, model, kind, groups, overrides=engine.overrides, **options
+            self.waveforms, model, kind, groups, overrides=engine.overrides, **options
         )
-
-    def _groups(
-        self, model: Model, shots: Sequence[int] | None = None
-    ) -> list[list[int]]:
-        if self._limit is not None and self.memory_plan.measured is None:
-            self._measure(model, self._limit)
-        taken = range(self.survey.n_shots) if shots is None else shots
-        return groups_of(taken, self.memory_plan.shots_per_group)
 
     def _measure(self, model: Model, limit: int) -> None:
         """Plan the groups by deepwave's estimate and by what products really use."""
-        models = self._waveforms.models(_detached(model))
+        models = self.waveforms.models(_detached(model))
         estimated = plan_product(self.survey, models, [0])
         # the first product also pays for libraries and thread pools
         self._peak_of_product(model, [0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -24,6 +25,10 @@ class DiagonalPreconditioner:
             as zero.
         damping: Floor relative to the largest entry. Default 1e-2.
 
+    Attributes:
+        diagonal: As given, without the damping.
+        damping: As given.
+
     Raises:
         ValueError: If the diagonal is not finite, has no positive entry, or the damping
             is not positive.
@@ -40,8 +45,34 @@ class DiagonalPreconditioner:
             raise ValueError(f"the diagonal's largest entry is {largest:g}, not positive")
         if not damping > 0.0:
             raise ValueError(f"damping is {damping}; it must be positive")
+        self.diagonal = diagonal
+        self.damping = damping
         self._inverse = (diagonal.clamp(min=0.0) + damping * largest).reciprocal()
 
     def apply(self, vector: Tensor) -> Tensor:
         """Return ``M⁻¹ vector``, ``[n]``."""
         return vector * self._inverse.to(vector.dtype)
+
+
+class RestrictedPreconditioner:
+    """A preconditioner of all cells, used on some: ``R M⁻¹ Rᵀ``, still definite.
+
+    Args:
+        preconditioner: On vectors ``[n]``.
+        restrict: From a vector ``[n]`` to the cells used.
+        extend: Back, zero elsewhere.
+    """
+
+    def __init__(
+        self,
+        preconditioner: Preconditioner,
+        restrict: Callable[[Tensor], Tensor],
+        extend: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._preconditioner = preconditioner
+        self._restrict = restrict
+        self._extend = extend
+
+    def apply(self, vector: Tensor) -> Tensor:
+        """Return ``R M⁻¹ Rᵀ vector``."""
+        return self._restrict(self._preconditioner.apply(self._extend(vector)))

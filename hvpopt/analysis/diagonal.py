@@ -1,0 +1,142 @@
+"""The diagonal of an operator that is known by its products alone.
+
+With random vectors ``z_k`` of independent entries, symmetric about zero,
+
+    d = Σ_k z_k ⊙ H z_k  /  Σ_k z_k ⊙ z_k        (entry by entry)
+
+is the diagonal on average (Bekas, Kokiopoulou and Saad, Applied Numerical Mathematics
+57, 2007). Its error comes from the off-diagonal entries: with s probes of ±1 entry i has
+the variance ``Σ_{j≠i} H_ij² / s``. Where the diagonal is known to vary slowly from cell
+to cell, smoothing averages that error away at no further product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from hvpopt.models import named_tensors
+from hvpopt.operators import SymmetricOperator
+from hvpopt.space import ModelSpace
+
+KINDS = ("rademacher", "gaussian")
+
+
+@dataclass(frozen=True)
+class DiagonalEstimate:
+    """What probing found.
+
+    Attributes:
+        diagonal: ``[n]``, in the operator's dtype. Entries may be negative, also of an
+            operator that is positive definite.
+        n_products: Products spent; they are in the operator's counts too.
+    """
+
+    diagonal: Tensor
+    n_products: int
+
+
+def estimate_diagonal(
+    operator: SymmetricOperator,
+    n_probes: int = 3,
+    *,
+    kind: str = "rademacher",
+    seed: int = 0,
+    smooth: float | None = None,
+) -> DiagonalEstimate:
+    """Estimate the diagonal of a symmetric operator by probing.
+
+    Args:
+        operator: ``[n, n]``.
+        n_probes: Random vectors, one product each. Default 3.
+        kind: ``"rademacher"`` (entries ±1), the better of the two and exact for a
+            diagonal operator; or ``"gaussian"``, whose few probes have heavy tails.
+        seed: Of the probes.
+        smooth: Standard deviation of a Gaussian that the estimate is smoothed with,
+            cells; see ``smooth_diagonal``. Needs an operator with a ModelSpace. Default
+            none, which leaves the estimate unbiased.
+
+    Returns:
+        The estimate and what it cost.
+
+    Raises:
+        ValueError: For no probe, an unknown kind, or smoothing without a ModelSpace.
+    """
+    if n_probes < 1:
+        raise ValueError(f"n_probes is {n_probes}; it must be at least 1")
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {KINDS}")
+    if smooth is not None and operator.space is None:
+        raise ValueError(
+            "smooth needs to know which cells are neighbours, and this operator has no "
+            "ModelSpace; leave smooth out"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    above = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
+    below = torch.zeros_like(above)
+    for _ in range(n_probes):
+        z = _probe(operator.size, kind, generator).to(above)
+        above += z * operator.matvec(z)
+        below += z * z
+    diagonal = above / below
+    if smooth is not None:
+        assert operator.space is not None
+        diagonal = smooth_diagonal(diagonal, operator.space, smooth)
+    return DiagonalEstimate(diagonal, n_probes)
+
+
+def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor:
+    """Smooth a diagonal over neighbouring cells of each parameter.
+
+    It is smoothed in the model's units, so that a scale that differs from cell to cell
+    leaves no print. Frozen cells take no part: an average over free cells alone, near
+    them and at the edges. A constant stays what it is.
+
+    Args:
+        diagonal: Of a Hessian in flat coordinates, ``[n]``.
+        space: Those coordinates.
+        width: Standard deviation of the Gaussian, cells, along every axis.
+
+    Returns:
+        ``[n]``.
+
+    Raises:
+        ValueError: If the width is negative or not finite, or the diagonal does not fit.
+    """
+    if not 0.0 <= width < float("inf"):
+        raise ValueError(f"width is {width} cells; it must be zero or positive")
+    # a step of one unit everywhere tells where the free cells are
+    unit = named_tensors(space.step_to_model(torch.ones_like(diagonal))).values()
+    scale = torch.ones_like(diagonal) if space.scale is None else space.scale
+    values = (diagonal / scale.square()).cpu().double().numpy()
+    smoothed, first = [], 0
+    for tensor in unit:
+        free = (tensor != 0).cpu().numpy()
+        n = int(free.sum())
+        smoothed.append(_average(values[first : first + n], free, width))
+        first += n
+    flat = torch.from_numpy(np.concatenate(smoothed)).to(diagonal)
+    return flat * scale.square()
+
+
+def _average(
+    values: np.ndarray[tuple[int], np.dtype[np.float64]],
+    free: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    width: float,
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    grid = np.zeros(free.shape)
+    grid[free] = values
+    total = gaussian_filter(grid, width, mode="constant")
+    weight = gaussian_filter(free.astype(np.float64), width, mode="constant")
+    return np.asarray(total[free] / weight[free], dtype=np.float64)
+
+
+def _probe(size: int, kind: str, generator: torch.Generator) -> Tensor:
+    if kind == "gaussian":
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+    signs = torch.randint(0, 2, (size,), generator=generator, dtype=torch.int8)
+    return 2.0 * signs.double() - 1.0
