@@ -33,7 +33,7 @@ def problem(generator):
 @pytest.mark.parametrize("size", [1, 2, 4, 9])
 def test_results_do_not_depend_on_groups(problem, misfit, size):
     there, observed, v, step = problem
-    whole = WaveformMisfit(there, observed, misfit)
+    whole = WaveformMisfit(there, observed, misfit, shots_per_group=there.n_shots)
     parts = WaveformMisfit(there, observed, misfit, shots_per_group=size)
     assert parts.value(v) == pytest.approx(whole.value(v), rel=ROUNDING)
     gradients = [m.value_and_gradient(v)[1] for m in (parts, whole)]
@@ -157,7 +157,7 @@ def test_peak_is_what_a_block_used():
 
 def test_memory_limit_groups_shots_and_keeps_results(problem):
     there, observed, v, step = problem
-    whole = WaveformMisfit(there, observed)
+    whole = WaveformMisfit(there, observed, shots_per_group=there.n_shots)
     roomy = WaveformMisfit(there, observed, memory_limit="8GB")
     assert roomy.memory_plan.measured is None
     assert relative(roomy.hessian(v) @ step, whole.hessian(v) @ step) < 1e-13
@@ -193,7 +193,7 @@ def test_run_stays_within_its_memory_limit(generator):
             product = H @ step
         return peak.bytes, product
 
-    need, expected = used(WaveformMisfit(there, observed))
+    need, expected = used(WaveformMisfit(there, observed, shots_per_group=there.n_shots))
     limit = need // 4
     misfit = WaveformMisfit(there, observed, memory_limit=limit)
     peak, product = used(misfit)
@@ -201,3 +201,18 @@ def test_run_stays_within_its_memory_limit(generator):
     assert peak <= limit
     assert misfit.memory_plan.shots_per_group >= 1
     assert misfit.memory_plan.estimated <= misfit.memory_plan.measured * 1.5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_default_group_on_a_cpu_is_as_many_shots_as_threads(problem, threads):
+    there, observed, v, step = problem
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        misfit = WaveformMisfit(there, observed)
+    finally:
+        torch.set_num_threads(before)
+    assert len(misfit.hessian(v).groups[0]) == threads
+    one_graph = WaveformMisfit(there, observed, engine="double-backprop")
+    assert len(one_graph.hessian(v).groups) == 1
+    assert relative(misfit.hessian(v) @ step, one_graph.hessian(v) @ step) < 1e-12

@@ -99,6 +99,27 @@ def test_active_cells_leave_the_solve(quadratic, generator):
     assert float(error) < 1e-5
 
 
+def test_preconditioner_saves_products_and_changes_no_step(generator):
+    n = 120
+    diagonal = torch.logspace(0, 5, n, dtype=torch.float64)
+    matrix = torch.diag(diagonal) + 0.1 * symmetric(n, generator)
+    matrix[0, 0] = -2.0
+    gradient = torch.randn(n, generator=generator, dtype=torch.float64)
+    active = torch.rand(n, generator=generator) < 0.2
+    point = point_at(matrix, gradient, active)
+    options = {"solver": "cg", "tol": 1e-8, "max_products": 3000}
+    plain, helped = (
+        hvpopt.ShiftedNewton(preconditioner=p, **options).direction(point, Budget())
+        for p in (None, hvpopt.DiagonalPreconditioner(diagonal, damping=1e-9))
+    )
+    assert helped.status is plain.status is InnerStatus.CONVERGED
+    assert helped.inner_iterations < plain.inner_iterations / 2
+    error = (helped.vector - plain.vector).norm() / plain.vector.norm()
+    assert float(error) < 1e-4
+    with pytest.raises(ValueError, match="solver='cg'"):
+        hvpopt.ShiftedNewton(preconditioner=hvpopt.DiagonalPreconditioner(diagonal))
+
+
 def test_factor_sets_the_shift(generator):
     matrix = symmetric(50, generator, torch.linspace(-1, 3, 50).double())
     gradient = torch.randn(50, generator=generator, dtype=torch.float64)

@@ -150,7 +150,7 @@ def test_some_models_may_be_constant(generator):
 def test_value_builds_no_graph_and_stores_nothing(generator, monkeypatch):
     v = models_of("scalar", generator)[0].requires_grad_()
     there = survey()
-    misfit = WaveformMisfit(there, there.simulate(1.02 * v.detach()))
+    misfit = WaveformMisfit(there, there.simulate(1.02 * v.detach()), shots_per_group=9)
     seen = []
     propagate = there.propagate
 

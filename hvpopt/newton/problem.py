@@ -48,10 +48,10 @@ class Point:
         if self.hessian is None:
             raise RuntimeError("this point was evaluated without a Hessian")
         if not bool(self.active.any()):
-            return FreeCells(self.hessian, self.gradient, lambda vector: vector)
+            return FreeCells(self.hessian, self.gradient, _same, _same)
         restricted = RestrictedOperator(self.hessian, ~self.active)
         gradient = restricted.restrict(self.gradient)
-        return FreeCells(restricted, gradient, restricted.extend)
+        return FreeCells(restricted, gradient, restricted.restrict, restricted.extend)
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,18 @@ class FreeCells:
     Attributes:
         operator: The Hessian's rows and columns of these cells.
         gradient: The gradient's entries.
+        restrict: From a full vector ``[n]`` to these cells.
         extend: From a vector of these cells to the full ``[n]``, zero elsewhere.
     """
 
     operator: SymmetricOperator
     gradient: Tensor
+    restrict: Callable[[Tensor], Tensor]
     extend: Callable[[Tensor], Tensor]
+
+
+def _same(vector: Tensor) -> Tensor:
+    return vector
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,15 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from hvpopt.dense import DenseHessian
 from hvpopt.krylov.cg import CGStatus, cg
 from hvpopt.krylov.eigenvalue import smallest_eigenvalue, tolerance_at
 from hvpopt.krylov.lanczos import LanczosBasis
+from hvpopt.krylov.preconditioner import Preconditioner, RestrictedPreconditioner
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.method import Direction, InnerStatus, Method, Step
-from hvpopt.newton.problem import Budget, Point, Problem
-from hvpopt.operators import DENSE_MEMORY_LIMIT, ShiftedOperator, SymmetricOperator
+from hvpopt.newton.problem import Budget, FreeCells, Point, Problem
+from hvpopt.operators import DENSE_MEMORY_LIMIT, ShiftedOperator
 
 SOLVERS = ("lanczos", "cg", "cholesky")
 
@@ -34,14 +33,16 @@ class ShiftedNewton(Method):
             hide. ``"cg"``: λ_min by Lanczos from a random start, then conjugate
             gradients. ``"cholesky"``: the dense matrix, for small models.
         factor: Of the shift. Over 1. Default 1.5.
-        tol: Of the linear solve, ``‖(H + τI) h + g‖ ≤ tol · ‖g‖``. Default 1e-5.
+        tol: Of the linear solve, ``‖(H + τI) h + g‖ ≤ tol · ‖g‖``. Default 1e-3.
         eigenvalue_tol: Relative residual that a negative λ_min is asked for. Default
             1e-2, which puts the error of λ_min near its square. Of a positive one the
             Lanczos solver only certifies the sign, since τ = 0 whatever its size.
         eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero.
             Default 1e-6.
-        confidence: With which H + τI is certified positive definite. Default 0.999.
+        confidence: With which H + τI is certified positive definite. Default 0.99.
         max_products: Products for one step. Default 300.
+        preconditioner: Of conjugate gradients, in flat coordinates; solver ``"cg"``
+            only. Default none. (For Lanczos, choose the ModelSpace's scale.)
         globalisation: Shortens steps. Default ``Backtracking()``.
         memory_limit: Of the dense matrix, bytes.
         seed: Of the random probe.
@@ -55,11 +56,12 @@ class ShiftedNewton(Method):
         solver: str = "lanczos",
         *,
         factor: float = 1.5,
-        tol: float = 1e-5,
+        tol: float = 1e-3,
         eigenvalue_tol: float = 1e-2,
         eigenvalue_floor: float = 1e-6,
-        confidence: float = 0.999,
+        confidence: float = 0.99,
         max_products: int = 300,
+        preconditioner: Preconditioner | None = None,
         globalisation: Backtracking | None = None,
         memory_limit: float = DENSE_MEMORY_LIMIT,
         seed: int = 0,
@@ -77,6 +79,11 @@ class ShiftedNewton(Method):
         ):
             if not 0.0 < number < 1.0:
                 raise ValueError(f"{name} is {number}; it must lie in (0, 1)")
+        if preconditioner is not None and solver != "cg":
+            raise ValueError(
+                f"a preconditioner goes with solver='cg', not {solver!r}; for Lanczos "
+                "give minimize a scale, such as the diagonal to the power −1/2"
+            )
         if max_products < 1:
             raise ValueError(f"max_products is {max_products}; it must be at least 1")
         self.solver = solver
@@ -86,6 +93,7 @@ class ShiftedNewton(Method):
         self.eigenvalue_floor = eigenvalue_floor
         self.confidence = confidence
         self.max_products = max_products
+        self.preconditioner = preconditioner
         self.globalisation = globalisation or Backtracking()
         self.memory_limit = memory_limit
         self.seed = seed
@@ -108,7 +116,7 @@ class ShiftedNewton(Method):
             "cholesky": self._by_cholesky,
         }[self.solver]
         free = point.free_cells()
-        direction = solve(free.operator, free.gradient, budget)
+        direction = solve(free, budget)
         return replace(direction, vector=free.extend(direction.vector))
 
     def _shift(self, smallest: float, rounding: float) -> float:
@@ -118,9 +126,8 @@ class ShiftedNewton(Method):
             return shift
         return shift + (2 * rounding or 1.0)
 
-    def _by_lanczos(
-        self, operator: SymmetricOperator, gradient: Tensor, budget: Budget
-    ) -> Direction:
+    def _by_lanczos(self, free: FreeCells, budget: Budget) -> Direction:
+        operator, gradient = free.operator, free.gradient
         basis = LanczosBasis(operator, gradient, probe=0.1 * self.tol, seed=self.seed)
         norm = float(gradient.norm())
         limit = max(budget.cap(self.max_products), 1)
@@ -163,9 +170,8 @@ class ShiftedNewton(Method):
             return InnerStatus.EIGENVALUE
         return InnerStatus.CONVERGED
 
-    def _by_cg(
-        self, operator: SymmetricOperator, gradient: Tensor, budget: Budget
-    ) -> Direction:
+    def _by_cg(self, free: FreeCells, budget: Budget) -> Direction:
+        operator, gradient = free.operator, free.gradient
         limit = max(budget.cap(self.max_products), 1)
         estimate = smallest_eigenvalue(
             operator,
@@ -183,6 +189,7 @@ class ShiftedNewton(Method):
             tol=self.tol,
             max_products=max(limit - estimate.n_products, 1),
             deadline=budget.deadline,
+            preconditioner=self._restricted_preconditioner(free),
         )
         status = InnerStatus.CONVERGED
         vector = solution.x
@@ -205,9 +212,13 @@ class ShiftedNewton(Method):
             inner_iterations=solution.n_products,
         )
 
-    def _by_cholesky(
-        self, operator: SymmetricOperator, gradient: Tensor, budget: Budget
-    ) -> Direction:
+    def _restricted_preconditioner(self, free: FreeCells) -> Preconditioner | None:
+        if self.preconditioner is None:
+            return None
+        return RestrictedPreconditioner(self.preconditioner, free.restrict, free.extend)
+
+    def _by_cholesky(self, free: FreeCells, budget: Budget) -> Direction:
+        operator, gradient = free.operator, free.gradient
         dense = DenseHessian(operator, memory_limit=self.memory_limit)
         smallest, _ = dense.smallest_eigenvalue()
         rounding = operator.noise * float(dense.matrix.abs().max())
