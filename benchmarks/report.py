@@ -1,4 +1,4 @@
-"""Write RESULTS.md from results.json: the tables, the machine, the command."""
+"""Write RESULTS.md from published.json and waveform.json: tables and machine."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ HERE = Path(__file__).parent
 
 
 def machine_lines(data: dict[str, Any]) -> list[str]:
-    """Return what the figures were measured on."""
+    """Return what a run was measured on."""
     machine = data["machine_info"]
     cpu = machine["cpu"]
     info = data["benchmarks"][0]["extra_info"]["environment"]
@@ -81,17 +81,81 @@ def product_lines(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def waveform_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the tables of Born products against gradients and double backprop."""
+    lines = [
+        "## A waveform product, in gradients and in peak memory",
+        "",
+        "One scalar survey, float32, 300 steps. Medians of ratios within each round; "
+        "peak memory is the rise of one call, MB. Double backprop's seconds are of a "
+        "product alone, its graph kept; its memory is of graph and product, all shots "
+        "in one graph. Gradients and Born products run in groups of shots (the default "
+        "on a CPU: as many as there are threads).",
+        "",
+        "| cells | shots (a group) | gradient | value | Born product "
+        "| double backprop product | `autograd.functional.hvp` "
+        "| MB gradient | MB Born | MB double backprop "
+        "| Born / double backprop |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        ratio, peak = row["ratios"], row["peak_bytes"]
+        lines.append(
+            f"| {row['waveform_cells']} | {row['shots']} ({row['shots_per_group']}) "
+            f"| {row['gradient_seconds']:.2f} s | {ratio['value']:.2f} "
+            f"| {ratio['born']:.2f} | {ratio['double backprop, graph kept']:.2f} "
+            f"| {ratio['autograd.functional.hvp']:.2f} "
+            f"| {peak['gradient'] / 1e6:.0f} | {peak['born'] / 1e6:.0f} "
+            f"| {peak['double backprop'] / 1e6:.0f} "
+            f"| {peak['born'] / peak['double backprop']:.3f} |"
+        )
+    return lines
+
+
+def limit_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what a memory limit was kept at."""
+    return [
+        f"With `memory_limit` at {row['limit_bytes'] / 1e6:.1f} MB, a quarter of the "
+        f"{row['ungrouped_bytes'] / 1e6:.1f} MB that 8 shots take together on 68 × 202 "
+        f"cells, a gradient and three products rose by {row['used_bytes'] / 1e6:.1f} MB "
+        f"({row['plan']})."
+        for row in rows
+    ]
+
+
+def floor_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the rounding of products in float32."""
+    return [
+        f"A product of float32 waves differs from one of float64 waves by "
+        f"{row['float32_floor']:.1e} (relative, 68 × 202 cells, 1 shot)."
+        for row in rows
+    ]
+
+
 def main() -> None:
     """Write the page."""
-    data = json.loads((HERE / "results.json").read_text())
-    rows = [bench["extra_info"] for bench in data["benchmarks"]]
-    published = [row for row in rows if "dense_seconds" in row]
+    runs = {
+        name: json.loads((HERE / f"{name}.json").read_text())
+        for name in ("published", "waveform")
+    }
+    first, second = (
+        [bench["extra_info"] for bench in data["benchmarks"]] for data in runs.values()
+    )
+    dense = [row for row in first if "dense_seconds" in row]
     sections = [
-        ["# Results", "", "Written by `make bench` from `benchmarks/results.json`."],
-        machine_lines(data),
-        published_lines(published),
-        solver_lines([row for row in rows if "solver" in row], published[0]),
-        product_lines([row for row in rows if "product_in_gradients" in row]),
+        [
+            "# Results",
+            "",
+            "Written by `make bench` from the JSON files beside this page.",
+        ],
+        machine_lines(runs["published"]),
+        published_lines(dense),
+        solver_lines([row for row in first if "solver" in row], dense[0]),
+        product_lines([row for row in first if "product_in_gradients" in row]),
+        waveform_lines([row for row in second if "waveform_cells" in row]),
+        limit_lines([row for row in second if "limit_bytes" in row]),
+        floor_lines([row for row in second if "float32_floor" in row]),
+        machine_lines(runs["waveform"]),
     ]
     page = "\n\n".join("\n".join(section) for section in sections) + "\n"
     (HERE / "RESULTS.md").write_text(page)

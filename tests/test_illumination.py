@@ -7,7 +7,14 @@ import waves
 from tolerances import PRODUCT, ROUNDING
 from waves import models_of, one_thread, survey  # noqa: F401 - a fixture
 
-from hvpopt import CGStatus, MatrixOperator, ModelSpace, cg
+from hvpopt import (
+    CGStatus,
+    MatrixOperator,
+    ModelSpace,
+    ShiftedNewton,
+    cg,
+    minimize,
+)
 from hvpopt.analysis.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.fwi import CoarseGrid, SlownessSquared, Survey, WaveformMisfit
 from hvpopt.fwi.illumination import gauss_newton_diagonal, source_illumination
@@ -326,3 +333,27 @@ def test_damping_is_a_floor_under_the_quotient(generator):
     torch.testing.assert_close(applied, expected, rtol=4 * ROUNDING, atol=0)
     with pytest.raises(ValueError, match="damping"):
         source_illumination(misfit, v, damping=0.0)
+
+
+@pytest.mark.parametrize("make", [source_illumination, gauss_newton_diagonal])
+def test_minimize_takes_it_as_a_preconditioner(surface, make):
+    """In scaled coordinates, with frozen cells and bounds that hold some others."""
+    misfit, v, _ = surface
+    mask = torch.ones(SHAPE, dtype=torch.bool)
+    mask[:2] = False
+    options = {"scale": 100.0, "mask": mask, "lower": 1500.0, "upper": 2000.0}
+    space = ModelSpace(v, **options)
+    illumination = make(misfit, v, space=space)
+    before = misfit.counts.snapshot()
+    result = minimize(
+        misfit,
+        v,
+        method=ShiftedNewton("cg", preconditioner=illumination),
+        max_iter=2,
+        **options,
+    )
+    assert result.fun < 0.2 * result.history[0].value
+    assert torch.equal(result.x[:2], v[:2])
+    spent = misfit.counts - before
+    assert result.counts.products == spent.products
+    assert result.counts.propagations == spent.propagations > 0
