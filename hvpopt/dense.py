@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import scipy.linalg
 import torch
 from torch import Tensor
@@ -16,18 +18,24 @@ class DenseHessian:
         operator: Any symmetric operator, ``n × n``; costs n products.
         memory_limit: Refuse a matrix of more bytes than this. The Cholesky factor
             takes as much again.
+        deadline: Give up when ``time.monotonic()`` passes this, seconds.
 
     Attributes:
         matrix: ``[n, n]``.
 
     Raises:
         MemoryError: If the matrix needs more than ``memory_limit`` bytes.
+        TimeoutError: If the deadline passes.
     """
 
     def __init__(
-        self, operator: SymmetricOperator, *, memory_limit: float = DENSE_MEMORY_LIMIT
+        self,
+        operator: SymmetricOperator,
+        *,
+        memory_limit: float = DENSE_MEMORY_LIMIT,
+        deadline: float = math.inf,
     ) -> None:
-        self.matrix = operator.to_dense(memory_limit=memory_limit)
+        self.matrix = operator.to_dense(memory_limit=memory_limit, deadline=deadline)
 
     def smallest_eigenvalue(self) -> tuple[float, Tensor]:
         """Return the smallest eigenvalue and its unit eigenvector ``[n]``."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hvpopt.models import Model, copy_model
-from hvpopt.newton.method import Direction, Method, Step
+from hvpopt.newton.method import Direction, Method, OutOfBudget, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.shifted import ShiftedNewton
 from hvpopt.objective import Objective, as_objective
@@ -61,7 +61,8 @@ def minimize(
 
     Returns:
         The best model and the history. A run that is interrupted, meets a limit, or
-        fails after its first evaluation returns too, and says why.
+        fails after its first step returns too, and says why. What a callback raises is
+        raised.
 
     Raises:
         TypeError: For a model or loss of the wrong type.
@@ -116,6 +117,14 @@ class _Stop(Exception):  # noqa: N818 - a way out, not an error
         self.detail = detail
 
 
+class _CallbackError(Exception):
+    """Carries what the caller's own callback raised, which is not the loss's failure."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class _Loop:
     """The state of one run. ``point`` is always the best point so far."""
 
@@ -158,11 +167,17 @@ class _Loop:
                 bar.set_postfix(loss=f"{self.point.value:.4g}", refresh=False)
         except _Stop as stop:
             return self._result(stop.status, stop.detail)
+        except OutOfBudget as out:
+            return self._result(Status.MAX_PRODUCTS, str(out))
+        except TimeoutError as late:
+            return self._result(Status.MAX_SECONDS, str(late))
         except KeyboardInterrupt:
             return self._result(Status.INTERRUPTED)
+        except _CallbackError as error:
+            raise error.error from None
         except Exception as error:
-            if not self.history:
-                raise
+            if len(self.history) <= 1 and self.pending is None:
+                raise  # nothing is lost yet, and the caller's input is the likely cause
             return self._result(Status.FAILED, f"{type(error).__name__}: {error}")
         finally:
             self._release()
@@ -172,11 +187,12 @@ class _Loop:
     def _next_step(self, state: Any) -> Step:
         """Return an acceptable step, or stop."""
         self._check_limits()
-        step: Step | str
+        step: Step | Stationary
         if self._stationary():
             step = self.method.escape(self.problem, self.point, state, self._budget())
-            if isinstance(step, str):
-                raise _Stop(Status.CONVERGED, step)
+            if isinstance(step, Stationary):
+                status = Status.CONVERGED if step.minimum else Status.STATIONARY
+                raise _Stop(status, step.reason)
         else:
             step = self.method.step(self.problem, self.point, state, self._budget())
         if step.vector is None:
@@ -204,7 +220,7 @@ class _Loop:
 
     def _check_limits(self) -> None:
         if self._stationary() and self.point.hessian is None:
-            raise _Stop(Status.CONVERGED, "the curvature there was not examined")
+            raise _Stop(Status.STATIONARY, "its curvature was not examined")
         if len(self.history) > self.max_iter:
             raise _Stop(Status.MAX_ITERATIONS)
         if self._budget().products <= 0:
@@ -266,6 +282,8 @@ class _Loop:
             stop = self.callback(self.problem.space.to_model(self.point.vector), record)
         except StopIteration:
             stop = True
+        except Exception as error:
+            raise _CallbackError(error) from error
         if stop:
             raise _Stop(Status.CALLBACK)
 

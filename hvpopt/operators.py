@@ -9,6 +9,7 @@ SciPy ``LinearOperator``.
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -54,7 +55,8 @@ class SymmetricOperator(ABC):
     ) -> None:
         self.size = size
         self.dtype = dtype
-        self.device = torch.device(device)
+        # "cuda" as tensors call it, "cuda:0"
+        self.device = torch.empty(0, device=device).device
         self.space = space
         self.counts = Counts() if counts is None else counts
         self.noise = float(torch.finfo(dtype).eps) if noise is None else noise
@@ -123,19 +125,26 @@ class SymmetricOperator(ABC):
         return SumOperator([(float(factor), self)])
 
     def to_dense(
-        self, *, memory_limit: float = DENSE_MEMORY_LIMIT, block: int = 32
+        self,
+        *,
+        memory_limit: float = DENSE_MEMORY_LIMIT,
+        block: int = 32,
+        deadline: float = math.inf,
     ) -> Tensor:
         """Return the matrix ``[n, n]``, by one product for each column.
 
         Args:
             memory_limit: Refuse a matrix of more bytes than this.
             block: Columns asked for at once.
+            deadline: Give up when ``time.monotonic()`` passes this, seconds; looked at
+                between blocks.
 
         Returns:
             The symmetric part of the assembled matrix, in ``self.dtype``.
 
         Raises:
             MemoryError: If the matrix needs more than ``memory_limit`` bytes.
+            TimeoutError: If the deadline passes.
         """
         needed = self.size**2 * torch.finfo(self.dtype).bits // 8
         if needed > memory_limit:
@@ -146,6 +155,8 @@ class SymmetricOperator(ABC):
             )
         matrix = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         for first in range(0, self.size, block):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the deadline passed after {first} products")
             columns = torch.arange(
                 first, min(first + block, self.size), device=self.device
             )
@@ -248,7 +259,7 @@ class FunctionOperator(SymmetricOperator):
 
     def _product(self, vector: Tensor) -> Tensor:
         self.counts.tally(products=1)
-        return self._function(vector)
+        return self._function(vector.to(self.dtype))
 
 
 class SumOperator(SymmetricOperator):

@@ -16,6 +16,7 @@ class Status(Enum):
     """Why a minimisation ended; the value is a sentence for a person."""
 
     CONVERGED = "the projected gradient is within its tolerance"
+    STATIONARY = "the projected gradient vanishes, but this may be no minimum"
     MAX_ITERATIONS = "the limit of iterations was reached"
     MAX_PRODUCTS = "the limit of Hessian-vector products was reached"
     MAX_SECONDS = "the limit of seconds was reached"
@@ -37,8 +38,7 @@ class IterationRecord:
     Attributes:
         iteration: 0 for the start, which has no step.
         value: The objective.
-        gradient_norm: Norm of the flat projected gradient; NaN where the run ended
-            before a gradient was needed.
+        gradient_norm: Norm of the flat projected gradient.
         step_norm: Norm of the flat step that led here.
         step_length: Fraction of the direction that was taken.
         trials: Values spent on the step.

@@ -91,3 +91,10 @@ def test_deadline_in_the_past_is_its_own_status(definite):
 
 def test_every_status_has_a_sentence():
     assert all(len(status.message.split()) > 3 for status in CGStatus)
+
+
+def test_tiny_float32_right_hand_sides_do_not_underflow():
+    rhs = torch.full((4,), 1e-25)
+    result = hvpopt.cg(hvpopt.MatrixOperator(2 * torch.eye(4)), rhs)
+    assert result.status is CGStatus.CONVERGED
+    assert torch.allclose(result.x, rhs / 2, rtol=1e-6, atol=0.0)

@@ -318,3 +318,72 @@ def test_parts_of_a_sum_are_recorded(start):
     for record in result.history:
         assert set(record.parts) == {"misfit", "roughness"}
         assert sum(record.parts.values()) == pytest.approx(record.value)
+
+
+# -- stationary points --------------------------------------------------------------
+
+
+def test_every_cell_at_its_bound_is_a_minimum():
+    result = hvpopt.minimize(
+        lambda x: (x**2).sum(), torch.ones(3, dtype=torch.float64), lower=1.0
+    )
+    assert result.status is Status.CONVERGED
+    assert "every cell is held at its bound" in result.message
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_maximum_at_a_bound_is_left_the_open_way(seed):
+    result = hvpopt.minimize(
+        lambda x: -(x**2).sum(),
+        torch.zeros(1, dtype=torch.float64),
+        lower=0.0,
+        upper=1.0,
+        method=hvpopt.ShiftedNewton(seed=seed),
+    )
+    assert float(result.x) == 1.0
+    assert result.success
+
+
+def test_stationary_point_that_was_not_examined_is_no_success():
+    weights = torch.linspace(1, 2, 200, dtype=torch.float64)
+    weights[0] = -0.01
+    result = hvpopt.minimize(
+        lambda x: (weights * x**2).sum(),
+        torch.zeros(200, dtype=torch.float64),
+        max_products=3,
+    )
+    assert result.status is Status.STATIONARY
+    assert not result.success
+
+
+def test_dense_step_beyond_the_product_limit_is_not_begun(start):
+    method = hvpopt.ShiftedNewton("cholesky")
+    result = hvpopt.minimize(rosenbrock, start, max_products=25, method=method)
+    assert result.status is Status.MAX_PRODUCTS
+    assert result.nhev == 20
+    assert "a dense step takes 10 products, and 5 are left" in result.message
+
+
+def test_dense_assembly_looks_at_the_clock(start):
+    def slow(x):
+        time.sleep(0.05)
+        return rosenbrock(x)
+
+    method = hvpopt.ShiftedNewton("cholesky")
+    result = hvpopt.minimize(slow, start, max_seconds=0.12, method=method)
+    assert result.status is Status.MAX_SECONDS
+
+
+def test_what_a_callback_raises_is_raised(start):
+    def callback(*_):
+        raise AttributeError("my own bug")
+
+    with pytest.raises(AttributeError, match="my own bug"):
+        hvpopt.minimize(rosenbrock, start, callback=callback)
+
+
+def test_preconditioner_of_another_size_is_refused_in_words(start):
+    diagonal = hvpopt.DiagonalPreconditioner(torch.ones(7, dtype=torch.float64))
+    method = hvpopt.ShiftedNewton("cg", preconditioner=diagonal)
+    with pytest.raises(ValueError, match="the diagonal \\(7,\\)"):
+        hvpopt.minimize(rosenbrock, start, method=method)

@@ -377,3 +377,12 @@ def test_inactive_points_may_be_anywhere(generator):
     away[1, 2] = deepwave.IGNORE_LOCATION
     there = Survey("scalar", **{**given, "receivers": {"u": away}})
     assert float(there.simulate(v)[1, 2].abs().max()) == 0
+
+
+def test_float32_model_at_its_stated_max_vel_runs(generator):
+    """1999.9 in float32 is above 1999.9."""
+    v = torch.full(models_of("scalar", generator)[0].shape, 1999.9)
+    single = survey(max_vel=1999.9, dtype=torch.float32)
+    assert single.simulate(v).dtype == torch.float32
+    with pytest.raises(ValueError, match="above the survey's max_vel"):
+        single.simulate(v * 1.001)

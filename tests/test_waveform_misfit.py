@@ -524,3 +524,22 @@ def test_nothing_passed_in_is_changed(generator):
     assert torch.equal(v, kept[1])
     assert v.grad is None
     assert torch.equal(given["sources"]["u"][0], amplitudes)
+
+
+def test_hessian_of_a_disconnected_parameterisation_is_refused(generator):
+    v = models_of("scalar", generator)[0]
+    there = survey()
+    misfit = WaveformMisfit(
+        there, there.simulate(1.02 * v), parameterisation=lambda t: t.detach()
+    )
+    with pytest.raises(ValueError, match="carry no graph"):
+        misfit.hessian(v)
+
+
+def test_hessian_of_an_ignored_unknown_is_refused(generator):
+    v = models_of("scalar", generator)[0]
+    there = survey()
+    observed = there.simulate(1.02 * v)
+    misfit = WaveformMisfit(there, observed, parameterisation=lambda a, _: a)
+    with pytest.raises(ValueError, match="ignores '1'"):
+        misfit.hessian((v, v))

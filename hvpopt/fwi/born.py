@@ -83,6 +83,8 @@ class WaveformHessian(SymmetricOperator):
         self._waveforms = waveforms
         self._model = copy_model(model)
         self._scale = scale
+        if waveforms.parameterisation is not None:
+            waveforms.check_connected(self._model)
 
     @property
     def curvature(self) -> str:

@@ -284,8 +284,8 @@ class WaveformMisfit(Objective):
             plan = replace(plan, group=used)
             if used <= limit:
                 break
-            smaller = int(plan.shots_per_group * limit / used)
-            plan = replace(plan, shots_per_group=max(1, smaller))
+            smaller = max(1, int(plan.shots_per_group * limit / used))
+            plan = replace(plan, shots_per_group=smaller, group=None)
         self.memory_plan = replace(plan, measured=measured)
 
     def _peak_of_product(self, model: Model, shots: Sequence[int]) -> tuple[int, str]:

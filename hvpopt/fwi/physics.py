@@ -131,8 +131,10 @@ def check_models(name: str, models: Mapping[str, Tensor], max_vel: float) -> Non
                 "below (lower=) or parameterise by a logarithm"
             )
     speed = _fastest(name, models)
-    if speed is not None and float(speed.max()) > max_vel * (1 + 1e-12):
-        bad = speed > max_vel
+    if speed is None:
+        return
+    bad = speed.double() > max_vel * (1 + 1e-12)
+    if bool(bad.any()):
         raise ValueError(
             f"the model's wave speed reaches {float(speed.max()):g}, above the survey's "
             f"max_vel={max_vel:g}, in {int(bad.sum())} cells, the first at {_first(bad)};"

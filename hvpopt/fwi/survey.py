@@ -112,7 +112,10 @@ class Survey:
             "receiver", self._receivers, spec.receiver_channels(self.n_dimensions)
         )
         self.model_names = tuple(spec.model_names(self.n_dimensions))
-        self.max_vel, self.pml_freq = float(max_vel), float(pml_freq)
+        amplitudes = next(iter(parsed.values()))[0]
+        # as models of this dtype hold it: one at its stated bound is not above it
+        rounded = float(torch.tensor(float(max_vel), dtype=amplitudes.dtype))
+        self.max_vel, self.pml_freq = max(float(max_vel), rounded), float(pml_freq)
         if not 0 < self.pml_freq < float("inf"):
             raise ValueError(f"pml_freq is {pml_freq}; it must be positive and finite")
         self._spacing = spacing_of(grid_spacing, self.n_dimensions)
@@ -168,7 +171,8 @@ class Survey:
     ) -> Survey:
         """Return the same survey with wavelets of another dtype or on another device."""
         other = copy.copy(self)
-        to = self.device if device is None else torch.device(device)
+        # "cuda" as tensors call it, "cuda:0"
+        to = self.device if device is None else torch.empty(0, device=device).device
         moved = to != self.device
         other._sources = {
             channel: (a.to(to, dtype or a.dtype), p.to(to) if moved else p)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hvpopt.fwi.acquisition import Shots, take
 from hvpopt.fwi.data_misfits import Constants, DataMisfit
 from hvpopt.fwi.survey import Data, Survey
-from hvpopt.models import Model, call_loss
+from hvpopt.models import Model, call_loss, named_tensors, rebuild
 from hvpopt.objective import Kind
 
 
@@ -46,6 +46,36 @@ class Waveforms:
         if check:
             self.survey.check(models)
         return models
+
+    def check_connected(self, model: Model) -> None:
+        """Raise ValueError unless the parameterisation depends on every unknown.
+
+        Args:
+            model: The unknowns.
+
+        Raises:
+            ValueError: If it carries no graph, or ignores an unknown: that block of the
+                Hessian would be zero without a word.
+        """
+        named = named_tensors(model)
+        leaves = [t.detach().clone().requires_grad_() for t in named.values()]
+        with torch.enable_grad():
+            models = self.models(rebuild(model, leaves), check=False)
+        live = [m for m in models if m.requires_grad]
+        if not live:
+            raise ValueError(
+                "the parameterisation's models carry no graph: they do not depend on "
+                "the unknowns; check for .detach(), .item() or torch.no_grad()"
+            )
+        used = torch.autograd.grad(
+            live, leaves, [torch.zeros_like(m) for m in live], allow_unused=True
+        )
+        ignored = [n for n, g in zip(named, used, strict=True) if g is None]
+        if ignored:
+            raise ValueError(
+                f"the parameterisation ignores {', '.join(map(repr, ignored))}; use it, "
+                "or leave it out of the unknowns"
+            )
 
     def loss(self, models: Sequence[Tensor], shots: Shots = None) -> Tensor:
         """Return the part of ``ℓ(F(V))`` that some shots contribute, a scalar."""

@@ -89,10 +89,13 @@ def cg(
     if not bool(torch.isfinite(rhs).all()):
         raise ValueError("the right-hand side has NaN or infinite entries")
     limit = 2 * operator.size if max_products is None else max_products
-    target = tol * float(rhs.norm())
-
+    size = float(rhs.abs().max()) if rhs.numel() else 0.0
+    if size == 0.0:
+        return CGResult(torch.zeros_like(rhs), CGStatus.CONVERGED, 0.0, 0)
+    # on a right-hand side of size 1: squares of small float32 numbers underflow
     x = torch.zeros_like(rhs)
-    r = rhs.clone()
+    r = rhs / size
+    target = tol * float(r.norm())
     z = r if preconditioner is None else preconditioner.apply(r)
     d = z.clone()
     rz = float(r @ z)
@@ -111,9 +114,9 @@ def cg(
         curvature = float(d @ a_d)
         if curvature <= 0.0:
             return CGResult(
-                x,
+                x * size,
                 CGStatus.NEGATIVE_CURVATURE,
-                norm,
+                norm * size,
                 products,
                 direction=d,
                 curvature=curvature / float(d @ d),
@@ -125,4 +128,4 @@ def cg(
         z = r if preconditioner is None else preconditioner.apply(r)
         rz, before = float(r @ z), rz
         d = z + (rz / before) * d
-    return CGResult(x, status, norm, products)
+    return CGResult(x * size, status, norm * size, products)

@@ -79,7 +79,8 @@ def smallest_eigenvalue(
         confidence: Probability with which the lower bound holds.
         seed: Of the random start.
         backend: ``"lanczos"``, or ``"scipy"`` for ``eigsh`` over ``to_scipy()``, which
-            bounds nothing from below and serves for validation.
+            bounds nothing from below, reads neither ``floor``, ``deadline``,
+            ``confidence`` nor ``seed``, and serves for validation.
 
     Returns:
         The estimate. Not reaching ``tol`` is no error: look at ``converged``.
@@ -118,11 +119,19 @@ def smallest_eigenvalue(
 def tolerance_at(basis: LanczosBasis, tol: float, floor: float = 0.0) -> float:
     """Return the absolute error that a relative tolerance allows the lowest Ritz value.
 
-    Never under the rounding of the products: a few times their noise.
+    Never under what rounding hides: that of the products, and that of the basis.
     """
     theta = abs(float(basis.ritz_values[0]))
     norm = float(np.abs(basis.ritz_values).max())
-    return max(tol * max(theta, floor * norm), 4 * basis.operator.noise * norm)
+    return max(tol * max(theta, floor * norm), rounding_at(basis))
+
+
+def rounding_at(basis: LanczosBasis) -> float:
+    """Return the size under which an eigenvalue cannot be told from zero."""
+    norm = float(np.abs(basis.ritz_values).max())
+    # What a basis cannot extend by is no certain zero: an eigenvector of which the start
+    # has a thousandth may hide within a thousand roundings. Zero itself has no scale.
+    return max(4 * basis.operator.noise * norm, 1e3 * basis.rounding, 1e-280)
 
 
 def eigenvalue_converged(
@@ -154,7 +163,7 @@ def estimate_from(
             f"not converged to tol={tol:g} after {basis.size} products: residual "
             f"{basis.ritz_residual():.3g}, bounds {theta - lower:.3g} apart"
         )
-    elif tol * abs(theta) < 4 * basis.operator.noise * norm:
+    elif tol * abs(theta) < rounding_at(basis):
         message = "converged to the rounding of the products, which is above tol·|λ|"
     else:
         message = f"converged to tol={tol:g}"
@@ -175,15 +184,17 @@ def _by_scipy(
     operator: SymmetricOperator, tol: float, start: Tensor | None, limit: int
 ) -> EigenvalueEstimate:
     """Estimate with ARPACK; one more product gives the residual."""
-    if operator.size < 3:
+    if operator.size < 3 or limit < 4:
         raise ValueError(
-            f"backend 'scipy' needs at least 3 unknowns, got {operator.size}; "
-            "use 'lanczos'"
+            f"backend 'scipy' needs at least 3 unknowns, got {operator.size}, and 4 "
+            f"products, got {limit}; use 'lanczos'"
         )
+    if start is not None and not 0.0 < float(start.double().norm()) < math.inf:
+        raise ValueError("the start is zero or not finite; leave it out")
     before = operator.counts.products
     v0 = None if start is None else start.double().cpu().numpy()
     linear = operator.to_scipy()
-    basis_size = min(operator.size, 20)
+    basis_size = min(operator.size, 20, limit - 1)
     restarts = max(1, (limit - basis_size) // max(1, basis_size - 1))
     try:
         values, vectors = eigsh(
@@ -192,7 +203,12 @@ def _by_scipy(
     except ArpackNoConvergence:
         return EigenvalueEstimate(
             math.nan,
-            torch.full((operator.size,), math.nan, dtype=operator.dtype),
+            torch.full(
+                (operator.size,),
+                math.nan,
+                dtype=operator.dtype,
+                device=operator.device,
+            ),
             math.inf,
             -math.inf,
             math.inf,

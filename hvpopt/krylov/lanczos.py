@@ -98,14 +98,18 @@ class LanczosBasis:
     ) -> tuple[Tensor, float]:
         """Return q_1, and w/‖q‖ where w is the weight of its random part."""
         n = self.operator.size
-        like = torch.empty(0, dtype=self.operator.dtype, device=self.operator.device)
+        if n == 0:
+            raise ValueError("the operator has no rows; every cell is frozen or held")
+        # float64 whatever the operator's dtype: orthogonality is worth the memory
+        like = torch.empty(0, dtype=torch.float64, device=self.operator.device)
         vector = like.new_zeros(n)
         if start is not None:
             if start.shape != (n,):
                 raise ValueError(
                     f"the start has shape {tuple(start.shape)}, expected ({n},)"
                 )
-            norm = float(start.norm())
+            # in float64: squares of a small float32 gradient underflow
+            norm = float(start.double().norm())
             if not math.isfinite(norm):
                 raise ValueError("the start has NaN or infinite entries")
             if norm == 0.0 and probe == 0.0:
@@ -114,7 +118,7 @@ class LanczosBasis:
                     "use a random start (start=None)"
                 )
             if norm > 0.0:
-                vector += start.to(like.dtype) / norm
+                vector += (start.double() / norm).to(like.dtype)
         weight = 1.0 if start is None else probe
         if weight:
             # drawn on the host, so that a seed means the same on every device
@@ -164,10 +168,15 @@ class LanczosBasis:
         beta = float(w.norm())
         self.off_diagonal.append(beta)
         self._eigen = None
-        tiny = self.operator.size * torch.finfo(w.dtype).eps * self.norm_estimate
-        if beta <= tiny or j + 1 == self.operator.size:
+        if j + 1 == self.operator.size:
             self.invariant = True
             self.off_diagonal[-1] = 0.0
+            return
+        if beta <= 10 * math.sqrt(self.operator.size) * self.rounding:
+            # Sums of n terms round like √n: what is left may be rounding, and would
+            # not be orthogonal after two passes. β stays as measured, since a small one
+            # alone does not prove that no eigenvalue hides.
+            self.invariant = True
             return
         if j + 1 == self._rows.shape[0]:
             self._grow()
@@ -190,16 +199,20 @@ class LanczosBasis:
 
     @property
     def _complete(self) -> bool:
-        """True once no eigenvalue can hide: all of H seen, or all a random start sees."""
-        return self.size == self.operator.size or (
-            self.invariant and self._certainty > 0.0
-        )
+        """True once all of H has been seen, and no eigenvalue can hide."""
+        return self.size == self.operator.size
+
+    @property
+    def rounding(self) -> float:
+        """The rounding of one operation on numbers of size ‖H‖; never 0."""
+        eps = float(torch.finfo(self._rows.dtype).eps)
+        return max(eps * self.norm_estimate, 1e-300)
 
     # -- eigenvalues ------------------------------------------------------------
 
     @property
     def norm_estimate(self) -> float:
-        """A lower estimate of ‖H‖: the largest row of T in the 1-norm, within 3×."""
+        """An estimate of ‖H‖ from T, within a factor of 2 of that of T."""
         beta = [0.0, *self.off_diagonal]
         return max((abs(a) + beta[i] for i, a in enumerate(self.diagonal)), default=0.0)
 
@@ -286,9 +299,9 @@ class LanczosBasis:
             return math.inf
         previous, current, total, exponent = 0.0, 1.0, 1.0, 0.0
         before = 0.0
-        for alpha, beta in zip(self.diagonal, self.off_diagonal, strict=True):
-            if beta == 0.0:
-                break
+        rounding = self.rounding
+        for alpha, measured in zip(self.diagonal, self.off_diagonal, strict=True):
+            beta = max(measured, rounding)
             new = ((value - alpha) * current - before * previous) / beta
             previous, current, before = current, new, beta
             total += new * new

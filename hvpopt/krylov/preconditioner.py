@@ -51,6 +51,11 @@ class DiagonalPreconditioner:
 
     def apply(self, vector: Tensor) -> Tensor:
         """Return ``M⁻¹ vector``, ``[n]``."""
+        if vector.shape != self._inverse.shape:
+            raise ValueError(
+                f"the vector has shape {tuple(vector.shape)}, the diagonal "
+                f"{tuple(self._inverse.shape)}; estimate it in the space it is used in"
+            )
         return vector * self._inverse.to(vector.dtype)
 
 

@@ -54,6 +54,7 @@ class Backtracking:
             The step; without a vector if no trial was acceptable.
         """
         length = 1.0
+        problem.last_failure = ""
         for trial in range(1, self.max_trials + 1):
             vector = problem.space.project(point.vector + length * direction.vector)
             moved = vector - point.vector

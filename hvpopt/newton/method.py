@@ -24,7 +24,7 @@ class InnerStatus(Enum):
     CONVERGED = "eigenvalue and linear solve met their tolerances"
     EIGENVALUE = "λ_min did not reach its tolerance, or H + τI is not certified definite"
     RESIDUAL = "the linear solve did not reach its tolerance"
-    INDEFINITE = "H + τI turned out indefinite; the step follows negative curvature"
+    INDEFINITE = "H + τI turned out indefinite; the step is the iterate that came before"
 
     @property
     def message(self) -> str:
@@ -57,6 +57,23 @@ class Direction:
     residual: float = math.nan
     inner_iterations: int = 0
     curvature_step: bool = False
+
+
+@dataclass(frozen=True)
+class Stationary:
+    """What a method knows of a point where the projected gradient vanishes.
+
+    Attributes:
+        minimum: True if it found no negative curvature, and looked well enough.
+        reason: A sentence.
+    """
+
+    minimum: bool
+    reason: str
+
+
+class OutOfBudget(Exception):  # noqa: N818 - a way out, not an error
+    """Raised by a method whose next step costs more products than are left."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,7 @@ class Method(ABC):
 
     def escape(
         self, problem: Problem, point: Point, state: Any, budget: Budget
-    ) -> Step | str:
+    ) -> Step | Stationary:
         """Leave a stationary point that is no minimum.
 
         Args:
@@ -109,10 +126,10 @@ class Method(ABC):
             budget: What may still be spent.
 
         Returns:
-            A step along negative curvature if there is any, else a sentence on what is
-            known of the curvature here.
+            A step along negative curvature if there is any, else what is known of the
+            curvature here.
         """
-        return "curvature was not examined"
+        return Stationary(False, "its curvature was not examined")
 
     def start(self, problem: Problem) -> Any:
         """Return the state that a run begins with. Default none."""

@@ -117,9 +117,20 @@ class Problem:
 
         A loss may refuse a model (one faster than ``max_vel``, say). For a trial that
         means "shorter, please", so the refusal is logged and the value is infinite.
+
+        Args:
+            vector: ``[n]``.
+
+        Returns:
+            The value, or infinity.
+
+        Raises:
+            torch.OutOfMemoryError: A shorter step needs no less memory.
         """
         try:
             value = self.objective.value(self.space.to_model(vector))
+        except torch.OutOfMemoryError:
+            raise
         except (ValueError, ArithmeticError, RuntimeError) as error:
             self.last_failure = f"{type(error).__name__}: {error}"
             logger.info("trial refused by the loss: %s", self.last_failure)

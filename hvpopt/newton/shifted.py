@@ -17,7 +17,14 @@ from hvpopt.krylov.eigenvalue import smallest_eigenvalue, tolerance_at
 from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.krylov.preconditioner import Preconditioner, RestrictedPreconditioner
 from hvpopt.newton.backtracking import Backtracking
-from hvpopt.newton.method import Direction, InnerStatus, Method, Step
+from hvpopt.newton.method import (
+    Direction,
+    InnerStatus,
+    Method,
+    OutOfBudget,
+    Stationary,
+    Step,
+)
 from hvpopt.newton.problem import Budget, FreeCells, Point, Problem
 from hvpopt.operators import DENSE_MEMORY_LIMIT, ShiftedOperator
 
@@ -177,7 +184,7 @@ class ShiftedNewton(Method):
             operator,
             self.eigenvalue_tol,
             floor=self.eigenvalue_floor,
-            max_products=limit,
+            max_products=max(limit - 1, 1),  # conjugate gradients get one at least
             deadline=budget.deadline,
             confidence=self.confidence,
             seed=self.seed,
@@ -187,7 +194,7 @@ class ShiftedNewton(Method):
             ShiftedOperator(operator, shift),
             -gradient,
             tol=self.tol,
-            max_products=max(limit - estimate.n_products, 1),
+            max_products=limit - estimate.n_products,
             deadline=budget.deadline,
             preconditioner=self._restricted_preconditioner(free),
         )
@@ -199,9 +206,9 @@ class ShiftedNewton(Method):
             status = InnerStatus.RESIDUAL
         if solution.direction is not None:
             status = InnerStatus.INDEFINITE
-            if not bool(vector.any()):
-                # met at the first product: the direction is −g itself
-                vector = solution.direction
+        if not bool(vector.any()):
+            # no iterate yet: steepest descent, preconditioned where curvature was met
+            vector = -gradient if solution.direction is None else solution.direction
         return Direction(
             vector=vector,
             status=status,
@@ -219,7 +226,14 @@ class ShiftedNewton(Method):
 
     def _by_cholesky(self, free: FreeCells, budget: Budget) -> Direction:
         operator, gradient = free.operator, free.gradient
-        dense = DenseHessian(operator, memory_limit=self.memory_limit)
+        if operator.size > budget.products:
+            raise OutOfBudget(
+                f"a dense step takes {operator.size} products, and "
+                f"{budget.products:g} are left"
+            )
+        dense = DenseHessian(
+            operator, memory_limit=self.memory_limit, deadline=budget.deadline
+        )
         smallest, _ = dense.smallest_eigenvalue()
         rounding = operator.noise * float(dense.matrix.abs().max())
         shift = self._shift(smallest, rounding)
@@ -239,7 +253,7 @@ class ShiftedNewton(Method):
 
     def escape(
         self, problem: Problem, point: Point, state: Any, budget: Budget
-    ) -> Step | str:
+    ) -> Step | Stationary:
         """Step along negative curvature where the gradient vanishes, if there is any.
 
         Args:
@@ -249,9 +263,11 @@ class ShiftedNewton(Method):
             budget: What may still be spent.
 
         Returns:
-            A step that lowered the loss, or a sentence on the curvature here.
+            A step that lowered the loss, or what is known of the curvature here.
         """
         free = point.free_cells()
+        if free.operator.size == 0:
+            return Stationary(True, "every cell is held at its bound")
         estimate = smallest_eigenvalue(
             free.operator,
             0.1,
@@ -263,8 +279,10 @@ class ShiftedNewton(Method):
         )
         if estimate.upper >= 0.0:
             if estimate.converged:
-                return "no negative curvature here"
-            return f"no negative curvature found, but λ_min is {estimate.message}"
+                return Stationary(True, "no negative curvature here")
+            return Stationary(
+                False, f"no negative curvature found, but λ_min is {estimate.message}"
+            )
         downhill = -1.0 if float(estimate.vector @ free.gradient) > 0.0 else 1.0
         reach = 0.1 * (1.0 + float(point.vector.norm()))
         direction = Direction(
@@ -273,7 +291,13 @@ class ShiftedNewton(Method):
             lower_bound=estimate.lower,
             curvature_step=True,
         )
-        step = self.globalisation.search(problem, point, direction)
-        if step.vector is None:
-            return f"negative curvature {estimate.value:.3g}, too small to lower the loss"
-        return step
+        # a bound may close one of the two ways
+        for way in (direction, replace(direction, vector=-direction.vector)):
+            step = self.globalisation.search(problem, point, way)
+            if step.vector is not None:
+                return step
+        return Stationary(
+            False,
+            f"negative curvature {estimate.value:.3g} here, but no step along it lowered "
+            "the loss",
+        )
