@@ -15,8 +15,8 @@ def machine_lines(data: dict[str, Any]) -> list[str]:
     return [
         f"Machine: {cpu.get('brand_raw', 'unknown')}, {cpu.get('count')} cores, "
         f"{machine['system']}. Python {machine['python_version']}, torch "
-        f"{info['torch']}, deepwave {info['deepwave']}, {info['threads']} threads, "
-        f"float64. Measured on {data['datetime'][:10]}.",
+        f"{info['torch']}, deepwave {info['deepwave']}, torch threads: "
+        f"{info['threads']}. Measured on {data['datetime'][:10]}.",
     ]
 
 
@@ -28,7 +28,7 @@ def published_lines(rows: list[dict[str, Any]]) -> list[str]:
         "Dense is the documentation's script (`torch.autograd.functional.hessian`, "
         '`eigsh`, Cholesky). Matrix-free is `ShiftedNewton(solver="lanczos")`, which '
         "reaches the same losses within 0.1 % and the same λ_min within 1 %, asserted "
-        "in the run. Peak memory is the rise over the level at the start.",
+        "in the run. Float64. Peak memory is the rise over the level at the start.",
         "",
         "| cells | steps | dense | double backprop | ratio | Born pass | ratio | "
         "products dense / matrix-free | peak MB dense / double backprop / Born |",
@@ -118,7 +118,7 @@ def limit_lines(rows: list[dict[str, Any]]) -> list[str]:
         f"With `memory_limit` at {row['limit_bytes'] / 1e6:.1f} MB, a quarter of the "
         f"{row['ungrouped_bytes'] / 1e6:.1f} MB that 8 shots take together on 68 × 202 "
         f"cells, a gradient and three products rose by {row['used_bytes'] / 1e6:.1f} MB "
-        f"({row['plan']})."
+        f"(plan: {row['plan']})."
         for row in rows
     ]
 

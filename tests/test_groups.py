@@ -162,6 +162,9 @@ def test_memory_limit_groups_shots_and_keeps_results(problem):
     assert roomy.memory_plan.measured is None
     assert relative(roomy.hessian(v) @ step, whole.hessian(v) @ step) < 1e-13
     plan = roomy.memory_plan
+    first_a_value = WaveformMisfit(there, observed, memory_limit="8GB")
+    first_a_value.value(v)
+    assert first_a_value.memory_plan.estimated == plan.estimated
     assert plan.limit == 8 * 10**9
     assert plan.shots_per_group == N_SHOTS
     assert plan.estimated > 0

@@ -94,16 +94,18 @@ def plan_product(survey: Survey, models: Sequence[Tensor], shots: list[int]) -> 
     Returns:
         Bytes, of the Born pass where there is one, else of the gradient.
     """
-    if born_twin(survey.propagator) is not None:
-        try:
-            return int(
-                _plan_born(survey, models, shots).memory["total_bytes_lower_bound"]
-            )
-        except (deepwave.DeepwaveError, TypeError):
-            pass  # the gradient's is a lower bound too
-    live = [m.detach().requires_grad_() for m in models]
-    call = survey.arguments(shots)
-    plan = deepwave.plan(survey.propagator, *live, **call)
+    # also where a value is computed without graph: a product has histories
+    with torch.enable_grad():
+        if born_twin(survey.propagator) is not None:
+            try:
+                return _bytes(_plan_born(survey, models, shots))
+            except (deepwave.DeepwaveError, TypeError):
+                pass  # the gradient's is a lower bound too
+        live = [m.detach().requires_grad_() for m in models]
+        return _bytes(deepwave.plan(survey.propagator, *live, **survey.arguments(shots)))
+
+
+def _bytes(plan: Any) -> int:
     return int(plan.memory["total_bytes_lower_bound"])
 
 
