@@ -125,11 +125,11 @@ class Problem:
             The value, or infinity.
 
         Raises:
-            torch.OutOfMemoryError: A shorter step needs no less memory.
+            torch.cuda.OutOfMemoryError: A shorter step needs no less memory.
         """
         try:
             value = self.objective.value(self.space.to_model(vector))
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except (ValueError, ArithmeticError, RuntimeError) as error:
             self.last_failure = f"{type(error).__name__}: {error}"
