@@ -159,7 +159,7 @@ def draw_convergence(
     axes.set_ylabel("loss")
     axes.set_title("convergence")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper right")
 
 
 def plot_convergence(
