@@ -120,6 +120,12 @@ def test_preconditioner_saves_products_and_changes_no_step(generator):
         hvpopt.ShiftedNewton(preconditioner=hvpopt.DiagonalPreconditioner(diagonal))
 
 
+@pytest.mark.parametrize("floor", [-1.0, 1.0, float("nan")])
+def test_floor_out_of_range_is_refused(floor):
+    with pytest.raises(ValueError, match="eigenvalue_floor is"):
+        hvpopt.ShiftedNewton(eigenvalue_floor=floor)
+
+
 def test_factor_sets_the_shift(generator):
     matrix = symmetric(50, generator, torch.linspace(-1, 3, 50).double())
     gradient = torch.randn(50, generator=generator, dtype=torch.float64)

@@ -23,7 +23,12 @@ from hvpopt.fwi.groups import (
 from hvpopt.fwi.subsets import ShotSubset
 from hvpopt.fwi.survey import Survey
 from hvpopt.fwi.trace_misfits import as_data_misfit
-from hvpopt.fwi.waveforms import Waveforms, check_observed
+from hvpopt.fwi.waveforms import (
+    Waveforms,
+    check_observed,
+    every_gradient,
+    live_models,
+)
 from hvpopt.memory import PeakMemory
 from hvpopt.models import Model, named_tensors, rebuild
 from hvpopt.objective import Kind, Objective, check_kind
@@ -176,11 +181,7 @@ class WaveformMisfit(Objective):
         leaves = [t.detach().clone().requires_grad_() for t in named.values()]
         with torch.enable_grad():
             models = self.waveforms.models(rebuild(model, leaves))
-            if not any(m.requires_grad for m in models):
-                raise ValueError(
-                    "the parameterisation's models carry no graph: they do not depend on "
-                    "the unknowns; check for .detach(), .item() or torch.no_grad()"
-                )
+            live_models(models)
             inputs = [m.detach().requires_grad_(m.requires_grad) for m in models]
             value = 0.0
             for group in self.groups(model):
@@ -195,13 +196,7 @@ class WaveformMisfit(Objective):
         gradient = torch.autograd.grad(
             [m for m, _ in found], leaves, [g for _, g in found], allow_unused=True
         )
-        ignored = [n for n, g in zip(named, gradient, strict=True) if g is None]
-        if ignored:
-            raise ValueError(
-                f"the parameterisation ignores {', '.join(map(repr, ignored))}; use it, "
-                "or leave it out of the unknowns"
-            )
-        return value, rebuild(model, [g for g in gradient if g is not None])
+        return value, rebuild(model, every_gradient(named, gradient))
 
     def hessian(
         self,

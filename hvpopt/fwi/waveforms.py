@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,21 +61,11 @@ class Waveforms:
         leaves = [t.detach().clone().requires_grad_() for t in named.values()]
         with torch.enable_grad():
             models = self.models(rebuild(model, leaves), check=False)
-        live = [m for m in models if m.requires_grad]
-        if not live:
-            raise ValueError(
-                "the parameterisation's models carry no graph: they do not depend on "
-                "the unknowns; check for .detach(), .item() or torch.no_grad()"
-            )
+        live = live_models(models)
         used = torch.autograd.grad(
             live, leaves, [torch.zeros_like(m) for m in live], allow_unused=True
         )
-        ignored = [n for n, g in zip(named, used, strict=True) if g is None]
-        if ignored:
-            raise ValueError(
-                f"the parameterisation ignores {', '.join(map(repr, ignored))}; use it, "
-                "or leave it out of the unknowns"
-            )
+        every_gradient(named, used)
 
     def loss(self, models: Sequence[Tensor], shots: Shots = None) -> Tensor:
         """Return the part of ``ℓ(F(V))`` that some shots contribute, a scalar."""
@@ -96,6 +86,30 @@ class Waveforms:
 
     def _rows(self, shots: Shots) -> Data:
         return {channel: take(d, shots) for channel, d in self.observed.items()}
+
+
+def live_models(models: Sequence[Tensor]) -> list[Tensor]:
+    """Return the models that depend on the unknowns, or raise ValueError if none does."""
+    live = [m for m in models if m.requires_grad]
+    if not live:
+        raise ValueError(
+            "the parameterisation's models carry no graph: they do not depend on "
+            "the unknowns; check for .detach(), .item() or torch.no_grad()"
+        )
+    return live
+
+
+def every_gradient(
+    names: Iterable[str], gradients: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """Return gradients, or raise ValueError naming the unknowns that have none."""
+    ignored = [n for n, g in zip(names, gradients, strict=True) if g is None]
+    if ignored:
+        raise ValueError(
+            f"the parameterisation ignores {', '.join(map(repr, ignored))}; use it, "
+            "or leave it out of the unknowns"
+        )
+    return [g for g in gradients if g is not None]
 
 
 def check_observed(survey: Survey, observed: Tensor | Mapping[str, Tensor]) -> Data:

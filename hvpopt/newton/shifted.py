@@ -86,6 +86,10 @@ class ShiftedNewton(Method):
         ):
             if not 0.0 < number < 1.0:
                 raise ValueError(f"{name} is {number}; it must lie in (0, 1)")
+        if not 0.0 <= eigenvalue_floor < 1.0:
+            raise ValueError(
+                f"eigenvalue_floor is {eigenvalue_floor}; it must lie in [0, 1)"
+            )
         if preconditioner is not None and solver != "cg":
             raise ValueError(
                 f"a preconditioner goes with solver='cg', not {solver!r}; for Lanczos "
