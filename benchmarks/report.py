@@ -87,27 +87,31 @@ def waveform_lines(rows: list[dict[str, Any]]) -> list[str]:
         "## A waveform product, in gradients and in peak memory",
         "",
         "One scalar survey, float32, 300 steps. Medians of ratios within each round; "
-        "peak memory is the rise of one call, MB. Double backprop's seconds are of a "
-        "product alone, its graph kept; its memory is of graph and product, all shots "
-        "in one graph. Gradients and Born products run in groups of shots (the default "
+        "memory is the most that torch's tensors held at once, MB (exact), and in "
+        "brackets the rise of the resident set (repeats differ by 1 to 2 %). Double "
+        "backprop's seconds are of a product alone, its graph kept; its memory is of "
+        "graph and product, all shots in one graph. Gradients and Born products run in "
+        "groups of shots (the default "
         "on a CPU: as many as there are threads).",
         "",
         "| cells | shots (a group) | gradient | value | Born product "
         "| double backprop product | `autograd.functional.hvp` "
-        "| MB gradient | MB Born | MB double backprop "
+        "| MB Born | MB double backprop "
         "| Born / double backprop |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         ratio, peak = row["ratios"], row["peak_bytes"]
+        tensors = row["peak_tensor_bytes"]
         lines.append(
             f"| {row['waveform_cells']} | {row['shots']} ({row['shots_per_group']}) "
             f"| {row['gradient_seconds']:.2f} s | {ratio['value']:.2f} "
             f"| {ratio['born']:.2f} | {ratio['double backprop, graph kept']:.2f} "
             f"| {ratio['autograd.functional.hvp']:.2f} "
-            f"| {peak['gradient'] / 1e6:.0f} | {peak['born'] / 1e6:.0f} "
-            f"| {peak['double backprop'] / 1e6:.0f} "
-            f"| {peak['born'] / peak['double backprop']:.3f} |"
+            f"| {tensors['born'] / 1e6:.0f} ({peak['born'] / 1e6:.0f}) "
+            f"| {tensors['double backprop'] / 1e6:.0f} "
+            f"({peak['double backprop'] / 1e6:.0f}) "
+            f"| {tensors['born'] / tensors['double backprop']:.3f} |"
         )
     return lines
 

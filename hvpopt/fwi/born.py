@@ -12,6 +12,7 @@ gradient of both sums in V and in δV. V's own derivatives are taken once for al
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,31 +153,64 @@ class BornHessian(WaveformHessian):
     ) -> None:
         survey = self._waveforms.survey
         with torch.enable_grad():
-            data, scattered = survey.propagate_born(inputs, pushes, group)
+            data, scattered, fields = survey.propagate_born(inputs, pushes, group)
             r, q = self._waveforms.derivatives(
                 _detached(data), _detached(scattered), group, "exact"
             )
-            _pull_back([*scattered.values(), *data.values()], [*r.values(), *q.values()])
+            outputs = [*scattered.values(), *data.values()]
+            weights = [*r.values(), *q.values()]
+            # what the backward pass does not read must not lie beside its histories
+            del data, scattered, r, q
+            _pull_back(outputs, weights, fields)
 
     def _add_gauss_newton(
         self, inputs: list[Tensor], pushes: list[Tensor], group: list[int]
     ) -> None:
         survey = self._waveforms.survey
         with torch.no_grad():
-            data, scattered = survey.propagate_born(inputs, pushes, group)
+            data, scattered, _ = survey.propagate_born(inputs, pushes, group)
         _, q = self._waveforms.derivatives(data, scattered, group, "gauss-newton")
         with torch.enable_grad():
             data = survey.propagate(inputs, group)
-            _pull_back(list(data.values()), [q[channel] for channel in data])
+            _pull_back(list(data.values()), [q[channel] for channel in data], [])
 
 
-def _pull_back(outputs: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    """Add the gradient of ``Σ ⟨weights, outputs⟩`` to the leaves, forming no product."""
-    # not autograd.grad, which reentrant checkpointing refuses
-    torch.autograd.backward(
-        [o for o in outputs if o.requires_grad],
-        [w for o, w in zip(outputs, weights, strict=True) if o.requires_grad],
+def _pull_back(
+    outputs: list[Tensor], weights: list[Tensor], unused: list[Tensor]
+) -> None:
+    """Add the gradient of ``Σ ⟨weights, outputs⟩`` to the leaves; empties the lists."""
+    total = _Weighted.apply(  # type: ignore[no-untyped-call]
+        weights, len(outputs), *outputs, *unused
     )
+    outputs.clear()
+    unused.clear()
+    # not autograd.grad, which reentrant checkpointing refuses
+    total.backward()
+
+
+class _Weighted(torch.autograd.Function):
+    """``Σ ⟨weights, outputs⟩`` for its gradient alone: its value is not formed.
+
+    It holds no output, hands the weights over, and gives the outputs that have no
+    weight one zero tensor for each shape, where autograd would make one for each output.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weights: list[Tensor], n_outputs: int, *outputs: Tensor
+    ) -> Tensor:
+        ctx.weights = weights
+        ctx.unused = [(o.shape, o.dtype, o.device) for o in outputs[n_outputs:]]
+        return outputs[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        weights, ctx.weights = [*ctx.weights], ctx.weights.clear()
+        zeros = {
+            kind: torch.zeros(kind[0], dtype=kind[1], device=kind[2])
+            for kind in set(ctx.unused)
+        }
+        return None, None, *weights, *(zeros[kind] for kind in ctx.unused)
 
 
 def _detached(data: Data) -> Data:

@@ -230,7 +230,7 @@ class Survey:
         models: Sequence[Tensor],
         perturbations: Sequence[Tensor],
         shots: Shots = None,
-    ) -> tuple[Data, Data]:
+    ) -> tuple[Data, Data, list[Tensor]]:
         """Return recordings and their derivative along a perturbation, from one pass.
 
         Args:
@@ -239,13 +239,22 @@ class Survey:
             shots: Indices of the shots to run. Default all.
 
         Returns:
-            ``F(V)`` and ``F'(V) δV``, each by channel and at ``dt``.
+            ``F(V)`` and ``F'(V) δV``, each by channel and at ``dt``, and the last
+            wavefields, which belong to the same autograd node.
         """
         assert self._born is not None
         out = self._born(*models, **self.born_arguments(perturbations, shots))
+        recorded = [*out.bg_receivers.values(), *out.receivers.values()]
+        fields = [
+            field
+            for part in out
+            for field in ([part] if isinstance(part, Tensor) else part.values())
+            if not any(field is traces for traces in recorded)
+        ]
         return (
             self._recordings(out.bg_receivers, shots),
             self._recordings(out.receivers, shots),
+            fields,
         )
 
     def born_arguments(
