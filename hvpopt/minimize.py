@@ -96,7 +96,7 @@ def minimize(
         )
     method = chosen
     loop = _Loop(
-        Problem(as_objective(loss), space, method.kind),
+        Problem(as_objective(loss), space),
         method,
         max_iter=max_iter,
         max_products=max_products,
@@ -151,15 +151,16 @@ class _Loop:
         self.history: list[IterationRecord] = []
         self.point: Point
         self.pending: tuple[Tensor, float] | None = None
+        self.negative_curvature: Tensor | None = None
 
     def run(self, start: Tensor, bar: tqdm[Any]) -> MinimizeResult:
         # what fails here is the caller's loss or model: let the error reach the door
         value = self._start_value(start)
-        self.point = self._evaluate(start)
+        state = self.method.start(self.problem)
+        self.point = self._evaluate(start, state)
         _check_repeatable(value, self.point.value)
         try:
             self._record(Step(start, self.point.value, 0.0, 0, Direction(start)), start)
-            state = self.method.start(self.problem)
             while True:
                 step = self._next_step(state)
                 state = self._advance(step, state)
@@ -206,22 +207,27 @@ class _Loop:
         self._release()
         # if evaluating the new point is interrupted or fails, it is still the best one
         self.pending = step.vector, step.value
-        self.point = self._evaluate(step.vector)
+        self.point = self._evaluate(step.vector, state, step.point)
         self.pending = None
         self._record(step, before.vector)
-        return self.method.remember(state, before, self.point)
+        return self.method.remember(state, before, self.point, step)
 
-    def _evaluate(self, vector: Tensor) -> Point:
+    def _evaluate(self, vector: Tensor, state: Any, known: Point | None = None) -> Point:
         """Linearise, or only differentiate where no further step will be taken."""
         last = len(self.history) >= self.max_iter or self._budget().products <= 0
-        if last or self._budget().out_of_time:
-            return self.problem.differentiate(vector)
-        return self.problem.linearise(vector)
+        kind = (
+            None if last or self._budget().out_of_time else self.method.next_kind(state)
+        )
+        if known is not None:
+            return self.problem.with_hessian(known, kind)
+        return self.problem.linearise(vector, kind)
 
     def _check_limits(self) -> None:
-        if self._stationary() and self.point.hessian is None:
+        last = len(self.history) > self.max_iter
+        spent = last or self._budget().products <= 0 or self._budget().out_of_time
+        if self._stationary() and spent and self.point.hessian is None:
             raise _Stop(Status.STATIONARY, "its curvature was not examined")
-        if len(self.history) > self.max_iter:
+        if last:
             raise _Stop(Status.MAX_ITERATIONS)
         if self._budget().products <= 0:
             raise _Stop(Status.MAX_PRODUCTS)
@@ -271,7 +277,11 @@ class _Loop:
                 inner_iterations=direction.inner_iterations,
                 inner_status=direction.status,
                 curvature_step=direction.curvature_step,
+                predicted=direction.predicted,
+                radius=direction.radius,
             )
+            if direction.negative_curvature is not None:
+                self.negative_curvature = direction.negative_curvature
         self.history.append(record)
         self._call_back(record)
 
@@ -321,6 +331,11 @@ class _Loop:
             nit=len(self.history) - 1 + (self.pending is not None),
             counts=self._spent(),
             history=self.history,
+            negative_curvature=(
+                None
+                if self.negative_curvature is None
+                else space.step_to_model(self.negative_curvature)
+            ),
         )
 
 

@@ -49,6 +49,8 @@ class IterationRecord:
         inner_iterations: Iterations of the linear solver.
         inner_status: How the step's linear algebra ended.
         curvature_step: True for a step along negative curvature off a stationary point.
+        predicted: Decrease that the quadratic model predicted for the whole direction.
+        radius: Of the trust region that bounded the direction.
         active: Cells held at a bound.
         parts: Value of each named part of a sum.
         counts: Spent since the run began.
@@ -68,6 +70,8 @@ class IterationRecord:
     inner_iterations: int = 0
     inner_status: InnerStatus | None = None
     curvature_step: bool = False
+    predicted: float = math.nan
+    radius: float = math.inf
     active: int = 0
     parts: dict[str, float] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
@@ -98,6 +102,8 @@ class MinimizeResult:
         nhev: Hessian-vector products.
         counts: All of these and wave propagations.
         history: One record for the start and one for each accepted step.
+        negative_curvature: The last direction of negative curvature that a step met,
+            shaped like the model, of unit length in flat coordinates; None if none was.
     """
 
     x: Model
@@ -109,6 +115,7 @@ class MinimizeResult:
     nit: int
     counts: Counts
     history: list[IterationRecord]
+    negative_curvature: Model | None = None
 
     @property
     def nfev(self) -> int:

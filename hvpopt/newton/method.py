@@ -47,6 +47,10 @@ class Direction:
         inner_iterations: Iterations of the linear solver.
         curvature_step: True if the direction was chosen for negative curvature alone,
             where the gradient says nothing.
+        predicted: Decrease that the quadratic model predicts for the whole direction.
+        radius: Of the trust region that bounds the direction.
+        negative_curvature: A unit vector ``[n]`` along which the Hessian is negative, if
+            one was met.
     """
 
     vector: Tensor
@@ -57,6 +61,9 @@ class Direction:
     residual: float = math.nan
     inner_iterations: int = 0
     curvature_step: bool = False
+    predicted: float = math.nan
+    radius: float = math.inf
+    negative_curvature: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ class Step:
         trials: Values spent.
         direction: What was searched.
         reason: Why no trial was acceptable, a sentence; empty otherwise.
+        point: The end with its gradient, where the search has evaluated that already.
+        memo: What the method wants to remember of this step.
     """
 
     vector: Tensor | None
@@ -95,13 +104,15 @@ class Step:
     trials: int
     direction: Direction
     reason: str = ""
+    point: Point | None = None
+    memo: Any = None
 
 
 class Method(ABC):
     """A method of minimisation, one step at a time."""
 
-    #: Which Hessian its steps need.
-    kind: Kind = "exact"
+    #: Which Hessian its steps need; None if it asks for one itself when it needs one.
+    kind: Kind | None = "exact"
 
     @abstractmethod
     def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
@@ -135,6 +146,10 @@ class Method(ABC):
         """Return the state that a run begins with. Default none."""
         return None
 
-    def remember(self, state: Any, before: Point, after: Point) -> Any:
+    def next_kind(self, state: Any) -> Kind | None:
+        """Return which Hessian the next point is to carry. Default ``kind``."""
+        return self.kind
+
+    def remember(self, state: Any, before: Point, after: Point, step: Step) -> Any:
         """Return the state after an accepted step. Default unchanged."""
         return state

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,13 +43,21 @@ class Point:
         """The gradient ``[n]``, zero on active cells; vanishes at a bounded minimum."""
         return self.gradient.masked_fill(self.active, 0.0)
 
-    def free_cells(self) -> FreeCells:
-        """Return the Hessian and gradient of the cells that are not active."""
-        if self.hessian is None:
+    def free_cells(self, hessian: SymmetricOperator | None = None) -> FreeCells:
+        """Return the Hessian and gradient of the cells that are not active.
+
+        Args:
+            hessian: Default the point's own.
+
+        Raises:
+            RuntimeError: If there is none.
+        """
+        hessian = self.hessian if hessian is None else hessian
+        if hessian is None:
             raise RuntimeError("this point was evaluated without a Hessian")
         if not bool(self.active.any()):
-            return FreeCells(self.hessian, self.gradient, _same, _same)
-        restricted = RestrictedOperator(self.hessian, ~self.active)
+            return FreeCells(hessian, self.gradient, _same, _same)
+        restricted = RestrictedOperator(hessian, ~self.active)
         gradient = restricted.restrict(self.gradient)
         return FreeCells(restricted, gradient, restricted.restrict, restricted.extend)
 
@@ -103,13 +111,11 @@ class Problem:
     Args:
         objective: What to minimise.
         space: The model's coordinates and bounds.
-        kind: Which Hessian a linearisation carries.
     """
 
-    def __init__(self, objective: Objective, space: ModelSpace, kind: Kind) -> None:
+    def __init__(self, objective: Objective, space: ModelSpace) -> None:
         self.objective = objective
         self.space = space
-        self.kind = kind
         self.last_failure = ""
 
     def value(self, vector: Tensor) -> float:
@@ -137,16 +143,29 @@ class Problem:
             return math.inf
         return value if math.isfinite(value) else math.inf
 
-    def linearise(self, vector: Tensor) -> Point:
-        """Return value, gradient and Hessian at a point."""
+    def linearise(self, vector: Tensor, kind: Kind | None) -> Point:
+        """Return value, gradient and, unless ``kind`` is None, Hessian at a point."""
         model = self.space.to_model(vector)
-        lin = self.objective.linearise(model, self.kind, space=self.space)
+        lin = self.objective.linearise(model, kind, space=self.space)
         return self._point(vector, lin)
 
-    def differentiate(self, vector: Tensor) -> Point:
-        """Return value and gradient at a point, with no Hessian."""
-        lin = self.objective.linearise(self.space.to_model(vector), None)
-        return self._point(vector, lin)
+    def hessian(self, point: Point, kind: Kind = "exact") -> SymmetricOperator:
+        """Return a Hessian at a point; the caller closes it.
+
+        It costs a gradient where products need a graph, and nothing where they do not.
+
+        Args:
+            point: Where.
+            kind: Which.
+        """
+        model = self.space.to_model(point.vector)
+        return self.objective.hessian(model, kind, space=self.space)
+
+    def with_hessian(self, point: Point, kind: Kind | None) -> Point:
+        """Return the point with a Hessian of its own, unless ``kind`` is None."""
+        if kind is None:
+            return point
+        return replace(point, hessian=self.hessian(point, kind))
 
     def _point(self, vector: Tensor, lin: Linearisation) -> Point:
         gradient = self.space.gradient_to_vector(lin.gradient)

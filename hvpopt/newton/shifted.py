@@ -26,6 +26,7 @@ from hvpopt.newton.method import (
     Step,
 )
 from hvpopt.newton.problem import Budget, FreeCells, Point, Problem
+from hvpopt.newton.saddle import leave_saddle
 from hvpopt.operators import DENSE_MEMORY_LIMIT, ShiftedOperator
 
 SOLVERS = ("lanczos", "cg", "cholesky")
@@ -258,50 +259,14 @@ class ShiftedNewton(Method):
     def escape(
         self, problem: Problem, point: Point, state: Any, budget: Budget
     ) -> Step | Stationary:
-        """Step along negative curvature where the gradient vanishes, if there is any.
-
-        Args:
-            problem: For trial values.
-            point: Where the gradient is as good as zero, with its Hessian.
-            state: Not used.
-            budget: What may still be spent.
-
-        Returns:
-            A step that lowered the loss, or what is known of the curvature here.
-        """
-        free = point.free_cells()
-        if free.operator.size == 0:
-            return Stationary(True, "every cell is held at its bound")
-        estimate = smallest_eigenvalue(
-            free.operator,
-            0.1,
+        """Step along negative curvature where the gradient vanishes, if there is any."""
+        return leave_saddle(
+            problem,
+            point,
+            budget,
+            self.globalisation,
             floor=self.eigenvalue_floor,
-            max_products=max(budget.cap(self.max_products), 1),
-            deadline=budget.deadline,
             confidence=self.confidence,
+            max_products=self.max_products,
             seed=self.seed,
-        )
-        if estimate.upper >= 0.0:
-            if estimate.converged:
-                return Stationary(True, "no negative curvature here")
-            return Stationary(
-                False, f"no negative curvature found, but λ_min is {estimate.message}"
-            )
-        downhill = -1.0 if float(estimate.vector @ free.gradient) > 0.0 else 1.0
-        reach = 0.1 * (1.0 + float(point.vector.norm()))
-        direction = Direction(
-            vector=free.extend(downhill * reach * estimate.vector),
-            smallest_eigenvalue=estimate.value,
-            lower_bound=estimate.lower,
-            curvature_step=True,
-        )
-        # a bound may close one of the two ways
-        for way in (direction, replace(direction, vector=-direction.vector)):
-            step = self.globalisation.search(problem, point, way)
-            if step.vector is not None:
-                return step
-        return Stationary(
-            False,
-            f"negative curvature {estimate.value:.3g} here, but no step along it lowered "
-            "the loss",
         )
