@@ -70,6 +70,27 @@ class Objective(ABC):
             space: Flat coordinates. Default ``ModelSpace(model)``.
         """
 
+    def sketch(
+        self,
+        model: Model,
+        kind: Kind = "gauss-newton",
+        *,
+        space: ModelSpace | None = None,
+        seed: int = 0,
+    ) -> SymmetricOperator:
+        """Return an operator whose mean over seeds is the Hessian, with cheap products.
+
+        For statistics that need no single product to be exact, such as a diagonal. Its
+        ``cost`` says what a product costs relative to the Hessian's. Default the Hessian.
+
+        Args:
+            model: Where to linearise.
+            kind: As for ``hessian``.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+            seed: Of what is random in it.
+        """
+        return self.hessian(model, kind, space=space)
+
     @abstractmethod
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the objective as a differentiable torch scalar, like a plain loss."""
@@ -246,8 +267,25 @@ class SumObjective(Objective):
     ) -> SumOperator:
         """Return the weighted sum of the terms' Hessians, by products."""
         space = ModelSpace(model) if space is None else space
+        return self._operator(lambda term: term.hessian(model, kind, space=space))
+
+    def sketch(
+        self,
+        model: Model,
+        kind: Kind = "gauss-newton",
+        *,
+        space: ModelSpace | None = None,
+        seed: int = 0,
+    ) -> SumOperator:
+        """Return the weighted sum of the terms' sketches."""
+        space = ModelSpace(model) if space is None else space
+        return self._operator(
+            lambda term: term.sketch(model, kind, space=space, seed=seed)
+        )
+
+    def _operator(self, make: Callable[[Objective], SymmetricOperator]) -> SumOperator:
         before = [term.counts.gradients for _, term in self.terms]
-        operators = self._each(lambda term: term.hessian(model, kind, space=space))
+        operators = self._each(make)
         after = [term.counts.gradients for _, term in self.terms]
         # a graph is a gradient; a term that needs none (a Born pass) counts none
         spent = max(b - a for a, b in zip(before, after, strict=True))

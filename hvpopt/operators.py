@@ -41,7 +41,13 @@ class SymmetricOperator(ABC):
         counts: The tally that products advance. Default a new one.
         noise: Relative size of the rounding error in one product, ``‖δ(Hw)‖/‖H‖‖w‖``.
             Default the machine epsilon of ``dtype``.
+
+    Attributes:
+        cost: Of a product, relative to one with the whole matrix that this one stands
+            for: under 1 for an estimate from some of its parts.
     """
+
+    cost = 1.0
 
     def __init__(
         self,
@@ -299,6 +305,7 @@ class SumOperator(SymmetricOperator):
             noise=max(term.noise for _, term in terms),
         )
         self.terms = terms
+        self.cost = max(term.cost for _, term in terms)
 
     def _product(self, vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)

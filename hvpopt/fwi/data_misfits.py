@@ -41,6 +41,11 @@ class DataMisfit(ABC):
     convex: bool = False
     adds: bool = False
 
+    @property
+    def same_square_for_every_shot(self) -> bool:
+        """True if ``ℓ`` is one quadratic form of each shot's data: shots may be mixed."""
+        return False
+
     def constants(self, observed: Data) -> Constants:
         """Return what normalises the misfit.
 
@@ -221,6 +226,11 @@ class L2(_Weighted):
         self, *, trace_weights: Weights = None, sample_weights: Weights = None
     ) -> None:
         super().__init__(trace_weights, sample_weights)
+
+    @property
+    def same_square_for_every_shot(self) -> bool:
+        """True unless weights differ from shot to shot."""
+        return self._traces is None and self._samples is None
 
     def of_shots(
         self, simulated: Data, observed: Data, shots: Shots, constants: Constants

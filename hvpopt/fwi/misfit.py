@@ -12,6 +12,7 @@ from torch import Tensor
 from hvpopt.counts import Counts
 from hvpopt.fwi.born import BornHessian, WaveformHessian
 from hvpopt.fwi.double_backprop import DoubleBackpropHessian
+from hvpopt.fwi.encoding import encode, random_codes, why_not_encoded
 from hvpopt.fwi.engine import Engine, check_engine, choose_engine, plan_product
 from hvpopt.fwi.groups import (
     MemoryPlan,
@@ -62,11 +63,12 @@ class WaveformMisfit(Objective):
         engine: Of products: ``"auto"`` (Born where it holds, else double backprop),
             ``"born"`` or ``"double-backprop"``.
         product_shots: Shots of the products alone: a sequence, or ``"rotating"`` or
-            ``"random"``, which take ``shots_per_product`` others at each linearisation.
-            Products are scaled by the fraction left out, so that their mean over
-            subsets is the whole. Default all.
-        shots_per_product: For ``"rotating"`` and ``"random"``.
-        seed: For ``"random"``. Default 0.
+            ``"random"``, which take ``shots_per_product`` others at each linearisation,
+            scaled up for those left out; or ``"encoded"``, which fires all sources at
+            once with random signs (see ``encoded_hessian``). The mean of such products
+            is the whole. Default all.
+        shots_per_product: For ``"rotating"``, ``"random"`` and ``"encoded"``.
+        seed: For ``"random"`` and ``"encoded"``. Default 0.
         name: What its part is called in a sum. Default ``"waveforms"``.
 
     Attributes:
@@ -107,6 +109,10 @@ class WaveformMisfit(Objective):
         self.waveforms = Waveforms(
             survey, parameterisation, data_misfit, data, data_misfit.constants(data)
         )
+        self._seed, self._drawn, self._encoded = seed, 0, 0
+        if isinstance(product_shots, str) and product_shots == "encoded":
+            self._encoded = self._check_encoded(shots_per_product)
+            product_shots = shots_per_product = None
         self._subset = ShotSubset(survey.n_shots, product_shots, shots_per_product, seed)
         if shots_per_group is not None and memory_limit is not None:
             raise ValueError("give shots_per_group or memory_limit, not both")
@@ -228,8 +234,13 @@ class WaveformMisfit(Objective):
                 engine that does not hold.
         """
         check_kind(kind)
+        if shots is None and self._encoded:
+            self._drawn += 1
+            return self.encoded_hessian(
+                model, kind, self._encoded, space=space, seed=self._seed + self._drawn
+            )
         taken = self._subset.next() if shots is None else self._subset.check(shots)
-        return self._operator(
+        operator = self._operator(
             model,
             kind,
             self.groups(model, taken),
@@ -237,6 +248,74 @@ class WaveformMisfit(Objective):
             space=space,
             counts=self.counts.child(),
         )
+        operator.cost = len(taken) / self.survey.n_shots
+        return operator
+
+    def encoded_hessian(
+        self,
+        model: Model,
+        kind: Kind = "gauss-newton",
+        n_encoded: int = 1,
+        *,
+        space: ModelSpace | None = None,
+        seed: int = 0,
+    ) -> WaveformHessian:
+        """Return an estimate of the Hessian from simultaneous sources of random signs.
+
+        Its mean over seeds is the Hessian; a product propagates ``n_encoded`` shots.
+
+        Args:
+            model: Where to linearise; copied.
+            kind: ``"gauss-newton"`` or ``"exact"``.
+            n_encoded: Encoded shots, each with signs of its own. Default 1.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+            seed: Of the signs.
+
+        Raises:
+            ValueError: If the shots cannot be encoded: another misfit than an L2 without
+                weights, receivers that differ from shot to shot, initial wavefields.
+        """
+        check_kind(kind)
+        n_shots = self.survey.n_shots
+        codes = random_codes(n_encoded, n_shots, seed)
+        operator = self._operator(
+            model,
+            kind,
+            groups_of(range(n_encoded), self.memory_plan.shots_per_group),
+            waveforms=encode(self.waveforms, codes),
+            scale=1.0 / n_encoded,
+            space=space,
+            counts=self.counts.child(),
+        )
+        operator.cost = n_encoded / n_shots
+        return operator
+
+    def sketch(
+        self,
+        model: Model,
+        kind: Kind = "gauss-newton",
+        *,
+        space: ModelSpace | None = None,
+        seed: int = 0,
+    ) -> WaveformHessian:
+        """Return a cheap estimate of the Hessian: one encoded shot, or a third of them.
+
+        Args:
+            model: Where to linearise; copied.
+            kind: ``"gauss-newton"`` or ``"exact"``.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+            seed: Of the signs, or of the choice of shots.
+
+        Returns:
+            An operator whose mean over seeds is the Hessian; ``cost`` says what a product
+            costs relative to the Hessian's.
+        """
+        if not why_not_encoded(self.waveforms):
+            return self.encoded_hessian(model, kind, space=space, seed=seed)
+        n_shots = self.survey.n_shots
+        size = -(-n_shots // 3)
+        shots = ShotSubset(n_shots, "random", size, seed).next()
+        return self.hessian(model, kind, space=space, shots=shots)
 
     def groups(self, model: Model, shots: Sequence[int] | None = None) -> list[list[int]]:
         """Return the groups that shots run in; measured first under a memory limit.
@@ -252,18 +331,30 @@ class WaveformMisfit(Objective):
 
     # -- inside -----------------------------------------------------------------
 
+    def _check_encoded(self, n_encoded: int | None) -> int:
+        reason = why_not_encoded(self.waveforms)
+        if reason:
+            raise ValueError(f"product_shots is 'encoded', but {reason}")
+        if n_encoded is None or not 1 <= n_encoded <= self.survey.n_shots:
+            raise ValueError(
+                f"shots_per_product is {n_encoded}; with product_shots='encoded' it is "
+                f"the number of encoded shots, from 1 to {self.survey.n_shots}"
+            )
+        return n_encoded
+
     def _operator(
         self, model: Model, kind: Kind, groups: list[list[int]], **options: Any
     ) -> WaveformHessian:
         models = self.waveforms.models(_detached(model))
         engine: Engine = choose_engine(self.survey, models, self.engine)
         options["reason"] = engine.reason
+        waveforms = options.pop("waveforms", self.waveforms)
         if engine.name == "born":
-            return BornHessian(self.waveforms, model, kind, groups, **options)
+            return BornHessian(waveforms, model, kind, groups, **options)
         if self._default_groups:
             groups = [[shot for group in groups for shot in group]]
         return DoubleBackpropHessian(
-            self.waveforms, model, kind, groups, overrides=engine.overrides, **options
+            waveforms, model, kind, groups, overrides=engine.overrides, **options
         )
 
     def _measure(self, model: Model, limit: int) -> None:

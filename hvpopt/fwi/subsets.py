@@ -36,7 +36,8 @@ class ShotSubset:
         moving = which in ("rotating", "random") if isinstance(which, str) else False
         if isinstance(which, str) and not moving:
             raise ValueError(
-                f"product_shots is {which!r}; it must be 'rotating', 'random' or indices"
+                f"product_shots is {which!r}; it must be 'rotating', 'random', 'encoded' "
+                "or indices"
             )
         if moving != (size is not None):
             raise ValueError(

@@ -162,6 +162,20 @@ class Survey:
         }
 
     @property
+    def fixed_spread(self) -> bool:
+        """True if every shot has the same receivers."""
+        return all(
+            bool((points.locations == points.locations[:1]).all())
+            and (points.mask is None or bool((points.mask == points.mask[:1]).all()))
+            for points in self._receivers.values()
+        )
+
+    @property
+    def has_initial_wavefields(self) -> bool:
+        """True if an option gives wavefields that the shots begin with."""
+        return any(_per_shot(name, value) for name, value in self._options.items())
+
+    @property
     def options(self) -> dict[str, Any]:
         """The deepwave options that every call is given; a copy."""
         return dict(self._options)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from hvpopt.operators import RestrictedOperator, SymmetricOperator
 from hvpopt.space import ModelSpace
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -133,15 +136,29 @@ class Problem:
         Raises:
             torch.cuda.OutOfMemoryError: A shorter step needs no less memory.
         """
+        value = self._try(lambda: self.objective.value(self.space.to_model(vector)))
+        return value if value is not None and math.isfinite(value) else math.inf
+
+    def trial(self, vector: Tensor) -> Point | None:
+        """Return value and gradient at a trial point; None where they cannot be.
+
+        Args:
+            vector: ``[n]``.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: A shorter step needs no less memory.
+        """
+        return self._try(lambda: self.linearise(vector, None))
+
+    def _try(self, evaluate: Callable[[], T]) -> T | None:
         try:
-            value = self.objective.value(self.space.to_model(vector))
+            return evaluate()
         except torch.cuda.OutOfMemoryError:
             raise
         except (ValueError, ArithmeticError, RuntimeError) as error:
             self.last_failure = f"{type(error).__name__}: {error}"
             logger.info("trial refused by the loss: %s", self.last_failure)
-            return math.inf
-        return value if math.isfinite(value) else math.inf
+            return None
 
     def linearise(self, vector: Tensor, kind: Kind | None) -> Point:
         """Return value, gradient and, unless ``kind`` is None, Hessian at a point."""

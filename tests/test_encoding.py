@@ -1,0 +1,134 @@
+"""Simultaneous sources: the mean over every choice of signs is the whole Hessian."""
+
+import itertools
+
+import pytest
+import torch
+from tolerances import PRODUCT
+from waves import D, SHAPE, arguments, models_of, one_thread, rand
+
+import hvpopt
+from hvpopt.fwi import Survey, WaveformMisfit
+from hvpopt.fwi.born import BornHessian
+from hvpopt.fwi.encoding import encode, encoded_survey, random_codes
+from hvpopt.fwi.misfit import groups_of
+
+__all__ = ["one_thread"]
+# torch's own, on the way to the second derivatives of staggered propagators
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+
+
+def misfit_of(propagator, generator, n_shots=3, **options):
+    survey = Survey(propagator, **arguments(propagator, n_shots))
+    observed = survey.simulate(models_of(propagator, generator))
+    return WaveformMisfit(survey, observed, **options)
+
+
+def every_sign(n_shots):
+    return torch.tensor(list(itertools.product((-1.0, 1.0), repeat=n_shots)), dtype=D)
+
+
+@pytest.mark.parametrize("propagator", ["scalar", "acoustic"])
+@pytest.mark.parametrize("kind", ["exact", "gauss-newton"])
+def test_mean_over_every_sign_is_the_hessian(propagator, kind, generator):
+    misfit = misfit_of(propagator, generator)
+    model = models_of(propagator, generator)
+    whole = misfit.hessian(model, kind)
+    w = rand((whole.size,), generator, -1)
+    total = torch.zeros_like(w)
+    codes = every_sign(3)
+    for code in codes:
+        waves = encode(misfit.waveforms, code[None])
+        total += BornHessian(waves, model, kind, groups_of(range(1), 1)) @ w
+    expected = whole @ w
+    assert (total / len(codes) - expected).norm() <= PRODUCT * expected.norm()
+
+
+def test_several_encoded_shots_are_the_mean_of_one_each(generator, seed):
+    misfit = misfit_of("scalar", generator)
+    (model,) = models_of("scalar", generator)
+    operator = misfit.encoded_hessian(model, "gauss-newton", 2, seed=seed)
+    w = rand(SHAPE, generator, -1)
+    product = operator @ w
+    codes = random_codes(2, 3, seed)
+    apart = [
+        BornHessian(encode(misfit.waveforms, c[None]), model, "gauss-newton", [[0]]) @ w
+        for c in codes
+    ]
+    assert (product - sum(apart) / 2).norm() <= PRODUCT * product.norm()
+    assert operator.cost == pytest.approx(2 / 3)
+    assert (misfit.counts.products, misfit.counts.propagations) == (1, 8)
+
+
+def test_encoded_survey_records_the_coded_sum(generator, seed):
+    survey = Survey("scalar", **arguments("scalar", 3))
+    (model,) = models_of("scalar", generator)
+    codes = random_codes(2, 3, seed)
+    together = encoded_survey(survey, codes).simulate(model)
+    expected = torch.einsum("ks,srt->krt", codes, survey.simulate(model))
+    assert (together - expected).norm() <= PRODUCT * expected.norm()
+    assert survey.n_shots == 3  # the caller's own is as it was
+
+
+def test_products_draw_new_signs_at_each_linearisation(generator):
+    misfit = misfit_of("scalar", generator, product_shots="encoded", shots_per_product=1)
+    (model,) = models_of("scalar", generator)
+    w = rand(SHAPE, generator, -1)
+    products = [misfit.hessian(model, "gauss-newton") @ w for _ in range(6)]
+    assert any(not torch.equal(products[0], p) for p in products[1:])
+    value, _ = misfit.value_and_gradient(model)
+    assert value == misfit_value_of_all_shots(misfit, model)
+
+
+def misfit_value_of_all_shots(misfit, model):
+    observed = misfit.waveforms.observed["u"]
+    return WaveformMisfit(misfit.survey, observed).value_and_gradient(model)[0]
+
+
+def test_sketch_takes_a_third_of_the_shots_where_they_cannot_be_mixed(generator, seed):
+    misfit = misfit_of("scalar", generator, misfit="huber", n_shots=4)
+    (model,) = models_of("scalar", generator)
+    operator = misfit.sketch(model, seed=seed)
+    assert len(operator.shots) == 2
+    assert operator.cost == 0.5
+
+
+def test_sketch_of_a_sum_adds_the_terms(generator, seed):
+    misfit = misfit_of("scalar", generator)
+    flat = hvpopt.TorchObjective(lambda v: (v * v).sum(), convex=True)
+    (model,) = models_of("scalar", generator)
+    w = rand(SHAPE, generator, -1)
+    together = (misfit + 0.5 * flat).sketch(model, seed=seed)
+    expected = misfit.sketch(model, seed=seed) @ w + w
+    assert (together @ w - expected).norm() <= PRODUCT * expected.norm()
+
+
+def moving_receivers(generator):
+    options = arguments("scalar", 2)
+    locations = options["receivers"]["u"].clone()
+    locations[1] += 1
+    survey = Survey("scalar", **{**options, "receivers": {"u": locations}})
+    (model,) = models_of("scalar", generator)
+    return WaveformMisfit(survey, survey.simulate(model)), model
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda g: (misfit_of("scalar", g, misfit="huber"), None), "huber"),
+        (lambda g: (misfit_of("scalar", g, n_shots=1), None), "one shot"),
+        (moving_receivers, "receivers differ"),
+    ],
+)
+def test_shots_that_cannot_be_mixed_are_refused(make, why, generator):
+    misfit, model = make(generator)
+    model = models_of("scalar", generator)[0] if model is None else model
+    with pytest.raises(ValueError, match=why):
+        misfit.encoded_hessian(model)
+
+
+def test_options_at_the_door(generator):
+    with pytest.raises(ValueError, match="shots_per_product is None"):
+        misfit_of("scalar", generator, product_shots="encoded")
+    with pytest.raises(ValueError, match="codes have shape"):
+        encoded_survey(misfit_of("scalar", generator).survey, every_sign(3))
