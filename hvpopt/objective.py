@@ -50,6 +50,11 @@ class Objective(ABC):
         self.name = name
         self.counts = Counts()
 
+    @property
+    def has_gauss_newton(self) -> bool:
+        """True if ``hessian`` knows ``kind="gauss-newton"``. Default False."""
+        return False
+
     @abstractmethod
     def value(self, model: Model) -> float:
         """Return the objective, building no graph. NaN and infinity are returned."""
@@ -155,6 +160,11 @@ class TorchObjective(Objective):
         self._loss = loss
         self.convex = convex
 
+    @property
+    def has_gauss_newton(self) -> bool:
+        """True if the loss is declared convex."""
+        return self.convex
+
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the loss as a differentiable torch scalar."""
         return self._loss(*args, **kwargs)
@@ -239,6 +249,11 @@ class SumObjective(Objective):
         super().__init__(" + ".join(term.name for _, term in self.terms))
         names = [term.name for _, term in self.terms]
         self._names = _distinct(names)
+
+    @property
+    def has_gauss_newton(self) -> bool:
+        """True if every term has one."""
+        return all(term.has_gauss_newton for _, term in self.terms)
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the weighted sum as a differentiable torch scalar."""

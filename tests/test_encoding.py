@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from tolerances import PRODUCT
-from waves import D, SHAPE, arguments, models_of, one_thread, rand
+from waves import SHAPE, D, arguments, models_of, one_thread, rand
 
 import hvpopt
 from hvpopt.fwi import Survey, WaveformMisfit

@@ -12,6 +12,8 @@ to cell, smoothing averages that error away at no further product.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,14 +36,17 @@ class DiagonalEstimate:
         diagonal: ``[n]``, in the operator's dtype. Entries may be negative, also of an
             operator that is positive definite.
         n_products: Products spent; they are in the operator's counts too.
+        standard_error: Root mean square over the entries of their standard error, from
+            the scatter of the probes; NaN for one probe.
     """
 
     diagonal: Tensor
     n_products: int
+    standard_error: float = math.nan
 
 
 def estimate_diagonal(
-    operator: SymmetricOperator,
+    operator: SymmetricOperator | Callable[[int], SymmetricOperator],
     n_probes: int = 3,
     *,
     kind: str = "rademacher",
@@ -51,7 +56,8 @@ def estimate_diagonal(
     """Estimate the diagonal of a symmetric operator by probing.
 
     Args:
-        operator: ``[n, n]``.
+        operator: ``[n, n]``; or a function of the probe's number, for an operator that
+            is itself random and drawn anew for each probe.
         n_probes: Random vectors, one product each. Default 3.
         kind: ``"rademacher"`` (entries ±1), the better of the two and exact for a
             diagonal operator; or ``"gaussian"``, whose few probes have heavy tails.
@@ -70,23 +76,29 @@ def estimate_diagonal(
         raise ValueError(f"n_probes is {n_probes}; it must be at least 1")
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {KINDS}")
-    if smooth is not None and operator.space is None:
-        raise ValueError(
-            "smooth needs to know which cells are neighbours, and this operator has no "
-            "ModelSpace; leave smooth out"
-        )
     generator = torch.Generator().manual_seed(seed)
-    above = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
-    below = torch.zeros_like(above)
-    for _ in range(n_probes):
-        z = _probe(operator.size, kind, generator).to(above)
-        above += z * operator.matvec(z)
-        below += z * z
-    diagonal = above / below
+    above, below = [], []
+    for k in range(n_probes):
+        drawn = operator if isinstance(operator, SymmetricOperator) else operator(k)
+        if smooth is not None and drawn.space is None:
+            raise ValueError(
+                "smooth needs to know which cells are neighbours, and this operator has "
+                "no ModelSpace; leave smooth out"
+            )
+        z = _probe(drawn.size, kind, generator).to(drawn.device, drawn.dtype)
+        above.append(z * drawn.matvec(z))
+        below.append(z * z)
+        space = drawn.space
+    mean = torch.stack(below).mean(0)
+    estimates = [a / mean for a in above]
     if smooth is not None:
-        assert operator.space is not None
-        diagonal = smooth_diagonal(diagonal, operator.space, smooth)
-    return DiagonalEstimate(diagonal, n_probes)
+        assert space is not None
+        estimates = [smooth_diagonal(e, space, smooth) for e in estimates]
+    stacked = torch.stack(estimates)
+    error = math.nan
+    if n_probes > 1:
+        error = math.sqrt(float(stacked.var(0).mean()) / n_probes)
+    return DiagonalEstimate(stacked.mean(0), n_probes, error)
 
 
 def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor:

@@ -126,6 +126,11 @@ class WaveformMisfit(Objective):
         self.memory_plan = MemoryPlan(self._limit, size)
 
     @property
+    def has_gauss_newton(self) -> bool:
+        """True: every data misfit has some curvature in the data."""
+        return True
+
+    @property
     def misfit(self) -> Any:
         """The data misfit ℓ."""
         return self.waveforms.data_misfit

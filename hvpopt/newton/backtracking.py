@@ -42,13 +42,22 @@ class Backtracking:
         if self.max_trials < 1:
             raise ValueError(f"max_trials is {self.max_trials}; it must be at least 1")
 
-    def search(self, problem: Problem, point: Point, direction: Direction) -> Step:
+    def search(
+        self,
+        problem: Problem,
+        point: Point,
+        direction: Direction,
+        *,
+        sanguine: bool = False,
+    ) -> Step:
         """Return the longest trial that lowers the loss enough.
 
         Args:
             problem: For values and bounds.
             point: Where the direction starts.
             direction: To search along, unit step first.
+            sanguine: Take the gradient with the first trial's value, which saves that
+                value if the trial is accepted and wastes the gradient if it is not.
 
         Returns:
             The step; without a vector if no trial was acceptable.
@@ -59,9 +68,15 @@ class Backtracking:
             vector = problem.space.project(point.vector + length * direction.vector)
             moved = vector - point.vector
             expected = self._expected_change(point, direction, moved)
-            value = problem.value(vector) if expected < 0.0 else math.inf
+            end: Point | None = None
+            value = math.inf
+            if expected < 0.0 and sanguine and trial == 1:
+                end = problem.trial(vector)
+                value = math.inf if end is None else end.value
+            elif expected < 0.0:
+                value = problem.value(vector)
             if value <= point.value + self.decrease * expected:
-                return Step(vector, value, length, trial, direction)
+                return Step(vector, value, length, trial, direction, point=end)
             length *= self._factor(point.value, value, expected)
         return Step(
             None, point.value, 0.0, trial, direction, self._reason(problem, point)

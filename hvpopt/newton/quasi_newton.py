@@ -1,0 +1,162 @@
+"""QuasiNewton: L-BFGS that starts from measured curvature, with bounds by projection.
+
+Nocedal's two-loop recursion (Math. Comp. 35, 1980) over pairs of step and gradient
+change, on an initial inverse Hessian from Hessian-vector products (``initial.py``). Cells
+that a bound holds leave the direction, and trials run along the projected path. The line
+search is Armijo's by values, from the unit step; a pair without safely positive curvature
+is left out, so that no curvature condition has to be paid for in gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hvpopt.krylov.pairs import Pair, PairsPreconditioner, safely_positive
+from hvpopt.krylov.preconditioner import Preconditioner
+from hvpopt.newton.backtracking import Backtracking
+from hvpopt.newton.initial import HessianDiagonal, InitialCurvature
+from hvpopt.newton.method import Direction, Method, Stationary, Step
+from hvpopt.newton.problem import Budget, Point, Problem
+from hvpopt.newton.saddle import leave_saddle
+
+
+@dataclass(frozen=True)
+class QuasiNewtonState:
+    """What a run remembers.
+
+    Attributes:
+        pairs: Steps and changes of the gradient, oldest first.
+        initial: What the initial curvature measured; None before the first step.
+        age: Steps since it was measured.
+        builds: How often it was measured.
+        sanguine: True if the last step was the whole direction.
+    """
+
+    pairs: tuple[Pair, ...] = ()
+    initial: Any = None
+    age: int = 0
+    builds: int = 0
+    sanguine: bool = False
+
+
+class QuasiNewton(Method):
+    """L-BFGS on an initial inverse Hessian that products have measured.
+
+    Args:
+        memory: Pairs to keep. Default 20.
+        initial: Measures the initial curvature. Default ``HessianDiagonal()``.
+        refresh: Steps after which it is measured anew. Default never; a search that
+            fails also has it measured anew, once.
+        globalisation: Shortens steps. Default ``Backtracking()``.
+        eigenvalue_floor: As for ``ShiftedNewton``, to tell a minimum from a saddle.
+        confidence: Likewise.
+        max_products: To spend on that. Default 300.
+        seed: Of the probes.
+
+    Raises:
+        ValueError: For a number out of range.
+        TypeError: If ``initial`` measures no curvature.
+    """
+
+    kind = None
+
+    def __init__(
+        self,
+        *,
+        memory: int = 20,
+        initial: InitialCurvature | None = None,
+        refresh: int | None = None,
+        globalisation: Backtracking | None = None,
+        eigenvalue_floor: float = 1e-6,
+        confidence: float = 0.99,
+        max_products: int = 300,
+        seed: int = 0,
+    ) -> None:
+        if memory < 1:
+            raise ValueError(f"memory is {memory}; it must be at least 1")
+        if refresh is not None and refresh < 1:
+            raise ValueError(f"refresh is {refresh}; it must be at least 1, or None")
+        if initial is not None and not isinstance(initial, InitialCurvature):
+            raise TypeError(
+                f"initial is a {type(initial).__name__}; pass an InitialCurvature, such "
+                "as hvpopt.HessianDiagonal()"
+            )
+        self.memory = memory
+        self.initial = initial or HessianDiagonal()
+        self.refresh = refresh
+        self.globalisation = globalisation or Backtracking()
+        self.eigenvalue_floor = eigenvalue_floor
+        self.confidence = confidence
+        self.max_products = max_products
+        self.seed = seed
+
+    def start(self, problem: Problem) -> QuasiNewtonState:
+        """Return the state of a run that has measured nothing yet."""
+        return QuasiNewtonState()
+
+    def step(
+        self, problem: Problem, point: Point, state: QuasiNewtonState, budget: Budget
+    ) -> Step:
+        """Return a step along the quasi-Newton direction."""
+        if state.initial is None or (self.refresh and state.age >= self.refresh):
+            state = self._measure(problem, point, state)
+        step = self._search(problem, point, state)
+        if step.vector is None and state.pairs:
+            # the pairs may come from another country
+            state = replace(state, pairs=(), sanguine=False)
+            step = self._search(problem, point, state)
+        if step.vector is None and state.age:
+            state = self._measure(problem, point, state)
+            step = self._search(problem, point, state)
+        return replace(step, memo=state)
+
+    def _measure(
+        self, problem: Problem, point: Point, state: QuasiNewtonState
+    ) -> QuasiNewtonState:
+        initial = self.initial.build(problem, point, self.seed + state.builds)
+        return replace(state, initial=initial, age=0, builds=state.builds + 1)
+
+    def _search(self, problem: Problem, point: Point, state: QuasiNewtonState) -> Step:
+        inverse = self.preconditioner(state)
+        vector = -inverse.apply(point.projected_gradient)
+        direction = Direction(vector.masked_fill(point.active, 0.0))
+        return self.globalisation.search(
+            problem, point, direction, sanguine=state.sanguine
+        )
+
+    def preconditioner(self, state: QuasiNewtonState) -> Preconditioner:
+        """Return the inverse Hessian that a state knows."""
+        return PairsPreconditioner(
+            state.pairs,
+            memory=self.memory,
+            base=self.initial.preconditioner(state.initial),
+        )
+
+    def remember(
+        self, state: QuasiNewtonState, before: Point, after: Point, step: Step
+    ) -> QuasiNewtonState:
+        """Return the state with the step's pair."""
+        if step.memo is None:  # a step off a saddle: what was learnt is of another basin
+            return QuasiNewtonState(builds=state.builds)
+        state = step.memo
+        pair = after.vector - before.vector, after.gradient - before.gradient
+        pairs = state.pairs
+        if safely_positive(*pair):
+            pairs = (*pairs, pair)[-self.memory :]
+        return replace(state, pairs=pairs, age=state.age + 1, sanguine=step.length == 1.0)
+
+    def escape(
+        self, problem: Problem, point: Point, state: QuasiNewtonState, budget: Budget
+    ) -> Step | Stationary:
+        """Step along negative curvature where the gradient vanishes, if there is any."""
+        return leave_saddle(
+            problem,
+            point,
+            budget,
+            self.globalisation,
+            floor=self.eigenvalue_floor,
+            confidence=self.confidence,
+            max_products=self.max_products,
+            seed=self.seed,
+        )

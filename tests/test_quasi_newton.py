@@ -1,0 +1,248 @@
+"""QuasiNewton: its minima against scipy, its costs, its bounds and its initial curvature."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from tolerances import PRODUCT
+from waves import SHAPE, D, arguments, models_of, one_thread, rand
+
+import hvpopt
+from hvpopt.analysis import estimate_diagonal
+from hvpopt.fwi import Survey, WaveformMisfit
+from hvpopt.newton.problem import Problem
+
+__all__ = ["one_thread"]
+
+
+def quartic(generator, n):
+    """A convex function whose Hessian is far from its diagonal, and its start."""
+    a = torch.randn(n, n, generator=generator, dtype=D) / n**0.5
+    b = torch.randn(n, generator=generator, dtype=D)
+
+    def loss(x):
+        return ((a @ x - b) ** 2).sum() + 0.1 * (x**4).sum()
+
+    return loss, torch.randn(n, generator=generator, dtype=D)
+
+
+def scipy_minimum(loss, x, bounds=None):
+    def both(z):
+        t = torch.from_numpy(z.copy()).requires_grad_()
+        value = loss(t)
+        (gradient,) = torch.autograd.grad(value, t)
+        return float(value.detach()), gradient.numpy()
+
+    options = {"maxiter": 10000, "maxfun": 20000, "ftol": 1e-16, "gtol": 1e-10}
+    return scipy.optimize.minimize(
+        both, x.numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    )
+
+
+@pytest.mark.parametrize(
+    "initial", [None, hvpopt.CauchyScale(), hvpopt.HessianDiagonal(n_probes=5, smooth=0)]
+)
+def test_minimum_is_scipys(initial, generator):
+    loss, x = quartic(generator, 30)
+    method = hvpopt.QuasiNewton(initial=initial)
+    result = hvpopt.minimize(loss, x, method=method, max_iter=500, gtol=1e-8)
+    expected = scipy_minimum(loss, x)
+    assert result.status is hvpopt.Status.CONVERGED
+    assert np.abs(result.x.numpy() - expected.x).max() < 1e-6
+
+
+def test_minimum_within_bounds_is_scipys(generator):
+    loss, _ = quartic(generator, 30)
+    x = torch.zeros(30, dtype=D)
+    seen = []
+
+    def watched(t):
+        seen.append(t.detach().clone())
+        return loss(t)
+
+    result = hvpopt.minimize(
+        watched,
+        x,
+        method=hvpopt.QuasiNewton(),
+        lower=-0.2,
+        upper=0.3,
+        max_iter=500,
+        gtol=1e-8,
+    )
+    expected = scipy_minimum(loss, x, [(-0.2, 0.3)] * 30)
+    assert result.success
+    assert result.history[-1].active > 0
+    assert np.abs(result.x.numpy() - expected.x).max() < 1e-6
+    assert all(bool(((t >= -0.2) & (t <= 0.3)).all()) for t in seen)
+
+
+def test_exact_diagonal_solves_a_separable_quadratic_at_once(generator):
+    d = rand((40,), generator, 0.5, 50.0)
+    b = rand((40,), generator, -1)
+    method = hvpopt.QuasiNewton(
+        initial=hvpopt.HessianDiagonal(n_probes=1, smooth=0, damping=1e-15)
+    )
+    result = hvpopt.minimize(
+        lambda x: 0.5 * (d * x * x).sum() - (b * x).sum(),
+        torch.zeros_like(b),
+        method=method,
+    )
+    assert result.nit == 1
+    assert (result.x - b / d).norm() <= 1e-12 * (b / d).norm()
+
+
+def test_accepted_unit_steps_cost_one_gradient_each(generator):
+    loss, x = quartic(generator, 30)
+    objective = hvpopt.TorchObjective(loss, convex=True)
+    records = []
+    hvpopt.minimize(
+        objective,
+        x,
+        method=hvpopt.QuasiNewton(),
+        max_iter=25,
+        callback=lambda model, record: records.append(record),
+    )
+    spent = [b.counts - a.counts for a, b in zip(records, records[1:], strict=False)]
+    assert spent[0].products == 3
+    assert sum(s.products for s in spent[1:]) == 0
+    sanguine = [
+        s
+        for s, before, after in zip(spent[1:], records[1:], records[2:], strict=False)
+        if before.step_length == after.step_length == 1.0
+    ]
+    assert sanguine
+    assert all((s.gradients, s.values) == (1, 0) for s in sanguine)
+
+
+@pytest.mark.parametrize(
+    ("loss", "start"),
+    [
+        (lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4, [0.0, 0.0]),
+        (lambda x: x.cos().sum(), [0.0, 0.0]),
+    ],
+)
+def test_no_success_at_a_saddle_or_maximum(loss, start):
+    x = torch.tensor(start, dtype=D)
+    result = hvpopt.minimize(loss, x, method=hvpopt.QuasiNewton(), max_iter=200)
+    assert result.success
+    H = torch.autograd.functional.hessian(loss, result.x)
+    assert float(torch.linalg.eigvalsh(H)[0]) > 0
+
+
+def test_rosenbrock(generator):
+    def loss(x):
+        return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+    x = 1 + 0.3 * torch.randn(12, generator=generator, dtype=D)
+    result = hvpopt.minimize(loss, x, method=hvpopt.QuasiNewton(), max_iter=1000)
+    assert result.success
+    assert float((result.x - 1).abs().max()) < 1e-3
+
+
+def waveform_misfit(generator, **options):
+    survey = Survey("scalar", **arguments("scalar", 4))
+    (v_true,) = models_of("scalar", generator)
+    return WaveformMisfit(survey, survey.simulate(v_true), **options)
+
+
+def test_waveform_probes_are_encoded_and_cost_one_product(generator):
+    misfit = waveform_misfit(generator)
+    (v,) = models_of("scalar", generator)
+    result = hvpopt.minimize(misfit, v, method=hvpopt.QuasiNewton(), max_iter=1)
+    counts = result.counts
+    assert counts.products == 4
+    waves = counts.propagations - 4 * counts.values - 8 * counts.gradients
+    assert waves == 4 * 4, "four encoded shots, four propagations each"
+    assert result.fun < result.history[0].value
+
+
+def test_measured_diagonal_is_the_mean_of_sketches(generator, seed):
+    misfit = waveform_misfit(generator)
+    (v,) = models_of("scalar", generator)
+    space = hvpopt.ModelSpace(v)
+    problem = Problem(misfit, space)
+    point = problem.linearise(space.to_vector(v), None)
+    state = hvpopt.HessianDiagonal(n_probes=6, smooth=0).build(problem, point, seed)
+    draws = torch.Generator().manual_seed(seed)
+    found = []
+    for k in range(6):
+        signs = torch.randint(0, 2, (space.size,), generator=draws, dtype=torch.int8)
+        z = 2.0 * signs.double() - 1.0
+        found.append(
+            z * (misfit.encoded_hessian(v, seed=seed + k) @ z.reshape(SHAPE)).flatten()
+        )
+    stacked = torch.stack(found)
+    expected = stacked.mean(0).clamp(min=0)
+    assert (state.diagonal - expected).norm() <= PRODUCT * expected.norm()
+    error = (stacked.var(0, correction=1) / 6).mean().sqrt()
+    assert state.damping == pytest.approx(min(2 * float(error / expected.max()), 1.0))
+
+
+def test_standard_error_is_that_of_repeated_estimates(generator, seed):
+    a = torch.randn(60, 60, generator=generator, dtype=D)
+    operator = hvpopt.MatrixOperator(a @ a.mT)
+    found = [estimate_diagonal(operator, 8, seed=seed + k) for k in range(60)]
+    scatter = torch.stack([f.diagonal for f in found]).var(0).mean().sqrt()
+    stated = np.mean([f.standard_error for f in found])
+    assert stated == pytest.approx(float(scatter), rel=0.1)
+
+
+def test_sketch_on_top_knows_what_the_diagonal_misses(generator):
+    u = torch.linalg.qr(torch.randn(50, 4, generator=generator, dtype=D))[0]
+    H = torch.diag(rand((50,), generator, 1, 2)) + 1e4 * u @ u.mT
+    b = torch.randn(50, generator=generator, dtype=D)
+    objective = hvpopt.TorchObjective(lambda x: 0.5 * x @ H @ x - b @ x, convex=True)
+    x = torch.zeros(50, dtype=D)
+    steps = {}
+    for name, initial in (
+        ("diagonal", hvpopt.HessianDiagonal(n_probes=30, smooth=0)),
+        ("sketch", hvpopt.HessianSketch(8, hvpopt.HessianDiagonal(30, smooth=0))),
+    ):
+        result = hvpopt.minimize(
+            objective, x, method=hvpopt.QuasiNewton(initial=initial), max_iter=300
+        )
+        assert result.success
+        steps[name] = result.nit
+    assert steps["sketch"] < steps["diagonal"]
+
+
+def test_refresh_measures_again(generator):
+    loss, x = quartic(generator, 20)
+    objective = hvpopt.TorchObjective(loss, convex=True)
+    method = hvpopt.QuasiNewton(refresh=4)
+    result = hvpopt.minimize(objective, x, method=method, max_iter=9, gtol=0)
+    assert result.nhev == 3 * 3
+
+
+def test_graphs_of_probes_are_closed(generator, monkeypatch):
+    loss, x = quartic(generator, 20)
+    closed = []
+    close = hvpopt.HessianOperator.close
+    monkeypatch.setattr(
+        hvpopt.HessianOperator, "close", lambda self: (closed.append(1), close(self))
+    )
+    hvpopt.minimize(loss, x, method=hvpopt.QuasiNewton(), max_iter=1)
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: hvpopt.QuasiNewton(memory=0), ValueError, "memory is 0"),
+        (lambda: hvpopt.QuasiNewton(refresh=0), ValueError, "refresh is 0"),
+        (lambda: hvpopt.QuasiNewton(initial="diagonal"), TypeError, "str"),
+        (lambda: hvpopt.HessianDiagonal(n_probes=0), ValueError, "n_probes is 0"),
+        (lambda: hvpopt.HessianDiagonal(smooth=-1.0), ValueError, "smooth is -1"),
+        (lambda: hvpopt.HessianDiagonal(damping=0.0), ValueError, "damping is 0"),
+        (lambda: hvpopt.HessianSketch(0), ValueError, "rank is 0"),
+    ],
+)
+def test_options_at_the_door(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+def test_an_objective_without_curvature_is_an_error_that_says_so():
+    line = hvpopt.TorchObjective(lambda x: (2 * x).sum(), convex=True)
+    with pytest.raises(FloatingPointError, match="found no curvature"):
+        hvpopt.minimize(line, torch.ones(5, dtype=D), method=hvpopt.QuasiNewton())
