@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hvpopt.models import Model, copy_model
+from hvpopt.newton.default import default_method
 from hvpopt.newton.method import Direction, Method, OutOfBudget, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem
-from hvpopt.newton.shifted import ShiftedNewton
 from hvpopt.objective import Objective, as_objective
 from hvpopt.result import IterationRecord, MinimizeResult, Status
 from hvpopt.space import ModelSpace, PerParameter
@@ -44,7 +44,8 @@ def minimize(
         loss: An Objective, or any scalar torch function called as the model is
             arranged: ``loss(t)``, ``loss(a, b)`` or ``loss(vp=a, vs=b)``.
         model: The start: a tensor, a tuple or a dict of tensors. Not changed.
-        method: How to step. Default ``ShiftedNewton()``.
+        method: How to step. Default ``QuasiNewton()`` for an objective with a
+            Gauss-Newton matrix, such as a waveform misfit, else ``TrustRegionNewton()``.
         scale: Size of one unit of each parameter; see ModelSpace.
         mask: True where cells may change; see ModelSpace.
         lower: Lower bounds, scalars or tensors; see ModelSpace. No iterate and no trial
@@ -87,16 +88,17 @@ def minimize(
     space = ModelSpace(
         copy_model(model), scale=scale, mask=mask, lower=lower, upper=upper
     )
-    chosen: object = ShiftedNewton() if method is None else method
+    objective = as_objective(loss)
+    chosen: object = default_method(objective) if method is None else method
     if not isinstance(chosen, Method):
         what = chosen.__name__ if isinstance(chosen, type) else type(chosen).__name__
         raise TypeError(
             f"method is {what}; pass an instance of a method, such as "
-            "hvpopt.ShiftedNewton()"
+            "hvpopt.QuasiNewton()"
         )
     method = chosen
     loop = _Loop(
-        Problem(as_objective(loss), space),
+        Problem(objective, space),
         method,
         max_iter=max_iter,
         max_products=max_products,

@@ -173,3 +173,55 @@ def test_indefinite_shift_is_refused(problem):
     basis.extend(20)
     with pytest.raises(np.linalg.LinAlgError):
         basis.solve(shift=0.0)
+
+
+def test_exact_products_show_no_asymmetry(problem):
+    operator, _, gradient = problem
+    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis.extend()
+    assert basis.asymmetry == 0.0
+    basis.extend(20)
+    assert 0.0 < basis.asymmetry < 1e-14
+    assert operator.counts.products == 21
+
+
+def noisy_problem(n, noise, generator):
+    """Return a well-conditioned matrix and its products with a relative error."""
+    spectrum = torch.linspace(1.0, 3.0, n, dtype=torch.float64)
+    matrix = symmetric(n, generator, spectrum)
+
+    def product(v):
+        error = torch.randn(n, generator=generator, dtype=v.dtype) / math.sqrt(n)
+        exact = matrix @ v
+        return exact + noise * exact.norm() * error
+
+    return matrix, hvpopt.FunctionOperator(product, n)
+
+
+@pytest.mark.parametrize("n", [50, 400])
+@pytest.mark.parametrize("noise", [1e-9, 1e-5])
+def test_floor_is_the_residual_that_noisy_products_allow(n, noise, generator):
+    matrix, operator = noisy_problem(n, noise, generator)
+    gradient = torch.randn(n, generator=generator, dtype=torch.float64)
+    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis.extend(40)
+    # one direction of n shows a √n-th of the error, or a few times that
+    assert 0.5 < basis.asymmetry / noise * math.sqrt(n) < 20
+    for shift, radius in ((0.0, None), (1.0, None), (0.0, 0.3 * float(gradient.norm()))):
+        step = basis.solve(shift, radius=radius)
+        total = shift + step.multiplier
+        h = step.vector
+        true = float((matrix @ h + total * h + gradient).norm() / gradient.norm())
+        assert step.residual_norm / float(gradient.norm()) < 0.1 * true, "wasted"
+        assert 0.2 < basis.floor(shift, radius=radius) / true < 5
+
+
+def test_asymmetric_operator_is_seen(generator):
+    matrix = symmetric(40, generator)
+    matrix[3, 7] += 0.1
+    basis = hvpopt.LanczosBasis(
+        hvpopt.FunctionOperator(lambda v: matrix @ v, 40),
+        torch.randn(40, generator=generator, dtype=torch.float64),
+    )
+    basis.extend(20)
+    assert 1e-5 < basis.asymmetry < 0.1

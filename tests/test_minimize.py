@@ -9,6 +9,7 @@ import torch
 
 import hvpopt
 from hvpopt import Status
+from hvpopt.newton.default import default_method
 
 
 def rosenbrock(x):
@@ -98,8 +99,14 @@ def test_no_trial_and_no_iterate_breaks_a_bound(start):
 def test_scipy_agrees_on_the_bounded_minimum(start):
     from scipy.optimize import minimize as scipy_minimize
 
+    # the box holds several minima: another method may find another
     result = hvpopt.minimize(
-        rosenbrock, start.clamp(max=0.6), lower=-1.3, upper=0.6, gtol=1e-9
+        rosenbrock,
+        start.clamp(max=0.6),
+        method=hvpopt.ShiftedNewton(),
+        lower=-1.3,
+        upper=0.6,
+        gtol=1e-9,
     )
     reference = scipy_minimize(
         lambda z: float(rosenbrock(torch.from_numpy(z))),
@@ -261,7 +268,7 @@ def test_step_into_forbidden_ground_is_shortened(bad, caplog):
 
     start = torch.tensor([-0.9], dtype=torch.float64)
     with caplog.at_level(logging.INFO, logger="hvpopt"):
-        result = hvpopt.minimize(loss, start)
+        result = hvpopt.minimize(loss, start, method=hvpopt.ShiftedNewton())
     assert result.success
     assert float(result.x) == pytest.approx(1.0, abs=1e-4)
     assert result.history[1].step_length < 1.0
@@ -387,3 +394,33 @@ def test_preconditioner_of_another_size_is_refused_in_words(start):
     method = hvpopt.ShiftedNewton("cg", preconditioner=diagonal)
     with pytest.raises(ValueError, match="the diagonal \\(7,\\)"):
         hvpopt.minimize(rosenbrock, start, method=method)
+
+
+def test_default_method_follows_the_objective(start):
+    plain = hvpopt.TorchObjective(rosenbrock)
+    assert isinstance(default_method(plain), hvpopt.TrustRegionNewton)
+    convex = hvpopt.TorchObjective(lambda x: (x * x).sum(), convex=True)
+    assert isinstance(default_method(convex), hvpopt.QuasiNewton)
+    assert isinstance(default_method(plain + convex), hvpopt.TrustRegionNewton)
+    assert hvpopt.minimize(rosenbrock, start).success
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        hvpopt.TrustRegionNewton(),
+        hvpopt.ShiftedNewton(),
+        hvpopt.LineSearchNewton(),
+        hvpopt.QuasiNewton(initial=hvpopt.CauchyScale()),
+    ],
+)
+def test_degenerate_saddle_is_left(method):
+    """At the monkey saddle gradient and Hessian both vanish."""
+
+    def monkey(x):
+        return x[0] ** 3 - 3 * x[0] * x[1] ** 2 + (x * x).sum() ** 2
+
+    start = torch.zeros(2, dtype=torch.float64)
+    result = hvpopt.minimize(monkey, start, method=method)
+    assert result.success
+    assert result.fun == pytest.approx(-27 / 256)

@@ -18,3 +18,7 @@ FLOAT32 = 1e-4
 SLOPE = 0.1
 #: Memory that 200 products may add, bytes; one leaked vector a product adds ten times it.
 MEMORY_GROWTH = 60e6
+#: Trust-region steps against a dense solve.
+TRUST_REGION_STEP = 1e-8
+#: Minima of badly scaled functions against the six digits that were published.
+PUBLISHED_MINIMUM = 1e-4

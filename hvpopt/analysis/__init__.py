@@ -6,7 +6,7 @@ from hvpopt.analysis.checks import (
     check_hessian,
     check_symmetry,
 )
-from hvpopt.analysis.diagonal import (
+from hvpopt.krylov.diagonal import (
     DiagonalEstimate,
     estimate_diagonal,
     smooth_diagonal,

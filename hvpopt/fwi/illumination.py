@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvpopt.analysis.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.fwi.autodiff import vjp
 from hvpopt.fwi.misfit import WaveformMisfit
+from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner
 from hvpopt.models import Model, copy_model, named_tensors, rebuild
 from hvpopt.space import ModelSpace
@@ -73,7 +73,7 @@ def gauss_newton_diagonal(
     """Return the Gauss-Newton Hessian's diagonal, by probing, as a preconditioner.
 
     The estimate is Bekas, Kokiopoulou and Saad's, smoothed over cells; see
-    ``hvpopt.analysis.diagonal``. Entries that the probes leave negative count as zero:
+    ``hvpopt.krylov.diagonal``. Entries that the probes leave negative count as zero:
     of several parameters that may be all of the weaker one, whose own curvature drowns in
     its coupling to the stronger. Scale them to be about equal, or spend more probes.
     It counts ``n_probes`` products, of four propagations a shot, in the misfit.

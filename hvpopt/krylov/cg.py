@@ -3,6 +3,12 @@
 Hestenes and Stiefel, J. Res. Nat. Bur. Standards 49, 1952; the test for curvature is
 Steihaug's, SIAM J. Numer. Anal. 20, 1983. A direction of negative curvature is an
 outcome, not an error: it is returned.
+
+Consecutive directions tell how well the products are symmetric, at no cost:
+``d_j·(A d_{j+1})`` and ``(A d_j)·d_{j+1}`` come from two products and should agree. Once
+the residual of the recurrence is below what the products' rounding hides, ``ε ‖A‖ max
+‖x‖``, the true residual stays behind (Greenbaum, SIAM J. Matrix Anal. Appl. 18, 1997),
+and going on would be work for nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +17,16 @@ import math
 import time
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hvpopt.krylov.pairs import Pair
 from hvpopt.krylov.preconditioner import Preconditioner
 from hvpopt.operators import SymmetricOperator
+
+Sampling = Literal["uniform", "last"]
 
 
 class CGStatus(Enum):
@@ -26,6 +36,7 @@ class CGStatus(Enum):
     NEGATIVE_CURVATURE = "a direction of zero or negative curvature was met"
     MAX_PRODUCTS = "the limit of products was reached before the residual's tolerance"
     DEADLINE = "the time limit was reached before the residual's tolerance"
+    FLOOR = "the tolerance lies under the rounding of the products"
 
     @property
     def message(self) -> str:
@@ -44,6 +55,11 @@ class CGResult:
         n_products: Products spent.
         direction: The direction of negative curvature ``[n]``, else None.
         curvature: ``d·A d / d·d`` along it, else NaN.
+        residual: ``b − A x``, ``[n]``, from the recurrence.
+        pairs: The directions and products ``(d, A d)`` that were kept, in order.
+        product_error: An estimate of ``‖δ(A d)‖ / ‖A‖‖d‖``, a few times too large, where
+            the errors of two products are as independent as rounding; NaN before there
+            are three.
     """
 
     x: Tensor
@@ -52,6 +68,9 @@ class CGResult:
     n_products: int
     direction: Tensor | None = None
     curvature: float = math.nan
+    residual: Tensor | None = None
+    pairs: tuple[Pair, ...] = ()
+    product_error: float = math.nan
 
 
 def cg(
@@ -62,6 +81,8 @@ def cg(
     max_products: int | None = None,
     deadline: float = math.inf,
     preconditioner: Preconditioner | None = None,
+    keep_pairs: int = 0,
+    sampling: Sampling = "uniform",
 ) -> CGResult:
     """Solve ``A x = b`` from ``x = 0`` by preconditioned conjugate gradients.
 
@@ -72,12 +93,17 @@ def cg(
         max_products: Stop after this many products. Default ``2 n``.
         deadline: Stop when ``time.monotonic()`` passes this, seconds.
         preconditioner: Applies ``M⁻¹``. Default none.
+        keep_pairs: How many ``(d, A d)`` of positive curvature to return, for a
+            ``PairsPreconditioner``. Default 0.
+        sampling: ``"uniform"``: evenly over the iterations (Morales and Nocedal, SIAM
+            J. Optim. 10, 2000); ``"last"``: the last ones. Default ``"uniform"``.
 
     Returns:
         The iterate and why it ended.
 
     Raises:
-        ValueError: If ``tol`` is not in (0, 1) or the right-hand side does not fit.
+        ValueError: If ``tol`` is not in (0, 1), the right-hand side does not fit, or
+            the preconditioner is not positive definite.
     """
     if not 0.0 < tol < 1.0:
         raise ValueError(f"tol is {tol}; it is relative and must lie in (0, 1)")
@@ -88,44 +114,146 @@ def cg(
         )
     if not bool(torch.isfinite(rhs).all()):
         raise ValueError("the right-hand side has NaN or infinite entries")
+    watch = _Watch(operator, keep_pairs, sampling)
     limit = 2 * operator.size if max_products is None else max_products
     size = float(rhs.abs().max()) if rhs.numel() else 0.0
     if size == 0.0:
-        return CGResult(torch.zeros_like(rhs), CGStatus.CONVERGED, 0.0, 0)
+        zero = torch.zeros_like(rhs)
+        return CGResult(zero, CGStatus.CONVERGED, 0.0, 0, residual=zero)
     # on a right-hand side of size 1: squares of small float32 numbers underflow
     x = torch.zeros_like(rhs)
     r = rhs / size
     target = tol * float(r.norm())
     z = r if preconditioner is None else preconditioner.apply(r)
     d = z.clone()
-    rz = float(r @ z)
-    products = 0
+    rz = _inner(r, z)
     norm = float(r.norm())
     status = CGStatus.CONVERGED
+    negative: Tensor | None = None
+    curvature = math.nan
     while norm > target:
-        if products >= limit:
+        if norm <= watch.floor or rz <= 0.0:  # of M⁻¹ a product may also round
+            status = CGStatus.FLOOR
+            break
+        if watch.products >= limit:
             status = CGStatus.MAX_PRODUCTS
             break
         if time.monotonic() > deadline:
             status = CGStatus.DEADLINE
             break
         a_d = operator.matvec(d)
-        products += 1
-        curvature = float(d @ a_d)
-        if curvature <= 0.0:
-            return CGResult(
-                x * size,
-                CGStatus.NEGATIVE_CURVATURE,
-                norm * size,
-                products,
-                direction=d,
-                curvature=curvature / float(d @ d),
-            )
-        step = rz / curvature
+        d_a_d = float(d @ a_d)
+        watch.note_product(d, a_d, d_a_d)
+        if d_a_d <= 0.0:
+            status, negative = CGStatus.NEGATIVE_CURVATURE, d
+            curvature = d_a_d / float(d @ d)
+            break
+        step = rz / d_a_d
         x = x + step * d
         r = r - step * a_d
         norm = float(r.norm())
+        watch.note_iterate(x)
+        if norm <= target:
+            break
         z = r if preconditioner is None else preconditioner.apply(r)
-        rz, before = float(r @ z), rz
+        rz, before = _inner(r, z), rz
         d = z + (rz / before) * d
-    return CGResult(x * size, status, norm * size, products)
+    return CGResult(
+        x * size,
+        status,
+        norm * size,
+        watch.products,
+        direction=negative,
+        curvature=curvature,
+        residual=r * size,
+        pairs=tuple((d, a_d) for _, d, a_d in watch.kept),
+        product_error=watch.product_error,
+    )
+
+
+class _Watch:
+    """What the products of one solve tell besides the solution."""
+
+    def __init__(self, operator: SymmetricOperator, keep: int, sampling: str) -> None:
+        if keep < 0:
+            raise ValueError(f"keep_pairs is {keep}; it must be zero or positive")
+        if sampling not in ("uniform", "last"):
+            raise ValueError(f"sampling is {sampling!r}; it must be 'uniform' or 'last'")
+        self.noise = operator.noise
+        self.size = operator.size
+        self.keep = keep
+        self.sampling = sampling
+        self.products = 0
+        self.kept: list[tuple[int, Tensor, Tensor]] = []
+        self._stride = 1
+        self._norm = 0.0
+        self._largest_x = 0.0
+        self._gaps: list[float] = []
+        self._last: tuple[Tensor, Tensor, float] | None = None
+
+    def note_product(self, d: Tensor, a_d: Tensor, curvature: float) -> None:
+        """Take in a direction, its product, and ``d·A d``."""
+        length = float(d.norm())
+        self._norm = max(self._norm, float(a_d.norm()) / length)
+        if self._last is not None:
+            before, a_before, length_before = self._last
+            gap = abs(float(before @ a_d) - float(a_before @ d))
+            self._gaps.append(gap / (length * length_before))
+        self._last = d, a_d, length
+        if self.keep and curvature > 0.0:
+            self._keep(d, a_d)
+        self.products += 1
+
+    def _keep(self, d: Tensor, a_d: Tensor) -> None:
+        index = self.products
+        if self.sampling == "uniform" and index % self._stride:
+            return
+        if len(self.kept) == self.keep:
+            if self.sampling == "uniform":
+                spare = self._odd()
+                if spare is None:
+                    self._stride *= 2
+                    if index % self._stride:
+                        return
+                    spare = self._odd()
+                # of a single pair kept, none is odd: the newest takes its place
+                del self.kept[spare or 0]
+            else:
+                del self.kept[0]
+        self.kept.append((index, d, a_d))
+
+    def _odd(self) -> int | None:
+        """Return the place of the first pair that twice the stride would skip."""
+        places = enumerate(index for index, _, _ in self.kept)
+        return next((i for i, index in places if index % (2 * self._stride)), None)
+
+    def note_iterate(self, x: Tensor) -> None:
+        """Take in the length of an iterate."""
+        self._largest_x = max(self._largest_x, float(x.norm()))
+
+    @property
+    def floor(self) -> float:
+        """The residual that rounding of the products hides."""
+        measured = self.product_error
+        noise = self.noise if math.isnan(measured) else max(self.noise, measured)
+        return noise * self._norm * self._largest_x
+
+    @property
+    def product_error(self) -> float:
+        """The products' relative error; NaN before there are three."""
+        if len(self._gaps) < 2 or self._norm == 0.0:
+            return math.nan
+        # Two errors of length δ in independent directions: their components along one
+        # unit vector each differ by δ √(2/n) on average.
+        mean_square = sum(gap * gap for gap in self._gaps) / len(self._gaps)
+        return math.sqrt(0.5 * self.size * mean_square) / self._norm
+
+
+def _inner(r: Tensor, z: Tensor) -> float:
+    """Return r·M⁻¹r, or raise ValueError where M⁻¹ is clearly not positive definite."""
+    product = float(r @ z)
+    if not product > -1e-6 * float(r.norm()) * float(z.norm()) and bool(r.any()):
+        raise ValueError(
+            f"the preconditioner is not positive definite: r·M⁻¹r = {product:g}"
+        )
+    return product

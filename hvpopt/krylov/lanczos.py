@@ -5,28 +5,29 @@
 Every q is orthogonalised against all before it, twice ("twice is enough": Giraud,
 Langou, Rozložník and van den Eshof, Numer. Math. 101, 2005), so that T_k is the
 projection of H to rounding. From (Q_k, T_k), with no further product: Ritz values with
-their residuals, the solution of (H + τI) h = −g for every τ with its residual, and a
-lower bound on the smallest eigenvalue.
+their residuals, the solution of (H + τI) h = −g for every τ with its residual, the
+trust-region step of every radius (Gould, Lucidi, Roma and Toint, SIAM J. Optim. 9,
+1999), a lower bound on the smallest eigenvalue (bounds.py), and how far the products
+are from those of a symmetric operator.
 
-The lower bound is that of van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix
-Anal. Appl. 22, 2000. With p_j the Lanczos polynomials of T and u the lowest
-eigenvector, ⟨u, q_{j+1}⟩ = p_j(λ) ⟨u, q_1⟩, and the squares of these add up to at most 1.
-An eigenvalue λ below every Ritz value would make p_j(λ) grow beyond that, unless
-⟨u, q_1⟩ is tiny, which a random start makes improbable. A start that is not random at
-all can be orthogonal to u (the hard case) and bounds nothing; hence ``probe``.
+A start that is not random at all can be orthogonal to the lowest eigenvector (the hard
+case): the space never sees it, and bounds nothing. Hence ``probe``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
-import scipy.optimize
 import torch
 from torch import Tensor
 
+from hvpopt.krylov.asymmetry import Asymmetry
+from hvpopt.krylov.bounds import log_component, log_mass, lower_bound
+from hvpopt.krylov.start import first_vector
+from hvpopt.krylov.trust_region import BoundedMinimum, bounded_minimum
 from hvpopt.operators import SymmetricOperator
 
 
@@ -36,13 +37,22 @@ class KrylovStep:
 
     Attributes:
         vector: The step h, ``[n]``.
-        residual_norm: ``‖(H + τI) h + g‖``, from the recurrence.
+        residual_norm: ``‖(H + (τ + λ)I) h + g‖``, from the recurrence.
         decrease: ``−(g·h + ½ h·Hh)``, what the unshifted quadratic model predicts.
+        norm: ``‖h‖``.
+        multiplier: λ ≥ 0 of the radius; 0 without one, or inside it.
+        on_boundary: True if the radius bounds the step: ``‖h‖`` is the radius.
+        hard_case: True if g says as good as nothing of the lowest Ritz vector, and a
+            multiple of it takes the step to the boundary.
     """
 
     vector: Tensor
     residual_norm: float
     decrease: float
+    norm: float
+    multiplier: float = 0.0
+    on_boundary: bool = False
+    hard_case: bool = False
 
 
 class LanczosBasis:
@@ -82,51 +92,18 @@ class LanczosBasis:
         self.off_diagonal: list[float] = []
         self.invariant = False
         self._eigen: tuple[np.ndarray, np.ndarray] | None = None
+        self._asymmetry = Asymmetry()
 
-        first, self._certainty = self._first_vector(start, probe, seed)
+        first, self._certainty = first_vector(operator, start, probe, seed)
         # what of g lies outside the basis; a clone, shrunk as the basis grows
         self._outside = None if start is None else start.to(first.dtype, copy=True)
         # rows are basis vectors: an extension appends, a product with Q is one gemv
         self._rows = first.new_empty(min(16, operator.size + 1), operator.size)
         self._rows[0] = first
+        self._rhs_norm = 0.0 if start is None else float(start.to(first.dtype).norm())
         self._rhs_coordinates: list[float] = []
         self._outside_norms: list[float] = []
         self._note_coordinate(first)
-
-    def _first_vector(
-        self, start: Tensor | None, probe: float, seed: int
-    ) -> tuple[Tensor, float]:
-        """Return q_1, and w/‖q‖ where w is the weight of its random part."""
-        n = self.operator.size
-        if n == 0:
-            raise ValueError("the operator has no rows; every cell is frozen or held")
-        # float64 whatever the operator's dtype: orthogonality is worth the memory
-        like = torch.empty(0, dtype=torch.float64, device=self.operator.device)
-        vector = like.new_zeros(n)
-        if start is not None:
-            if start.shape != (n,):
-                raise ValueError(
-                    f"the start has shape {tuple(start.shape)}, expected ({n},)"
-                )
-            # in float64: squares of a small float32 gradient underflow
-            norm = float(start.double().norm())
-            if not math.isfinite(norm):
-                raise ValueError("the start has NaN or infinite entries")
-            if norm == 0.0 and probe == 0.0:
-                raise ValueError(
-                    "the start is zero and spans no Krylov space; at a stationary point "
-                    "use a random start (start=None)"
-                )
-            if norm > 0.0:
-                vector += (start.double() / norm).to(like.dtype)
-        weight = 1.0 if start is None else probe
-        if weight:
-            # drawn on the host, so that a seed means the same on every device
-            generator = torch.Generator().manual_seed(seed)
-            noise = torch.randn(n, generator=generator, dtype=torch.float64)
-            vector += noise.to(vector) * (weight / math.sqrt(n))
-        length = float(vector.norm())
-        return vector / length, weight / length
 
     # -- growing ----------------------------------------------------------------
 
@@ -163,8 +140,11 @@ class LanczosBasis:
         w = self.operator.matvec(q)
         self.diagonal.append(float(q @ w))
         basis = self._rows[: j + 1]
-        for _ in range(2):
-            w = w - basis.mT @ (basis @ w)
+        for again in (False, True):
+            projections = basis @ w
+            if not again:
+                self._asymmetry.note(projections[:-1], self.off_diagonal)
+            w = w - basis.mT @ projections
         beta = float(w.norm())
         self.off_diagonal.append(beta)
         self._eigen = None
@@ -207,6 +187,15 @@ class LanczosBasis:
         """The rounding of one operation on numbers of size ‖H‖; never 0."""
         eps = float(torch.finfo(self._rows.dtype).eps)
         return max(eps * self.norm_estimate, 1e-300)
+
+    @property
+    def asymmetry(self) -> float:
+        """Largest ``|q_i·(H q_j) − q_j·(H q_i)|`` met, relative to ``norm_estimate``.
+
+        A free measure of the products' error along one direction: rounding for exact
+        products, and 0 until there are two vectors.
+        """
+        return self._asymmetry.largest / max(self.norm_estimate, 1e-300)
 
     # -- eigenvalues ------------------------------------------------------------
 
@@ -269,86 +258,94 @@ class LanczosBasis:
         rounding = self.operator.noise * self.norm_estimate
         if self.excludes_below(top - rounding, confidence):
             return top - rounding
-        component = 2 * self._log_component(confidence)
-        near = far = max(rounding, np.finfo(float).tiny)
-        while self._log_mass(top - far) + component < 0.0:
-            near, far = far, 4 * far
-        # in log distance: eigenvalues of a misfit can be smaller than any xtol
-        distance = scipy.optimize.brentq(
-            lambda d: self._log_mass(top - math.exp(d)) + component,
-            math.log(near),
-            math.log(far),
-            xtol=1e-6,
+        return lower_bound(
+            top,
+            self._log_component(confidence),
+            self.diagonal,
+            self.off_diagonal,
+            resolution=rounding,
+            rounding=self.rounding,
         )
-        return top - math.exp(distance)
 
     def _log_component(self, confidence: float) -> float:
-        """Return log c, with |⟨u, q_1⟩| ≥ c at the given confidence for any unit u.
-
-        q_1 = (ĝ + w ζ/√n)/‖·‖ with ζ standard normal: ⟨u, q_1⟩ is normal whatever ĝ
-        is, with density at most √n/(w√2π) · ‖·‖, hence c = (1 − confidence) w √(π/2n).
-        """
-        weight = self._certainty * (1.0 - confidence)
-        if not weight:
-            return -math.inf
-        return math.log(weight) + 0.5 * math.log(math.pi / (2 * self.operator.size))
+        return log_component(self._certainty, confidence, self.operator.size)
 
     def _log_mass(self, value: float) -> float:
-        """Return log Σ p_j(value)², j = 0 … k, scaled on the way against overflow."""
-        if not math.isfinite(value):
-            return math.inf
-        previous, current, total, exponent = 0.0, 1.0, 1.0, 0.0
-        before = 0.0
-        rounding = self.rounding
-        for alpha, measured in zip(self.diagonal, self.off_diagonal, strict=True):
-            beta = max(measured, rounding)
-            new = ((value - alpha) * current - before * previous) / beta
-            previous, current, before = current, new, beta
-            total += new * new
-            if total > 1e200:
-                previous, current = previous * 1e-100, current * 1e-100
-                total, exponent = total * 1e-200, exponent + 200 * math.log(10)
-        return math.log(total) + exponent
+        return log_mass(value, self.diagonal, self.off_diagonal, self.rounding)
 
     # -- steps ------------------------------------------------------------------
 
-    def residual_norm(self, shift: float = 0.0) -> float:
-        """Return ``‖(H + τI) h + g‖`` of the step that ``solve`` would give."""
-        return self._residual(self._coordinates(shift))
+    def residual_norm(self, shift: float = 0.0, *, radius: float | None = None) -> float:
+        """Return ``‖(H + (τ + λ)I) h + g‖`` of the step that ``solve`` would give."""
+        return self._residual(self._coordinates(shift, radius).coordinates)
 
-    def solve(self, shift: float = 0.0) -> KrylovStep:
-        """Return the step h of ``(H + τI) h = −g`` in this space; costs no product.
+    def solve(self, shift: float = 0.0, *, radius: float | None = None) -> KrylovStep:
+        """Return the best step h in this space; costs no product.
 
         Args:
-            shift: τ. Any number that makes T + τI positive definite.
+            shift: τ. Without a radius, any number that makes T + τI positive definite.
+            radius: Δ. Default none.
 
         Returns:
-            The Galerkin solution, optimal over the space in the energy norm.
+            Without a radius the Galerkin solution of ``(H + τI) h = −g``, optimal over
+            the space in the energy norm. With one, the global minimum of
+            ``g·h + ½ h·(H + τI)h`` over the steps of the space with ``‖h‖ ≤ Δ``.
 
         Raises:
-            numpy.linalg.LinAlgError: If T + τI is not positive definite.
-            ValueError: If the basis is empty or has no gradient.
+            numpy.linalg.LinAlgError: If there is no radius and T + τI is not positive
+                definite.
+            ValueError: If the basis is empty or has no gradient, or the radius is not
+                positive and finite.
         """
-        y = self._coordinates(shift)
+        found = self._coordinates(shift, radius)
+        y = found.coordinates
         g = np.array(self._rhs_coordinates[: self.size])
         curvature = _quadratic(self.diagonal, self.off_diagonal, y)
         return KrylovStep(
             vector=self.vectors.mT @ torch.from_numpy(y).to(self._rows),
             residual_norm=self._residual(y),
             decrease=-(float(g @ y) + 0.5 * curvature),
+            norm=float(np.linalg.norm(y)),
+            multiplier=found.multiplier,
+            on_boundary=found.on_boundary,
+            hard_case=found.hard_case,
         )
 
-    def _coordinates(self, shift: float) -> np.ndarray:
+    def floor(self, shift: float = 0.0, *, radius: float | None = None) -> float:
+        """Return the relative residual under which a step's own is not to be believed.
+
+        The recurrence takes the products for exact. With an error of size ε‖H‖ in each,
+        the true residual of ``solve(shift, radius=radius)`` is uncertain by about
+        ``ε ‖H‖ ‖h‖``, whatever the recurrence says, and extending the basis for less is
+        wasted. ε is what the asymmetry of the products shows, assuming that errors
+        spread over all directions; at least the rounding of one operation.
+
+        Args:
+            shift: τ.
+            radius: Δ. Default none.
+
+        Returns:
+            ``ε ‖H‖ ‖h‖ / ‖g‖``; errors raised are those of ``solve``.
+        """
+        length = float(np.linalg.norm(self._coordinates(shift, radius).coordinates))
+        error = max(self._asymmetry.error(self.operator.size), self.rounding)
+        return error * length / max(self._rhs_norm, 1e-300)
+
+    def _coordinates(self, shift: float, radius: float | None = None) -> BoundedMinimum:
         if self._outside is None:
             raise ValueError("a basis with a random start solves nothing; pass start=g")
         theta, vectors = self._eigenpairs()
+        g = np.array(self._rhs_coordinates[: self.size])
+        if radius is not None:
+            found = bounded_minimum(theta + shift, vectors.T @ g, radius)
+            return replace(found, coordinates=vectors @ found.coordinates)
         if theta[0] + shift <= 0.0:
             raise np.linalg.LinAlgError(
                 f"T + τI is not positive definite: τ = {shift:g}, smallest Ritz value "
                 f"{theta[0]:g}"
             )
-        g = np.array(self._rhs_coordinates[: self.size])
-        return np.asarray(vectors @ ((vectors.T @ -g) / (theta + shift)))
+        y = np.asarray(vectors @ ((vectors.T @ -g) / (theta + shift)))
+        return BoundedMinimum(y, multiplier=0.0, on_boundary=False, hard_case=False)
 
     def _residual(self, y: np.ndarray) -> float:
         # (H + τI) Q y + g = (I − Q Qᵀ) g + β_k y_k q_{k+1}, and what of g lies outside

@@ -1,8 +1,15 @@
-"""Preconditioners: cheap symmetric positive definite stand-ins for an inverse Hessian."""
+"""Preconditioners: cheap symmetric positive definite stand-ins for an inverse Hessian.
+
+One may be built on another, its ``base``: pairs of steps on low rank on a diagonal.
+Those of this package are frozen dataclasses of tensors and numbers, so that a method
+can keep them in its state from step to step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -17,12 +24,23 @@ class Preconditioner(Protocol):
         ...
 
 
+def apply_base(base: Preconditioner | None, vector: Tensor) -> Tensor:
+    """Return ``M⁻¹ vector`` of a base; the vector itself where there is none.
+
+    Args:
+        base: The preconditioner to build on.
+        vector: ``[n]``.
+    """
+    return vector if base is None else base.apply(vector)
+
+
+@dataclass(frozen=True, eq=False)
 class DiagonalPreconditioner:
     """Division by a damped diagonal: ``M = diag(d) + damping · max(d)``.
 
     Args:
         diagonal: An estimate of the Hessian's diagonal ``[n]``. Negative entries count
-            as zero.
+            as zero. It is copied.
         damping: Floor relative to the largest entry. Default 1e-2.
 
     Attributes:
@@ -34,7 +52,12 @@ class DiagonalPreconditioner:
             is not positive.
     """
 
-    def __init__(self, diagonal: Tensor, *, damping: float = 1e-2) -> None:
+    diagonal: Tensor
+    _: KW_ONLY
+    damping: float = 1e-2
+
+    def __post_init__(self) -> None:
+        diagonal = self.diagonal
         if diagonal.ndim != 1 or not bool(torch.isfinite(diagonal).all()):
             raise ValueError(
                 f"the diagonal must be a finite flat vector, got shape "
@@ -43,20 +66,24 @@ class DiagonalPreconditioner:
         largest = float(diagonal.max())
         if not largest > 0.0:
             raise ValueError(f"the diagonal's largest entry is {largest:g}, not positive")
-        if not damping > 0.0:
-            raise ValueError(f"damping is {damping}; it must be positive")
-        self.diagonal = diagonal
-        self.damping = damping
-        self._inverse = (diagonal.clamp(min=0.0) + damping * largest).reciprocal()
+        if not self.damping > 0.0:
+            raise ValueError(f"damping is {self.damping}; it must be positive")
+        object.__setattr__(self, "diagonal", diagonal.detach().clone())
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """The diagonal of ``M⁻¹``, ``[n]``."""
+        floor = self.damping * self.diagonal.max()
+        return (self.diagonal.clamp(min=0.0) + floor).reciprocal()
 
     def apply(self, vector: Tensor) -> Tensor:
         """Return ``M⁻¹ vector``, ``[n]``."""
-        if vector.shape != self._inverse.shape:
+        if vector.shape != self.inverse.shape:
             raise ValueError(
                 f"the vector has shape {tuple(vector.shape)}, the diagonal "
-                f"{tuple(self._inverse.shape)}; estimate it in the space it is used in"
+                f"{tuple(self.inverse.shape)}; estimate it in the space it is used in"
             )
-        return vector * self._inverse.to(vector.dtype)
+        return vector * self.inverse.to(vector.dtype)
 
 
 class RestrictedPreconditioner:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hvpopt.analysis.diagonal import estimate_diagonal
+from hvpopt.krylov.diagonal import estimate_diagonal
 from hvpopt.krylov.low_rank import LowRankPreconditioner, nystrom
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner, Preconditioner
 from hvpopt.newton.problem import Point, Problem
@@ -70,7 +70,7 @@ class HessianDiagonal(InitialCurvature):
         n_probes: Random vectors. Default: as many as cost one whole product, at least 3
             and at most 32.
         smooth: Standard deviation of the smoothing, cells. Default 3.
-        damping: Floor of the diagonal relative to its largest entry. Default: twice the
+        damping: Floor of the diagonal relative to its largest entry. Default: the
             standard error of the estimate, since no entry is known better than that.
 
     Raises:
@@ -123,7 +123,7 @@ class HessianDiagonal(InitialCurvature):
             )
         damping = self.damping
         if damping is None:
-            damping = 2.0 * found.standard_error / largest
+            damping = found.standard_error / largest
             damping = min(max(damping, 1e-3), 1.0) if math.isfinite(damping) else 0.05
         return DiagonalState(diagonal, damping)
 

@@ -24,6 +24,10 @@ class InnerStatus(Enum):
     CONVERGED = "eigenvalue and linear solve met their tolerances"
     EIGENVALUE = "λ_min did not reach its tolerance, or H + τI is not certified definite"
     RESIDUAL = "the linear solve did not reach its tolerance"
+    FLOOR = (
+        "the tolerance lies under the rounding of the products; the solve went as far "
+        "as they allow"
+    )
     INDEFINITE = "H + τI turned out indefinite; the step is the iterate that came before"
 
     @property

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from hvpopt.krylov.eigenvalue import smallest_eigenvalue
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.method import Direction, Stationary, Step
@@ -60,12 +63,14 @@ def leave_saddle(
             made.close()
     if estimate.upper >= 0.0:
         if estimate.converged:
-            return Stationary(True, "no negative curvature here")
+            flat = free.extend(estimate.vector) if estimate.lower <= 0.0 else None
+            step = None if flat is None else _fall(problem, point, flat)
+            return step or Stationary(True, "no negative curvature here")
         return Stationary(
             False, f"no negative curvature found, but λ_min is {estimate.message}"
         )
     downhill = -1.0 if float(estimate.vector @ free.gradient) > 0.0 else 1.0
-    reach = 0.1 * (1.0 + float(point.vector.norm()))
+    reach = _reach(point)
     lowest = free.extend(downhill * estimate.vector)
     direction = Direction(
         vector=reach * lowest,
@@ -84,3 +89,20 @@ def leave_saddle(
         f"negative curvature {estimate.value:.3g} here, but no step along it lowered "
         "the loss",
     )
+
+
+def _fall(problem: Problem, point: Point, flat: Tensor) -> Step | None:
+    """Return a step along a direction without curvature, if the loss falls along it."""
+    # two values tell a degenerate saddle (the monkey's) from a flat valley
+    rounding = 100 * torch.finfo(point.vector.dtype).eps * abs(point.value)
+    for way in (flat, -flat):
+        direction = Direction(_reach(point) * way, smallest_eigenvalue=0.0)
+        vector = problem.space.project(point.vector + direction.vector)
+        value = problem.value(vector)
+        if value < point.value - rounding:
+            return Step(vector, value, 1.0, 1, direction)
+    return None
+
+
+def _reach(point: Point) -> float:
+    return 0.1 * (1.0 + float(point.vector.norm()))

@@ -144,7 +144,8 @@ class ShiftedNewton(Method):
         norm = float(gradient.norm())
         limit = max(budget.cap(self.max_products), 1)
         status = InnerStatus.EIGENVALUE
-        while status is not InnerStatus.CONVERGED and basis.size < limit:
+        enough = (InnerStatus.CONVERGED, InnerStatus.FLOOR)
+        while status not in enough and basis.size < limit:
             if basis.size and budget.out_of_time:
                 break
             if not basis.extend():
@@ -169,7 +170,9 @@ class ShiftedNewton(Method):
     def _basis_status(self, basis: LanczosBasis, norm: float) -> InnerStatus:
         """Say which tolerance the basis misses, cheapest question first."""
         shift = self._basis_shift(basis)
-        if basis.residual_norm(shift) > self.tol * norm:
+        residual = basis.residual_norm(shift) / norm
+        floor = basis.floor(shift)
+        if residual > max(self.tol, floor):
             return InnerStatus.RESIDUAL
         zero = self.eigenvalue_floor * basis.norm_estimate
         if float(basis.ritz_values[0]) < -zero:
@@ -180,7 +183,7 @@ class ShiftedNewton(Method):
         # its sign is all that the step needs
         if not basis.excludes_below(-max(shift, zero), self.confidence):
             return InnerStatus.EIGENVALUE
-        return InnerStatus.CONVERGED
+        return InnerStatus.CONVERGED if floor <= self.tol else InnerStatus.FLOOR
 
     def _by_cg(self, free: FreeCells, budget: Budget) -> Direction:
         operator, gradient = free.operator, free.gradient

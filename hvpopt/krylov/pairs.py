@@ -1,0 +1,146 @@
+"""PairsPreconditioner: an inverse Hessian learnt from pairs of step and curvature.
+
+Each pair (s, y) with y ≈ H s corrects a base preconditioner so that M⁻¹ y = s for the
+newest pair (the BFGS update), by the two-loop recursion of Nocedal, Math. Comp. 35, 1980.
+Pairs come free of charge: from steps of the outer loop, and from the products of
+conjugate gradients, whose preconditioner for the next system they make (Morales and
+Nocedal, SIAM J. Optim. 10, 2000).
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hvpopt.krylov.preconditioner import Preconditioner, apply_base
+
+Pair = tuple[Tensor, Tensor]
+
+#: Pairs are taken if s·y is above this times ‖s‖‖y‖. A matrix of condition number κ makes
+#: none under 2/√κ, and the gradients of a float32 model round by about as much.
+SAFE_CURVATURE = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class PairsPreconditioner:
+    """A base preconditioner, corrected by pairs (s, y ≈ H s) in the manner of L-BFGS.
+
+    Positive definite whatever the pairs, since each has ``s·y > 0``.
+
+    Args:
+        pairs: ``(s, y)``, both ``[n]``, oldest first. Default none yet.
+        memory: Pairs to keep; the oldest go first. Default 20.
+        base: What the pairs correct. Default the identity.
+        scale: Factor on the base: a positive number, or ``"auto"`` for
+            ``s·y / (y · B y)`` of the newest pair, with B the base; it makes the sizes
+            of base and pairs agree. Default ``"auto"``.
+        damped: Mend a pair of too little curvature instead of leaving it out (Powell's
+            damping, of the inverse). Default False.
+
+    Raises:
+        ValueError: If a pair's curvature is not safely positive, shapes differ, or
+            numbers are out of range.
+    """
+
+    pairs: tuple[Pair, ...] = ()
+    _: KW_ONLY
+    memory: int = 20
+    base: Preconditioner | None = None
+    scale: float | Literal["auto"] = "auto"
+    damped: bool = False
+
+    def __post_init__(self) -> None:
+        if self.memory < 1:
+            raise ValueError(f"memory is {self.memory}; it must be at least 1")
+        if self.scale != "auto" and not 0.0 < self.scale < float("inf"):
+            raise ValueError(f"scale is {self.scale!r}; it must be positive or 'auto'")
+        for s, y in self.pairs:
+            if not safely_positive(s, y):
+                raise ValueError(
+                    f"a pair has s·y = {float(s @ y):g}, which is not safely positive; "
+                    "add pairs by with_pair, which leaves such ones out"
+                )
+        object.__setattr__(self, "pairs", tuple(self.pairs)[-self.memory :])
+
+    def with_pair(self, s: Tensor, y: Tensor) -> PairsPreconditioner:
+        """Return a preconditioner that knows one pair more.
+
+        Args:
+            s: A step ``[n]``.
+            y: The change of the gradient along it, or ``H s``, ``[n]``.
+
+        Returns:
+            A new preconditioner; this one if the pair's curvature is not safely positive
+            and ``damped`` is False, or nothing about the pair can be used.
+        """
+        if self.damped:
+            s = self._damped(s, y)
+        if not safely_positive(s, y):
+            return self
+        return replace(self, pairs=(*self.pairs, (s, y)))
+
+    def apply(self, vector: Tensor) -> Tensor:
+        """Return ``M⁻¹ vector``, ``[n]``."""
+        if self.pairs and vector.shape != self.pairs[0][0].shape:
+            raise ValueError(
+                f"the vector has shape {tuple(vector.shape)}, the pairs "
+                f"{tuple(self.pairs[0][0].shape)}"
+            )
+        q = vector
+        alphas = []
+        for (s, y), rho in zip(reversed(self.pairs), reversed(self._rhos), strict=True):
+            alpha = rho * (s.to(q) @ q)
+            q = q - alpha * y.to(q)
+            alphas.append(alpha)
+        q = self._factor * apply_base(self.base, q)
+        for (s, y), rho, alpha in zip(
+            self.pairs, self._rhos, reversed(alphas), strict=True
+        ):
+            q = q + (alpha - rho * (y.to(q) @ q)) * s.to(q)
+        return q
+
+    @cached_property
+    def _rhos(self) -> list[float]:
+        return [1.0 / float(s.double() @ y.double()) for s, y in self.pairs]
+
+    @cached_property
+    def _factor(self) -> float:
+        if self.scale != "auto":
+            return float(self.scale)
+        if not self.pairs:
+            return 1.0
+        s, y = (vector.double() for vector in self.pairs[-1])
+        return float(s @ y) / float(y @ apply_base(self.base, y))
+
+    def _damped(self, s: Tensor, y: Tensor) -> Tensor:
+        """Pull s towards M⁻¹ y until s·y is a fifth of y·M⁻¹y."""
+        known = self.apply(y)
+        least, curvature = float(y @ known), float(s @ y)
+        if curvature >= 0.2 * least:
+            return s
+        part = 0.8 * least / (least - curvature)
+        return part * s + (1.0 - part) * known
+
+
+def safely_positive(s: Tensor, y: Tensor) -> bool:
+    """Return True if ``s·y`` is positive by more than rounding.
+
+    Args:
+        s: A step ``[n]``.
+        y: The curvature along it ``[n]``.
+
+    Raises:
+        ValueError: If the two are not flat vectors of one length.
+    """
+    if s.ndim != 1 or s.shape != y.shape:
+        raise ValueError(
+            f"a pair has shapes {tuple(s.shape)} and {tuple(y.shape)}; both must be [n]"
+        )
+    if not bool(torch.isfinite(s).all()) or not bool(torch.isfinite(y).all()):
+        return False
+    s, y = s.double(), y.double()
+    return float(s @ y) > SAFE_CURVATURE * float(s.norm()) * float(y.norm())

@@ -1,0 +1,131 @@
+"""The trust-region problem in eigen-coordinates: a root in one number.
+
+    minimise  g·y + ½ Σ θ_i y_i²   over  ‖y‖ ≤ Δ
+
+is solved by y_i = −g_i / (θ_i + λ), with the multiplier λ ≥ max(−θ_1, 0) that puts ‖y‖
+on the boundary, or λ = 0 inside it (Moré and Sorensen, SIAM J. Sci. Stat. Comput. 4,
+1983; Conn, Gould and Toint, Trust-Region Methods, 2000, §7.3). In a Krylov space θ are
+the Ritz values (Gould, Lucidi, Roma and Toint, SIAM J. Optim. 9, 1999).
+
+The root is sought in p = θ_1 + λ, the distance to the pole, and not in λ: of
+θ_i + λ = (θ_i − θ_1) + p nothing cancels, however nearly hard the case is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+
+EPS = float(np.finfo(float).eps)
+
+
+@dataclass(frozen=True)
+class BoundedMinimum:
+    """The solution of a trust-region problem.
+
+    Attributes:
+        coordinates: y, ``[k]``.
+        multiplier: λ ≥ 0 of the constraint; ``diag(θ) + λI`` is positive semidefinite.
+        on_boundary: True if ``‖y‖ = Δ``.
+        hard_case: True if λ = −θ_1 to rounding: the gradient says as good as nothing of
+            the lowest eigenvector, and a multiple of it was needed to reach the
+            boundary.
+    """
+
+    coordinates: np.ndarray
+    multiplier: float
+    on_boundary: bool
+    hard_case: bool
+
+
+def bounded_minimum(
+    eigenvalues: np.ndarray, gradient: np.ndarray, radius: float
+) -> BoundedMinimum:
+    """Minimise ``g·y + ½ Σ θ_i y_i²`` over ``‖y‖ ≤ radius``.
+
+    Args:
+        eigenvalues: θ, ascending ``[k]``.
+        gradient: g in the eigenvectors' coordinates ``[k]``.
+        radius: Δ.
+
+    Returns:
+        The global minimum; of the two in the hard case, the one with y_1 ≥ 0.
+
+    Raises:
+        ValueError: If the radius is not positive and finite.
+    """
+    if not 0.0 < radius < math.inf:
+        raise ValueError(f"radius is {radius}; it must be positive and finite")
+    # in units where the largest eigenvalue, the gradient and the radius are 1 each:
+    # only the size ‖g‖ / (‖H‖ Δ) of the gradient is left as a parameter
+    top = float(np.abs(eigenvalues).max())
+    norm = float(np.linalg.norm(gradient))
+    unit = top if top > 0.0 else 1.0
+    theta = eigenvalues / unit
+    pull = norm / unit / radius
+    direction = gradient / norm if norm > 0.0 else np.zeros_like(gradient)
+    y, pole, hard = _unit_ball(theta, direction, pull)
+    inside = pole is None
+    return BoundedMinimum(
+        coordinates=radius * y,
+        multiplier=0.0 if pole is None else max((pole - float(theta[0])) * unit, 0.0),
+        on_boundary=not inside,
+        hard_case=hard,
+    )
+
+
+def _unit_ball(
+    theta: np.ndarray, direction: np.ndarray, pull: float
+) -> tuple[np.ndarray, float | None, bool]:
+    """Return y in the unit ball, θ_1 + λ (None inside the ball), and the hard case."""
+    lowest = float(theta[0])
+    gaps = theta - lowest
+
+    def step(pole: float) -> np.ndarray:
+        below = gaps + pole
+        # where nothing pulls there is no step, also over a zero
+        moves = np.zeros_like(direction)
+        np.divide(direction, below, out=moves, where=direction != 0.0)
+        return -pull * moves
+
+    pulled = bool((direction[gaps + max(lowest, 0.0) == 0.0] != 0.0).any())
+    if lowest >= 0.0 and not pulled:
+        y = step(lowest)
+        if float(np.linalg.norm(y)) <= 1.0:
+            return y, None, False
+    elif lowest < 0.0 and not pulled:
+        y = step(0.0)
+        short = 1.0 - float(y @ y)
+        if short >= 0.0:
+            y[0] = math.sqrt(short)
+            return y, 0.0, True
+    pole = _pole(gaps, direction, pull, max(lowest, 0.0))
+    y = step(pole)
+    hard = lowest < 0.0 and pole <= 10 * EPS * float(np.abs(theta).max())
+    return y / np.linalg.norm(y), pole, hard
+
+
+def _pole(gaps: np.ndarray, direction: np.ndarray, pull: float, least: float) -> float:
+    """Return p with ‖y(p)‖ = 1, to rounding; ‖y(least)‖ is above 1."""
+    at_lowest = float(np.linalg.norm(direction[gaps == 0.0]))
+    # ‖g‖/(gap + p) bounds ‖y(p)‖ from both sides; so does the part along θ_1 from below
+    high = max(pull, least * (1 + EPS))
+    low = max(least, pull * at_lowest, pull - float(gaps[-1]), 1e-250 * high)
+
+    def excess(log_pole: float) -> float:
+        y = direction / (gaps + math.exp(log_pole))
+        # 1/‖y‖ is nearly linear in p, so that the root is found in a few steps
+        return 1.0 / (pull * float(np.linalg.norm(y))) - 1.0
+
+    # rounding may put the root a hair outside its bracket
+    left, right = math.log(low) - 1e-12, math.log(high) + 1e-12
+    if excess(left) >= 0.0:
+        return low
+    if excess(right) <= 0.0:
+        return high
+    # in log p: an eigenvalue of a misfit can be smaller than any absolute tolerance
+    root = scipy.optimize.brentq(excess, left, right, xtol=1e-15, rtol=4 * EPS)
+    return math.exp(float(root))

@@ -1,0 +1,23 @@
+"""Which method serves where none is chosen.
+
+Waveform misfits, and whatever else has a Gauss-Newton matrix, go to ``QuasiNewton``: the
+matrix's diagonal, measured once, serves as L-BFGS's initial Hessian. Over the problems of
+``benchmarks/RACE.md``, where the figures are, it needed the least cost. Any other loss
+goes to ``TrustRegionNewton``, whose exact products also see negative curvature.
+"""
+
+from __future__ import annotations
+
+from hvpopt.newton.method import Method
+from hvpopt.newton.quasi_newton import QuasiNewton
+from hvpopt.newton.trust_region import TrustRegionNewton
+from hvpopt.objective import Objective
+
+
+def default_method(objective: Objective) -> Method:
+    """Return the method that ``minimize`` takes where none is given.
+
+    Args:
+        objective: What is to be minimised.
+    """
+    return QuasiNewton() if objective.has_gauss_newton else TrustRegionNewton()

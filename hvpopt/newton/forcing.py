@@ -1,0 +1,267 @@
+"""Forcing terms: how accurately each Newton step's linear system is to be solved.
+
+A step h is good enough at ``‖H h + g‖ ≤ η ‖g‖``. Far from a minimum the quadratic model
+is not worth solving; near one, η must fall if convergence is to be faster than linear
+(Dembo, Eisenstat and Steihaug, SIAM J. Numer. Anal. 19, 1982). The two choices of
+Eisenstat and Walker, SIAM J. Sci. Comput. 17, 1996, measure how well the last model
+foretold the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+#: The golden ratio: the order of convergence that choice 1 attains.
+GOLDEN = (1.0 + math.sqrt(5.0)) / 2.0
+#: The safeguard of choices 1 and 2 acts while the last η keeps the new one above this.
+SAFEGUARD = 0.1
+
+
+@dataclass(frozen=True)
+class ForcingFacts:
+    """What a forcing term may know of the last accepted step.
+
+    Attributes:
+        gradient_norm_before: ``‖g‖`` where the step began, over the free cells.
+        gradient_norm_after: ``‖g‖`` where it ended.
+        linear_residual_norm: ``‖H h + g‖`` of the step taken, with the Hessian and
+            gradient where it began; NaN if unknown.
+        ratio: Actual over predicted decrease; NaN if unknown.
+    """
+
+    gradient_norm_before: float
+    gradient_norm_after: float
+    linear_residual_norm: float = math.nan
+    ratio: float = math.nan
+
+
+@dataclass(frozen=True)
+class ForcingState:
+    """What a forcing term remembers.
+
+    Attributes:
+        tol: η for the next linear solve.
+        first_norm: ``‖g‖`` at the first point; None before the first step.
+    """
+
+    tol: float
+    first_norm: float | None = None
+
+
+class Forcing(ABC):
+    """A rule for the relative tolerance of the next linear solve."""
+
+    @abstractmethod
+    def start(self) -> ForcingState:
+        """Return the state of a run that has taken no step."""
+
+    def tolerance(self, state: ForcingState) -> float:
+        """Return η in (0, 1): solve until ``‖H h + g‖ ≤ η ‖g‖``.
+
+        Args:
+            state: From ``start`` or the last ``remember``.
+        """
+        return state.tol
+
+    @abstractmethod
+    def remember(self, state: ForcingState, facts: ForcingFacts) -> ForcingState:
+        """Return the state after an accepted step.
+
+        Args:
+            state: Of the step's linear solve.
+            facts: What the step brought.
+        """
+
+
+@dataclass(frozen=True)
+class Constant(Forcing):
+    """The same tolerance for every step: convergence is linear at this rate.
+
+    Args:
+        tol: η, in (0, 1).
+
+    Raises:
+        ValueError: If ``tol`` is not in (0, 1).
+    """
+
+    tol: float = 1e-2
+
+    def __post_init__(self) -> None:
+        _check_unit("tol", self.tol)
+
+    def start(self) -> ForcingState:
+        """Return the state of a run that has taken no step."""
+        return ForcingState(self.tol)
+
+    def remember(self, state: ForcingState, facts: ForcingFacts) -> ForcingState:
+        """Return the state after an accepted step: the same."""
+        return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Adaptive(Forcing):
+    """A tolerance that starts at a value and stays between a floor and a cap."""
+
+    initial: float = 0.5
+    cap: float = 0.9
+    floor: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for name in ("initial", "cap", "floor"):
+            _check_unit(name, getattr(self, name))
+        if not self.floor <= self.initial <= self.cap:
+            raise ValueError(
+                f"initial is {self.initial}; it must lie between floor={self.floor} and "
+                f"cap={self.cap}"
+            )
+
+    def start(self) -> ForcingState:
+        """Return the state of a run that has taken no step."""
+        return ForcingState(self.initial)
+
+    def remember(self, state: ForcingState, facts: ForcingFacts) -> ForcingState:
+        """Return the state after an accepted step."""
+        before, after = facts.gradient_norm_before, facts.gradient_norm_after
+        first = before if state.first_norm is None else state.first_norm
+        state = ForcingState(state.tol, first)
+        # a gradient of zero leaves nothing to measure by, and no step to come
+        wanted = self._wanted(state, facts) if before > 0.0 else self.floor
+        if not math.isfinite(wanted) or not math.isfinite(after):
+            wanted = self.cap
+        return ForcingState(min(max(wanted, self.floor), self.cap), first)
+
+    @abstractmethod
+    def _wanted(self, state: ForcingState, facts: ForcingFacts) -> float:
+        """Return η before floor and cap."""
+
+
+@dataclass(frozen=True)
+class EisenstatWalker1(_Adaptive):
+    """Choice 1 of Eisenstat and Walker: how far the linear model missed the gradient.
+
+    ``η = |‖g⁺‖ − ‖H h + g‖| / ‖g‖``, and at least the last η to the power
+    (1 + √5)/2 while that is above 0.1. Convergence has order (1 + √5)/2.
+
+    Args:
+        initial: η of the first solve. Default 0.5.
+        cap: Largest η. Default 0.9.
+        floor: Smallest η; products that round allow no less. Default 1e-8.
+
+    Raises:
+        ValueError: If they are not in (0, 1) with floor ≤ initial ≤ cap.
+    """
+
+    def _wanted(self, state: ForcingState, facts: ForcingFacts) -> float:
+        missed = abs(facts.gradient_norm_after - facts.linear_residual_norm)
+        if math.isnan(missed):
+            return math.nan
+        kept = state.tol**GOLDEN
+        return max(missed / facts.gradient_norm_before, _if_large(kept))
+
+
+@dataclass(frozen=True)
+class EisenstatWalker2(_Adaptive):
+    """Choice 2 of Eisenstat and Walker: how far the gradient's norm fell.
+
+    ``η = γ (‖g⁺‖ / ‖g‖)^α``, and at least ``γ η_last^α`` while that is above 0.1.
+    Convergence has order α, or nearly 2 for α = 2.
+
+    Args:
+        gamma: γ, in (0, 1]. Default 0.9.
+        alpha: α, in (1, 2]. Default 2.
+        initial: η of the first solve. Default 0.5.
+        cap: Largest η. Default 0.9.
+        floor: Smallest η; products that round allow no less. Default 1e-8.
+
+    Raises:
+        ValueError: If one is out of its range, or not floor ≤ initial ≤ cap.
+    """
+
+    gamma: float = 0.9
+    alpha: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.gamma <= 1.0:
+            raise ValueError(f"gamma is {self.gamma}; it must lie in (0, 1]")
+        if not 1.0 < self.alpha <= 2.0:
+            raise ValueError(f"alpha is {self.alpha}; it must lie in (1, 2]")
+
+    def _wanted(self, state: ForcingState, facts: ForcingFacts) -> float:
+        ratio = facts.gradient_norm_after / facts.gradient_norm_before
+        if math.isnan(ratio):
+            return math.nan
+        if ratio >= 1.0:
+            return self.cap  # and no power that may overflow
+        kept = self.gamma * math.pow(state.tol, self.alpha)
+        return max(self.gamma * math.pow(ratio, self.alpha), _if_large(kept))
+
+
+@dataclass(frozen=True)
+class SquareRoot(Forcing):
+    """``η = min(cap, (‖g‖ / ‖g₀‖)^½)``, g₀ the gradient of the first point.
+
+    Dembo and Steihaug, Math. Program. 26, 1983, with the exponent of Nocedal and
+    Wright, Numerical Optimization, §7.1, made free of units. Superlinear of order 1.5.
+
+    Args:
+        cap: Largest η, and that of the first solve. Default 0.5.
+        floor: Smallest η. Default 1e-8.
+
+    Raises:
+        ValueError: If they are not in (0, 1) with floor ≤ cap.
+    """
+
+    cap: float = 0.5
+    floor: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_unit("cap", self.cap)
+        _check_unit("floor", self.floor)
+        if self.floor > self.cap:
+            raise ValueError(f"floor is {self.floor}, above cap={self.cap}")
+
+    def start(self) -> ForcingState:
+        """Return the state of a run that has taken no step."""
+        return ForcingState(self.cap)
+
+    def remember(self, state: ForcingState, facts: ForcingFacts) -> ForcingState:
+        """Return the state after an accepted step."""
+        before, after = facts.gradient_norm_before, facts.gradient_norm_after
+        first = before if state.first_norm is None else state.first_norm
+        if not (first > 0.0 and math.isfinite(after)):
+            return ForcingState(self.cap, first)
+        wanted = math.sqrt(after / first)
+        return ForcingState(min(max(wanted, self.floor), self.cap), first)
+
+
+def as_forcing(forcing: float | Forcing) -> Forcing:
+    """Return a forcing term; a number becomes a constant one.
+
+    Args:
+        forcing: A relative tolerance in (0, 1), or a Forcing.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If the number is out of range.
+    """
+    if isinstance(forcing, Forcing):
+        return forcing
+    if isinstance(forcing, bool) or not isinstance(forcing, (int, float)):
+        what = getattr(forcing, "__name__", repr(forcing))
+        raise TypeError(
+            f"forcing is {what}; pass a number in (0, 1) or an instance such as "
+            "hvpopt.EisenstatWalker2()"
+        )
+    return Constant(float(forcing))
+
+
+def _if_large(kept: float) -> float:
+    return kept if kept > SAFEGUARD else 0.0
+
+
+def _check_unit(name: str, value: float) -> None:
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"{name} is {value}; it is relative and must lie in (0, 1)")

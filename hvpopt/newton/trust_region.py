@@ -1,0 +1,218 @@
+"""TrustRegionNewton: the minimum of the quadratic model within a radius.
+
+The radius bounds the step where the model is not to be trusted, negative curvature
+included (Conn, Gould and Toint, Trust-Region Methods, 2000, §6.1). All radii of one
+linearisation share one Lanczos basis (Gould, Lucidi, Roma and Toint, SIAM J. Optim. 9,
+1999), so that a rejected trial costs a value and no product, and so does a look at a
+larger radius.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hvpopt.newton.backtracking import Backtracking
+from hvpopt.newton.curvature import (
+    Curvature,
+    CurvatureState,
+    check_curvature,
+    kind_of,
+)
+from hvpopt.newton.forcing import (
+    Forcing,
+    ForcingFacts,
+    ForcingState,
+    SquareRoot,
+    as_forcing,
+)
+from hvpopt.newton.method import Method, Stationary, Step
+from hvpopt.newton.problem import Budget, Point, Problem
+from hvpopt.newton.radius import Radii
+from hvpopt.newton.saddle import leave_saddle
+from hvpopt.newton.trial import RadiusSearch, SearchMemo
+from hvpopt.objective import Kind
+
+#: A step whose decrease drowns in rounding must lower the gradient to this fraction.
+GRADIENT_PROGRESS = 0.9
+
+
+@dataclass(frozen=True)
+class TrustRegionState:
+    """What one step leaves to the next.
+
+    Attributes:
+        radius: Of the next step; None before the first.
+        forcing: State of the forcing term.
+        curvature: What the choice of Hessian goes by.
+        kind: Of the Hessian that the newest point carries.
+        stalled: True if the last step's decrease was under the rounding of the loss and
+            the gradient did not fall either: from here on the loss itself must fall.
+    """
+
+    radius: float | None
+    forcing: ForcingState
+    curvature: CurvatureState
+    kind: Kind
+    stalled: bool = False
+
+
+class TrustRegionNewton(Method):
+    """Newton's method in a trust region, for indefinite Hessians as for definite ones.
+
+    Args:
+        hessian: ``"exact"``, ``"gauss-newton"``, or ``GaussNewtonFirst(...)``. Default
+            exact.
+        tol: Of the linear solve, ``‖(H + λI) h + g‖ ≤ tol · ‖g‖``: a number, or a
+            forcing term that follows the run. Default ``SquareRoot()``.
+        radius: Of the first step, in flat coordinates. Default None: the length of the
+            Newton step, or where negative curvature is met that of the step of
+            H + 1.5|θ_1|I. A long one costs values alone.
+        radii: When to accept, shrink and grow. Default ``Radii()``.
+        probe: Size of the random part of the Krylov space's start, relative to the
+            tolerance of the solve. It lets the space see negative curvature that the
+            gradient says nothing of (the hard case). Default 0.1.
+        max_products: Products for one step. Default 300.
+        max_trials: Values for one step. Default 30.
+        eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min of a stationary
+            point counts as zero. Default 1e-6.
+        confidence: With which a minimum is certified. Default 0.99.
+        seed: Of the random parts.
+
+    Raises:
+        TypeError: For a tolerance that is neither number nor forcing term, or radii of
+            another type.
+        ValueError: For an unknown Hessian or a number out of range.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> saddle = lambda v: v[0] ** 4 - v[0] ** 2 + v[1] ** 2
+        >>> x0 = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        >>> result = hvpopt.minimize(saddle, x0, method=hvpopt.TrustRegionNewton())
+        >>> round(result.fun, 6)
+        -0.25
+    """
+
+    def __init__(
+        self,
+        hessian: Curvature = "exact",
+        *,
+        tol: float | Forcing | None = None,
+        radius: float | None = None,
+        radii: Radii | None = None,
+        probe: float = 0.1,
+        max_products: int = 300,
+        max_trials: int = 30,
+        eigenvalue_floor: float = 1e-6,
+        confidence: float = 0.99,
+        seed: int = 0,
+    ) -> None:
+        if radius is not None and not 0.0 < radius < math.inf:
+            raise ValueError(f"radius is {radius}; it must be positive and finite")
+        if radii is not None and not isinstance(radii, Radii):
+            raise TypeError(f"radii is {radii!r}; pass a hvpopt.newton.radius.Radii")
+        if not 0.0 <= probe < 1.0:
+            raise ValueError(
+                f"probe is {probe}; it is relative to the tolerance and must lie in "
+                "[0, 1)"
+            )
+        if not 0.0 < confidence < 1.0:
+            raise ValueError(f"confidence is {confidence}; it must lie in (0, 1)")
+        if not 0.0 <= eigenvalue_floor < 1.0:
+            raise ValueError(
+                f"eigenvalue_floor is {eigenvalue_floor}; it must lie in [0, 1)"
+            )
+        for name, number in (("max_products", max_products), ("max_trials", max_trials)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}; it must be at least 1")
+        self.hessian = check_curvature(hessian)
+        self.forcing = SquareRoot() if tol is None else as_forcing(tol)
+        self.radius = radius
+        self.radii = Radii() if radii is None else radii
+        self.probe = probe
+        self.max_products = max_products
+        self.max_trials = max_trials
+        self.eigenvalue_floor = eigenvalue_floor
+        self.confidence = confidence
+        self.seed = seed
+
+    def start(self, problem: Problem) -> TrustRegionState:
+        """Return the state that a run begins with."""
+        curvature = CurvatureState()
+        return TrustRegionState(
+            radius=self.radius,
+            forcing=self.forcing.start(),
+            curvature=curvature,
+            kind=kind_of(self.hessian, curvature),
+        )
+
+    def next_kind(self, state: TrustRegionState) -> Kind:
+        """Return which Hessian the next point is to carry."""
+        return kind_of(self.hessian, state.curvature)
+
+    def step(
+        self, problem: Problem, point: Point, state: TrustRegionState, budget: Budget
+    ) -> Step:
+        """Return the step of the largest radius that the loss agrees with."""
+        tol = self.forcing.tolerance(state.forcing)
+        search = RadiusSearch(
+            problem,
+            point,
+            budget,
+            tol=tol,
+            probe=self.probe * tol,
+            radii=self.radii,
+            max_products=self.max_products,
+            max_trials=self.max_trials,
+            confidence=self.confidence,
+            seed=self.seed,
+            exacting=state.stalled,
+        )
+        return search.run(state.radius)
+
+    def remember(
+        self, state: TrustRegionState, before: Point, after: Point, step: Step
+    ) -> TrustRegionState:
+        """Return the state after an accepted step."""
+        # the loop linearised ``after`` by this state, not by the one returned
+        state = replace(
+            state,
+            kind=self.next_kind(state),
+            curvature=state.curvature.after(before, after),
+        )
+        memo: Any = step.memo
+        if not isinstance(memo, SearchMemo):
+            # off a stationary point: the region must reach as far as that step did
+            moved = float((after.vector - before.vector).norm())
+            radius = None if state.radius is None else max(state.radius, moved)
+            return replace(state, radius=radius, stalled=False)
+        norm_before = float(before.projected_gradient.norm())
+        norm_after = float(after.projected_gradient.norm())
+        facts = ForcingFacts(
+            norm_before, norm_after, memo.linear_residual_norm, memo.ratio
+        )
+        return replace(
+            state,
+            radius=memo.radius,
+            forcing=self.forcing.remember(state.forcing, facts),
+            stalled=memo.drowned and norm_after > GRADIENT_PROGRESS * norm_before,
+        )
+
+    def escape(
+        self, problem: Problem, point: Point, state: TrustRegionState, budget: Budget
+    ) -> Step | Stationary:
+        """Step along negative curvature where the gradient vanishes, if there is any."""
+        if state.kind != "exact":
+            # Gauss-Newton has no negative curvature to find
+            point = replace(point, hessian=None)
+        return leave_saddle(
+            problem,
+            point,
+            budget,
+            Backtracking(),
+            floor=self.eigenvalue_floor,
+            confidence=self.confidence,
+            max_products=self.max_products,
+            seed=self.seed,
+        )
