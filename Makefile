@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test bench lint examples clean
+.PHONY: demo test bench lint examples race clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -34,6 +34,9 @@ bench: $(STAMP)
 	$(RUN) -m pytest benchmarks/bench_waveform.py \
 		--benchmark-json=benchmarks/waveform.json
 	$(RUN) benchmarks/report.py
+
+race: $(STAMP)
+	$(RUN) benchmarks/race.py
 
 clean:
 	rm -rf $(VENV) output .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -1,5 +1,7 @@
 """Conjugate gradients against dense solves."""
 
+import itertools
+
 import pytest
 import torch
 from test_lanczos import symmetric
@@ -98,3 +100,123 @@ def test_tiny_float32_right_hand_sides_do_not_underflow():
     result = hvpopt.cg(hvpopt.MatrixOperator(2 * torch.eye(4)), rhs)
     assert result.status is CGStatus.CONVERGED
     assert torch.allclose(result.x, rhs / 2, rtol=1e-6, atol=0.0)
+
+
+def noisy(matrix, noise, generator, declared=None):
+    """An operator whose products are off by ``noise · ‖A‖ ‖w‖`` in random directions."""
+    norm = float(torch.linalg.matrix_norm(matrix, 2))
+
+    def product(w):
+        error = torch.randn(len(w), generator=generator, dtype=w.dtype)
+        return matrix @ w + noise * norm * w.norm() * error / error.norm()
+
+    operator = hvpopt.FunctionOperator(product, len(matrix))
+    if declared is not None:
+        operator.noise = declared
+    return operator
+
+
+@pytest.mark.parametrize("noise", [1e-7, 1e-4])
+@pytest.mark.parametrize("declared", [True, False])
+def test_stops_at_the_rounding_of_the_products(generator, noise, declared):
+    spectrum = torch.logspace(0, 2, 120, dtype=torch.float64)
+    matrix = symmetric(120, generator, spectrum)
+    rhs = torch.randn(120, generator=generator, dtype=torch.float64)
+    operator = noisy(matrix, noise, generator, noise if declared else None)
+    result = hvpopt.cg(operator, rhs, tol=1e-12, max_products=1000)
+    assert result.status is CGStatus.FLOOR
+    assert result.n_products < 200
+    true = float((rhs - matrix @ result.x).norm())
+    # what the recurrence says is still near the truth
+    assert result.residual_norm / 3 < true < 10 * result.residual_norm
+
+
+@pytest.mark.parametrize("noise", [1e-10, 1e-6, 1e-3])
+def test_product_error_is_measured_for_nothing(generator, noise):
+    spectrum = torch.linspace(1, 10, 150, dtype=torch.float64)
+    matrix = symmetric(150, generator, spectrum)
+    rhs = torch.randn(150, generator=generator, dtype=torch.float64)
+    operator = noisy(matrix, noise, generator)
+    result = hvpopt.cg(operator, rhs, tol=0.02)
+    assert operator.counts.products == result.n_products
+    assert noise / 5 < result.product_error < 10 * noise
+
+
+def test_exact_products_show_no_error(definite):
+    matrix, rhs = definite
+    result = hvpopt.cg(hvpopt.MatrixOperator(matrix), rhs, tol=1e-8)
+    assert result.product_error < 1e-14
+
+
+def test_residual_vector_is_the_true_one(definite):
+    matrix, rhs = definite
+    result = hvpopt.cg(hvpopt.MatrixOperator(matrix), rhs, tol=1e-3)
+    assert float((rhs - matrix @ result.x - result.residual).norm()) < 1e-10
+    assert result.residual_norm == pytest.approx(float(result.residual.norm()), rel=1e-10)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 7, 8])
+def test_pairs_are_sampled_evenly(generator, keep):
+    """The places kept are multiples of one stride or of twice that."""
+    n = 64
+    matrix = symmetric(n, generator, torch.linspace(1, 1e3, n, dtype=torch.float64))
+    rhs = torch.randn(n, generator=generator, dtype=torch.float64)
+    options = {"tol": 1e-13, "max_products": 45}
+    every = hvpopt.cg(hvpopt.MatrixOperator(matrix), rhs, keep_pairs=100, **options)
+    operator = hvpopt.MatrixOperator(matrix)
+    some = hvpopt.cg(operator, rhs, keep_pairs=keep, **options)
+    assert len(every.pairs) == every.n_products == operator.counts.products
+    assert len(some.pairs) == keep
+    places = [
+        next(i for i, (d, _) in enumerate(every.pairs) if torch.equal(d, e))
+        for e, _ in some.pairs
+    ]
+    assert places == sorted(places)
+    if keep > 1:
+        gaps = [b - a for a, b in itertools.pairwise(places)]
+        assert max(gaps) <= 2 * min(gaps)
+        assert places[-1] >= 44 - 2 * max(gaps)
+    for d, a_d in some.pairs:
+        assert torch.equal(a_d, matrix @ d)
+
+
+def test_last_pairs_are_the_last(definite):
+    matrix, rhs = definite
+    every, some = (
+        hvpopt.cg(
+            hvpopt.MatrixOperator(matrix), rhs, tol=1e-6, keep_pairs=k, sampling="last"
+        )
+        for k in (100, 3)
+    )
+    assert len(some.pairs) == 3
+    for (d, _), (e, _) in zip(some.pairs, every.pairs[-3:], strict=True):
+        assert torch.equal(d, e)
+
+
+def test_pairs_leave_negative_curvature_out(generator):
+    spectrum = torch.linspace(-1, 5, 40, dtype=torch.float64)
+    matrix = symmetric(40, generator, spectrum)
+    rhs = torch.randn(40, generator=generator, dtype=torch.float64)
+    operator = hvpopt.MatrixOperator(matrix)
+    result = hvpopt.cg(operator, rhs, tol=1e-10, keep_pairs=100)
+    assert len(result.pairs) == result.n_products - 1
+    assert all(float(d @ a_d) > 0 for d, a_d in result.pairs)
+
+
+def test_indefinite_preconditioner_is_refused(definite):
+    class Wrong:
+        def apply(self, vector):
+            return -vector
+
+    matrix, rhs = definite
+    with pytest.raises(ValueError, match="not positive definite"):
+        hvpopt.cg(hvpopt.MatrixOperator(matrix), rhs, preconditioner=Wrong())
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep_pairs": -1}, {"keep_pairs": 2, "sampling": "first"}]
+)
+def test_bad_sampling_is_refused(definite, options):
+    matrix, rhs = definite
+    with pytest.raises(ValueError, match=r"(keep_pairs|sampling) is"):
+        hvpopt.cg(hvpopt.MatrixOperator(matrix), rhs, **options)

@@ -5,7 +5,7 @@ import torch
 from tolerances import PRODUCT, ROUNDING
 
 from hvpopt import MatrixOperator, ModelSpace
-from hvpopt.analysis.diagonal import KINDS, estimate_diagonal, smooth_diagonal
+from hvpopt.krylov.diagonal import KINDS, estimate_diagonal, smooth_diagonal
 from hvpopt.operators import FunctionOperator, ShiftedOperator
 
 F64 = torch.float64

@@ -15,7 +15,7 @@ from hvpopt import (
     cg,
     minimize,
 )
-from hvpopt.analysis.diagonal import estimate_diagonal, smooth_diagonal
+from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.fwi import CoarseGrid, SlownessSquared, Survey, WaveformMisfit
 from hvpopt.fwi.illumination import gauss_newton_diagonal, source_illumination
 

@@ -19,11 +19,16 @@ ORDER = (
     "newton",
     "result",
     "minimize",
+    "scipy_bridge",
+    "interop",
+    "optim",
 )
 #: The only place that may import each of these.
 OWNERS = {
     "deepwave": "hvpopt.fwi",
     "matplotlib": "hvpopt.plotting",
+    "pylops": "hvpopt.interop.pylops",
+    "torch.optim": "hvpopt.optim",
     "torch.distributed": "hvpopt.distributed",
 }
 

@@ -46,3 +46,14 @@ def test_diagonal_and_vector_are_left_alone():
     diagonal.fill_(50.0)
     assert vector.tolist() == [1.0, 1.0]
     assert torch.equal(preconditioner.apply(vector), applied)
+
+
+def test_is_frozen_and_owns_its_diagonal():
+    diagonal = torch.ones(3, dtype=F64)
+    preconditioner = DiagonalPreconditioner(diagonal)
+    diagonal.zero_()
+    assert torch.equal(preconditioner.diagonal, torch.ones(3, dtype=F64))
+    with pytest.raises(AttributeError):
+        preconditioner.damping = 1.0
+    with pytest.raises(ValueError, match="has shape"):
+        preconditioner.apply(torch.ones(4, dtype=F64))

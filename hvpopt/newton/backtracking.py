@@ -17,6 +17,8 @@ from torch import Tensor
 from hvpopt.newton.method import Direction, Step
 from hvpopt.newton.problem import Point, Problem
 
+_EPS = float(np.finfo(np.float64).eps)
+
 
 @dataclass(frozen=True)
 class Backtracking:
@@ -77,9 +79,12 @@ class Backtracking:
                 value = problem.value(vector)
             if value <= point.value + self.decrease * expected:
                 return Step(vector, value, length, trial, direction, point=end)
+            if self.decrease * abs(expected) < _EPS * abs(point.value):
+                # shorter steps would pass by rounding alone, and the run would crawl
+                break
             length *= self._factor(point.value, value, expected)
         return Step(
-            None, point.value, 0.0, trial, direction, self._reason(problem, point)
+            None, point.value, 0.0, trial, direction, self._reason(problem, point, trial)
         )
 
     def _expected_change(
@@ -97,9 +102,9 @@ class Backtracking:
             return math.sqrt(low * high)
         return float(np.clip(-0.5 * expected / (trial - start - expected), low, high))
 
-    def _reason(self, problem: Problem, point: Point) -> str:
+    def _reason(self, problem: Problem, point: Point, trials: int) -> str:
         reason = (
-            f"none of {self.max_trials} trials along the direction lowered the loss "
+            f"none of {trials} trials along the direction lowered the loss "
             f"{point.value:.6g}; it may be at the rounding of its values"
         )
         if problem.last_failure:

@@ -285,7 +285,7 @@ _INNER_STATUS = {
     CGStatus.NEGATIVE_CURVATURE: InnerStatus.INDEFINITE,
     CGStatus.MAX_PRODUCTS: InnerStatus.RESIDUAL,
     CGStatus.DEADLINE: InnerStatus.RESIDUAL,
-    CGStatus.FLOOR: InnerStatus.RESIDUAL,
+    CGStatus.FLOOR: InnerStatus.FLOOR,
 }
 
 

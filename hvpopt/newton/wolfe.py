@@ -20,7 +20,6 @@ import logging
 import math
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from hvpopt.newton.backtracking import Backtracking
@@ -189,7 +188,7 @@ class _Search:
         vector = self.problem.space.project(
             self.point.vector + length * self.direction.vector
         )
-        point = evaluate_trial(self.problem, vector)
+        point = self.problem.trial(vector)
         if point is None:
             return _Trial(length, math.inf, math.nan)
         slope = float(point.gradient @ self.direction.vector)
@@ -210,28 +209,6 @@ class _Search:
             self.direction,
             point=trial.point,
         )
-
-
-def evaluate_trial(problem: Problem, vector: Tensor) -> Point | None:
-    """Return a trial point with its gradient, or None where it cannot be evaluated.
-
-    Refusals are treated as by ``Problem.value``: logged, and kept as ``last_failure``.
-
-    Args:
-        problem: For value and gradient.
-        vector: ``[n]``.
-
-    Raises:
-        torch.cuda.OutOfMemoryError: A shorter step needs no less memory.
-    """
-    try:
-        return problem.linearise(vector, None)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (ValueError, ArithmeticError, RuntimeError) as error:
-        problem.last_failure = f"{type(error).__name__}: {error}"
-        logger.info("trial refused by the loss: %s", problem.last_failure)
-        return None
 
 
 def _longest_inside(problem: Problem, vector: Tensor, direction: Tensor) -> float:

@@ -1,0 +1,1 @@
+"""Interoperation: hvpopt's methods and operators inside other libraries, and back."""

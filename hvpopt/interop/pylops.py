@@ -1,0 +1,60 @@
+"""hvpopt's operators as PyLops operators."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse.linalg import LinearOperator as ScipyOperator
+
+from hvpopt.operators import SymmetricOperator
+
+if TYPE_CHECKING:
+    import pylops
+
+
+def to_pylops(operator: SymmetricOperator) -> pylops.LinearOperator:
+    """Return a symmetric operator as a ``pylops.LinearOperator`` on host vectors.
+
+    It composes with PyLops' own operators and solvers. Every product, forward or
+    adjoint, is one product of ``operator`` and is counted in ``operator.counts``.
+
+    Args:
+        operator: On flat vectors ``[n]``, on any device.
+
+    Returns:
+        An operator on float64 NumPy vectors ``[n]``, its own adjoint. It holds
+        ``operator``, and raises what that raises, also once that is closed.
+
+    Raises:
+        ImportError: If PyLops is not installed.
+        TypeError: If ``operator`` is no SymmetricOperator.
+
+    Example:
+        >>> import numpy, pylops, torch, hvpopt
+        >>> from hvpopt.interop.pylops import to_pylops
+        >>> H = hvpopt.MatrixOperator(torch.tensor([[2.0, 1.0], [1.0, 3.0]]))
+        >>> (to_pylops(H) + 0.5 * pylops.Identity(2)) @ numpy.array([1.0, 0.0])
+        array([2.5, 1. ])
+    """
+    if not isinstance(operator, SymmetricOperator):
+        raise TypeError(
+            f"the operator is a {type(operator).__name__}; pass a SymmetricOperator, "
+            "such as hvpopt.HessianOperator(loss, model)"
+        )
+    try:
+        from pylops import LinearOperator
+    except ImportError as error:
+        raise ImportError(
+            "to_pylops needs PyLops; install it with: pip install 'hvpopt[pylops]'"
+        ) from error
+    products = operator.to_scipy()
+
+    def apply(vector: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return np.asarray(products.matvec(vector), dtype=np.float64)
+
+    return LinearOperator(
+        Op=ScipyOperator(operator.shape, matvec=apply, rmatvec=apply, dtype=np.float64),
+        dtype=np.dtype(np.float64),
+    )

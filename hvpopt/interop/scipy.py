@@ -1,0 +1,344 @@
+"""scipy_method: hvpopt's methods inside ``scipy.optimize.minimize``."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
+from torch import Tensor
+
+from hvpopt.counts import Counts
+from hvpopt.hessian import FiniteDifferenceHessian, model_noise
+from hvpopt.minimize import minimize
+from hvpopt.models import Model
+from hvpopt.newton.method import Method
+from hvpopt.objective import Kind, Objective
+from hvpopt.operators import SymmetricOperator
+from hvpopt.result import IterationRecord, MinimizeResult, Status
+from hvpopt.space import ModelSpace
+
+Vector: TypeAlias = npt.NDArray[np.float64]
+
+#: SciPy's names of the options, and what minimize calls them.
+OPTIONS = {
+    "maxiter": "max_iter",
+    "gtol": "gtol",
+    "max_products": "max_products",
+    "max_seconds": "max_seconds",
+    "disp": "progress",
+}
+#: What SciPy's methods report when a callback raises StopIteration.
+STOPPED_BY_CALLBACK = 99
+
+
+def scipy_method(
+    method: Method | None = None, **options: Any
+) -> Callable[..., OptimizeResult]:
+    """Return an hvpopt method as a ``method`` of ``scipy.optimize.minimize``.
+
+    ``jac`` is needed (``jac=True`` too). Products come from ``hess`` (whose value may be
+    an array, a sparse matrix or a LinearOperator) or, if there is none, from ``hessp``.
+    With neither, or with ``hess="2-point"`` and the like, they are central differences of
+    ``jac``: two gradients a product, and about eight correct digits, taken up to
+    6e-6 ‖x‖ outside the bounds; the result's message says so.
+
+    ``bounds`` are kept by every iterate and trial; ``x0`` is moved inside them first. A
+    ``callback`` of either signature is called after each step. As in hvpopt.minimize, a
+    ``fun`` that raises at a trial point asks for a shorter step, and an interrupt or a
+    failure after the first step returns the best point.
+
+    Args:
+        method: How to step. Default that of hvpopt.minimize.
+        **options: Defaults of ``maxiter``, ``gtol`` (relative to the largest gradient
+            met, unlike in SciPy), ``max_products``, ``max_seconds`` and ``disp`` (a
+            progress bar); the ``options`` of a call take precedence, and its ``tol`` is
+            ``gtol`` where that is not given.
+
+    Returns:
+        The callable. Its OptimizeResult has ``x fun jac success status message nit nfev
+        njev nhev``, each n counting calls of the caller's function, and ``counts`` and
+        ``history`` as in MinimizeResult. ``status`` is 0 for success and 99 for a
+        callback that stopped the run.
+
+    Raises:
+        TypeError: For an unknown option.
+
+    Example:
+        >>> from scipy.optimize import minimize, rosen, rosen_der, rosen_hess_prod
+        >>> minimize(rosen, [-1.2, 1.0], jac=rosen_der, hessp=rosen_hess_prod,
+        ...          method=hvpopt.scipy_method(), options={"gtol": 1e-9}).x.round(6)
+        array([1., 1.])
+    """
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise TypeError(f"unknown options {unknown}; there are {sorted(OPTIONS)}")
+
+    def run(
+        fun: Callable[..., Any],
+        x0: npt.ArrayLike,
+        args: tuple[Any, ...] = (),
+        jac: Any = None,
+        hess: Any = None,
+        hessp: Any = None,
+        bounds: Any = None,
+        constraints: Any = (),
+        callback: Callable[..., Any] | None = None,
+        tol: float | None = None,
+        **given: Any,
+    ) -> OptimizeResult:
+        _check_constraints(constraints)
+        objective = _CallableObjective(fun, jac, hess, hessp, args)
+        start = np.array(x0, dtype=np.float64)
+        lower, upper = _bounds(bounds, start.size)
+        result = minimize(
+            objective,
+            torch.from_numpy(np.clip(start, lower, upper)),
+            method=method,
+            lower=torch.from_numpy(lower),
+            upper=torch.from_numpy(upper),
+            callback=_callback(callback),
+            **_loop_options(options if tol is None else options | {"gtol": tol}, given),
+        )
+        return _optimize_result(result, objective)
+
+    return run
+
+
+class _CallableObjective(Objective):
+    """The callables of a SciPy problem; its model is one float64 tensor ``[n]``."""
+
+    def __init__(
+        self, fun: Callable[..., Any], jac: Any, hess: Any, hessp: Any, args: Any
+    ) -> None:
+        super().__init__(str(getattr(fun, "__name__", "fun")))
+        if not callable(jac):
+            raise ValueError(
+                f"jac is {jac!r}; the gradient is needed: pass a function, or jac=True "
+                "where fun returns it too"
+            )
+        differenced = hess is None or isinstance(hess, str)
+        for name, function in (("hess", None if differenced else hess), ("hessp", hessp)):
+            if function is not None and not callable(function):
+                raise TypeError(
+                    f"{name} is a {type(function).__name__}; pass a function, or leave "
+                    "it out for differences of jac"
+                )
+        self.fun, self.jac, self.args = fun, jac, args
+        self.hess = None if differenced else hess
+        self.hessp = None if hess is not None else hessp
+        self.nhev = 0
+        self._recent: list[tuple[Tensor, float]] = []
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        raise TypeError("NumPy callables have no torch graph")
+
+    def value(self, model: Model) -> float:
+        assert isinstance(model, Tensor)
+        # the loop linearises at its last trial, or at the one before a longer step failed
+        for known, result in self._recent:
+            if torch.equal(known, model):
+                return result
+        value = np.asarray(self.fun(_array(model), *self.args))
+        if value.size != 1:
+            raise ValueError(f"fun returned shape {value.shape}; expected one number")
+        self.counts.tally(values=1)
+        self._recent = [*self._recent[-1:], (model.clone(), float(value.reshape(())))]
+        return self._recent[-1][1]
+
+    def gradient(self, model: Tensor, counts: Counts) -> Tensor:
+        gradient = _vector(self.jac(_array(model), *self.args), model.numel(), "jac")
+        counts.tally(gradients=1)
+        return gradient
+
+    def value_and_gradient(self, model: Model) -> tuple[float, Model]:
+        assert isinstance(model, Tensor)
+        return self.value(model), self.gradient(model, self.counts)
+
+    def hessian(
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+    ) -> SymmetricOperator:
+        if kind == "gauss-newton":
+            raise ValueError(
+                "SciPy's callables define no Gauss-Newton matrix; use kind='exact', or "
+                "return that matrix's products from hessp"
+            )
+        assert isinstance(model, Tensor)
+        space = ModelSpace(model) if space is None else space
+        if self.hess is None and self.hessp is None:
+            return _DifferencedJac(self, model, space)
+        return _CallableHessian(self, model, space)
+
+
+class _CallableHessian(SymmetricOperator):
+    """Products from ``hess``, evaluated once and when first needed, or from ``hessp``."""
+
+    def __init__(
+        self, objective: _CallableObjective, model: Tensor, space: ModelSpace
+    ) -> None:
+        counts = objective.counts.child()
+        noise = model_noise(model)
+        super().__init__(space.size, space=space, counts=counts, noise=noise)
+        self._objective = objective
+        self._model = model.clone()
+        self._matrix: Any = None
+
+    def _product(self, vector: Tensor) -> Tensor:
+        assert self.space is not None
+        step = self.space.step_to_model(vector.to(self.dtype))
+        assert isinstance(step, Tensor)
+        self.counts.tally(products=1)
+        return self.space.gradient_to_vector(self._apply(_array(step)))
+
+    def _apply(self, step: Vector) -> Tensor:
+        objective, x = self._objective, _array(self._model)
+        if objective.hess is None:
+            assert objective.hessp is not None
+            objective.nhev += 1
+            product = objective.hessp(x, step, *objective.args)
+            return _vector(product, step.size, "hessp")
+        if self._matrix is None:
+            objective.nhev += 1
+            matrix = objective.hess(x, *objective.args)
+            # operators and sparse matrices multiply as they are
+            matrix = matrix if hasattr(matrix, "dot") else np.asarray(matrix)
+            if matrix.shape != (step.size, step.size):
+                raise ValueError(
+                    f"hess returned shape {matrix.shape}, expected {(step.size,) * 2}"
+                )
+            self._matrix = matrix
+        return _vector(self._matrix.dot(step), step.size, "the product with hess")
+
+    def close(self) -> None:
+        self._matrix = None
+
+
+class _DifferencedJac(FiniteDifferenceHessian):
+    """Products by central differences of ``jac``."""
+
+    def __init__(
+        self, objective: _CallableObjective, model: Tensor, space: ModelSpace
+    ) -> None:
+        counts = objective.counts.child()
+        super().__init__(objective, model.clone(), space=space, counts=counts)
+        self._objective = objective
+
+    def _gradient(self, step: Tensor) -> Tensor:
+        assert self.space is not None
+        shaped = self.space.step_to_model(step)
+        assert isinstance(shaped, Tensor)
+        moved = self._model["model"] + shaped
+        return self.space.gradient_to_vector(self._objective.gradient(moved, self.counts))
+
+
+def _array(tensor: Tensor) -> Vector:
+    """Return a copy, so that no callable can change what hvpopt holds."""
+    return np.array(tensor.cpu().numpy(), dtype=np.float64)
+
+
+def _vector(values: Any, size: int, what: str) -> Tensor:
+    array = np.array(values, dtype=np.float64)
+    if array.size != size:
+        raise ValueError(f"{what} returned shape {array.shape}, expected ({size},)")
+    return torch.from_numpy(array.reshape(-1))
+
+
+def _check_constraints(constraints: Any) -> None:
+    none = constraints is None or (
+        isinstance(constraints, (list, tuple)) and not constraints
+    )
+    if not none:
+        raise ValueError(
+            "hvpopt's methods take bounds but no constraints; use scipy's trust-constr "
+            "(with hvpopt.as_scipy for its products), or drop them"
+        )
+
+
+def _bounds(bounds: Any, size: int) -> tuple[Vector, Vector]:
+    if bounds is None:
+        return np.full(size, -np.inf), np.full(size, np.inf)
+    if isinstance(bounds, Bounds):
+        sides = [np.asarray(side, dtype=np.float64) for side in (bounds.lb, bounds.ub)]
+    else:
+        pairs = [tuple(pair) for pair in bounds]
+        if len(pairs) != size or any(len(pair) != 2 for pair in pairs):
+            raise ValueError(f"bounds must be {size} pairs (low, high), one an entry")
+        low = [-np.inf if pair[0] is None else pair[0] for pair in pairs]
+        high = [np.inf if pair[1] is None else pair[1] for pair in pairs]
+        sides = [np.array(low, dtype=np.float64), np.array(high, dtype=np.float64)]
+    for side in sides:
+        if side.shape not in ((), (1,), (size,)):
+            raise ValueError(f"bounds have shape {side.shape}, expected ({size},)")
+    lower, upper = (np.array(np.broadcast_to(side, (size,))) for side in sides)
+    return lower, upper
+
+
+def _loop_options(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(given) - set(OPTIONS))
+    if unknown:
+        # the protocol may grow: what is not known is ignored, audibly
+        warnings.warn(
+            f"unknown options {unknown}; there are {sorted(OPTIONS)}",
+            OptimizeWarning,
+            stacklevel=4,
+        )
+    chosen = {k: v for k, v in given.items() if k in OPTIONS and v is not None}
+    merged = {k: v for k, v in defaults.items() if v is not None} | chosen
+    return {OPTIONS[name]: value for name, value in merged.items()}
+
+
+def _callback(
+    callback: Callable[..., Any] | None,
+) -> Callable[[Model, IterationRecord], None] | None:
+    """Adapt a callback of either of SciPy's signatures; only StopIteration stops."""
+    if callback is None:
+        return None
+    named = set(inspect.signature(callback).parameters) == {"intermediate_result"}
+
+    def adapted(model: Model, record: IterationRecord) -> None:
+        assert isinstance(model, Tensor)
+        if record.iteration == 0:
+            return  # SciPy reports steps, not the start
+        if named:
+            now = {"x": _array(model), "fun": record.value, "nit": record.iteration}
+            callback(intermediate_result=_scipy_result(now))
+        else:
+            callback(_array(model))
+
+    return adapted
+
+
+def _optimize_result(
+    result: MinimizeResult, objective: _CallableObjective
+) -> OptimizeResult:
+    assert isinstance(result.x, Tensor)
+    code = list(Status).index(result.status)
+    message = result.message
+    if objective.hess is None and objective.hessp is None:
+        message += "; products by central differences of jac"
+    fields = {
+        "x": _array(result.x),
+        "fun": result.fun,
+        "jac": _array(result.jac) if isinstance(result.jac, Tensor) else None,
+        "success": result.success,
+        "status": STOPPED_BY_CALLBACK if result.status is Status.CALLBACK else code,
+        "message": message,
+        "nit": result.nit,
+        "nfev": result.nfev,
+        "njev": result.njev,
+        "nhev": objective.nhev,
+        "counts": result.counts,
+        "history": result.history,
+    }
+    return _scipy_result(fields)
+
+
+def _scipy_result(fields: dict[str, Any]) -> OptimizeResult:
+    result = OptimizeResult()
+    result.update(fields)
+    return result
