@@ -75,10 +75,9 @@ class Meter(hvpopt.Counts):
 
     Attributes:
         prices: Of value and product.
-        n_shots: Of the survey; work that counts propagations alone, such as source
-            illumination, costs the share of a value that they are. A product over some
-            of the shots, or over encoded ones, costs the share of a product that its
-            propagations are.
+        n_shots: Of the survey. A product over some of the shots, or over encoded ones,
+            costs the share of a product that its propagations are, and so does other
+            work that counts propagations alone, such as source illumination.
         budget: In gradients.
         cost: Spent so far, in gradients.
     """
@@ -87,6 +86,7 @@ class Meter(hvpopt.Counts):
     n_shots: int = 1
     budget: float = float("inf")
     cost: float = 0.0
+    _open: int = field(default=0, repr=False)
 
     def tally(
         self,
@@ -103,18 +103,19 @@ class Meter(hvpopt.Counts):
             products=products,
             propagations=propagations,
         )
-        share = 1.0
-        if products and propagations:
-            # two fields forward and two back, of each shot that takes part
-            share = min(propagations / (4 * self.n_shots * products), 1.0)
-        priced = (
-            gradients
-            + self.prices.value * values
-            + self.prices.product * products * share
+        self._open += propagations
+        if values or gradients or products:
+            self._close(values, gradients, products)
+
+    def _close(self, values: int, gradients: int, products: int) -> None:
+        """Price an evaluation once all that it propagated is known."""
+        # two fields forward and two back, of each shot that took part in a product
+        rest = self._open - self.n_shots * (values + 2 * gradients)
+        shares = max(rest, 0) / (4 * self.n_shots) if self._open else float(products)
+        self._open = 0
+        self.cost += (
+            gradients + self.prices.value * values + self.prices.product * shares
         )
-        if not values and not gradients and not products:
-            priced = self.prices.value * propagations / self.n_shots
-        self.cost += priced
         if self.cost > self.budget:
             raise BudgetSpent
 

@@ -105,7 +105,7 @@ def test_accepted_unit_steps_cost_one_gradient_each(generator):
         callback=lambda _, record: records.append(record),
     )
     spent = [b.counts - a.counts for a, b in itertools.pairwise(records)]
-    assert spent[0].products == 3
+    assert spent[0].products == 4
     assert sum(s.products for s in spent[1:]) == 0
     sanguine = [
         s
@@ -154,9 +154,9 @@ def test_waveform_probes_are_encoded_and_cost_one_product(generator):
         misfit, v, method=hvpopt.QuasiNewton(), lower=1550.0, upper=2250.0, max_iter=1
     )
     counts = result.counts
-    assert counts.products == 4
+    assert counts.products in (2 + 2, 4 + 3), "probes, and two or three for the scale"
     waves = counts.propagations - 4 * counts.values - 8 * counts.gradients
-    assert waves == 4 * 4, "four encoded shots, four propagations each"
+    assert waves == 4 * counts.products, "one encoded shot each"
     assert result.fun < result.history[0].value
 
 
@@ -167,9 +167,9 @@ def test_measured_diagonal_is_the_mean_of_sketches(generator, seed):
     problem = Problem(misfit, space)
     point = problem.linearise(space.to_vector(v), None)
     state = hvpopt.HessianDiagonal(n_probes=6, smooth=0).build(problem, point, seed)
-    draws = torch.Generator().manual_seed(seed)
     found = []
-    for k in range(6):
+    for k in range(2 if state.uniform else 6):
+        draws = torch.Generator().manual_seed(seed + k)
         signs = torch.randint(0, 2, (space.size,), generator=draws, dtype=torch.int8)
         z = 2.0 * signs.double() - 1.0
         found.append(
@@ -178,7 +178,7 @@ def test_measured_diagonal_is_the_mean_of_sketches(generator, seed):
     stacked = torch.stack(found)
     expected = stacked.mean(0).clamp(min=0)
     assert (state.diagonal - expected).norm() <= PRODUCT * expected.norm()
-    error = (stacked.var(0, correction=1) / 6).mean().sqrt()
+    error = (stacked.var(0, correction=1) / len(found)).mean().sqrt()
     assert state.damping == pytest.approx(min(float(error / expected.max()), 1.0))
 
 
@@ -215,7 +215,7 @@ def test_refresh_measures_again(generator):
     objective = hvpopt.TorchObjective(loss, convex=True)
     method = hvpopt.QuasiNewton(refresh=4)
     result = hvpopt.minimize(objective, x, method=method, max_iter=9, gtol=0)
-    assert result.nhev == 3 * 3
+    assert result.nhev == 3 * 4
 
 
 def test_graphs_of_probes_are_closed(generator, monkeypatch):
@@ -250,3 +250,27 @@ def test_an_objective_without_curvature_is_an_error_that_says_so():
     line = hvpopt.TorchObjective(lambda x: (2 * x + 0 * x**2).sum(), convex=True)
     with pytest.raises(FloatingPointError, match="found no curvature"):
         hvpopt.minimize(line, torch.ones(5, dtype=D), method=hvpopt.QuasiNewton())
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e3])
+def test_one_number_serves_where_the_diagonal_promises_less(generator, spread):
+    """Compare by the decrease along each direction, from the dense matrix."""
+    u = torch.ones(60, dtype=D) / 60**0.5
+    scales = torch.logspace(0, np.log10(spread), 60, dtype=D)
+    H = torch.diag(scales) + 20 * u[:, None] * u
+    b = H @ rand((60,), generator, 0.5, 1.5) if spread == 1.0 else scales
+    objective = hvpopt.TorchObjective(lambda x: 0.5 * x @ H @ x - b @ x, convex=True)
+    space = hvpopt.ModelSpace(torch.zeros(60, dtype=D))
+    problem = Problem(objective, space)
+    point = problem.linearise(torch.zeros(60, dtype=D), None)
+    state = hvpopt.HessianDiagonal(smooth=0).build(problem, point, 0)
+    diagonal = state.diagonal + state.damping * state.diagonal.max()
+    promised = {
+        uniform: float(b @ d) ** 2 / float(d @ H @ d)
+        for uniform, d in ((True, b), (False, b / diagonal))
+    }
+    assert state.uniform == (promised[True] > promised[False])
+    direction = b if state.uniform else b / diagonal
+    step = hvpopt.HessianDiagonal().preconditioner(state).apply(b)
+    best = direction * float(b @ direction) / float(direction @ H @ direction)
+    assert (step - best).norm() <= 1e-9 * best.norm()

@@ -80,13 +80,16 @@ def test_each_evaluation_costs_its_price():
     assert trace.meter.cost == 1.25
     misfit.hessian(v) @ torch.ones_like(v)
     assert trace.meter.cost == 2.75
-    hvpopt.fwi.source_illumination(misfit, v)  # one propagation a shot, as a value
-    assert trace.meter.cost == 3.0
+    misfit.hessian(v, shots=[1]) @ torch.ones_like(v)
+    assert trace.meter.cost == 3.5, "half the shots, half a product"
+    hvpopt.fwi.source_illumination(misfit, v)  # a quarter of a product's propagations
+    misfit.value(v)
+    assert trace.meter.cost == 3.5 + 1.5 / 4 + 0.25
     assert trace.meter.as_dict() == {
-        "values": 1,
+        "values": 2,
         "gradients": 1,
-        "products": 1,
-        "propagations": 2 + 4 + 8 + 2,
+        "products": 2,
+        "propagations": 2 + 4 + 8 + 4 + 2 + 2,
     }
 
 
@@ -114,9 +117,10 @@ def test_every_method_spends_its_budget_and_no_more(entrant):
     result = race_methods.race(entrant, tiny(), PRICES, budget=25.0)
     assert result["ended"] == "budget", result["message"]
     counts = result["counts"]
-    counted = 0.25 * counts["values"] + counts["gradients"] + 1.5 * counts["products"]
-    illumination = 1.0 if entrant.ours else 0.0  # counts propagations alone
-    assert counted <= result["cost"] <= counted + illumination
+    values, gradients = counts["values"], counts["gradients"]
+    products = (counts["propagations"] - 2 * (values + 2 * gradients)) / 8
+    counted = 0.25 * values + gradients + 1.5 * products
+    assert result["cost"] == pytest.approx(counted, abs=1e-3)
     assert 25.0 < result["cost"] <= 26.5
     costs, _, misfits, _ = zip(*result["trace"], strict=True)
     assert max(costs) <= 25.0

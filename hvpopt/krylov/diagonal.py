@@ -13,7 +13,7 @@ to cell, smoothing averages that error away at no further product.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,7 @@ class DiagonalEstimate:
 
 
 def estimate_diagonal(
-    operator: SymmetricOperator | Callable[[int], SymmetricOperator],
+    operator: SymmetricOperator,
     n_probes: int = 3,
     *,
     kind: str = "rademacher",
@@ -56,8 +56,7 @@ def estimate_diagonal(
     """Estimate the diagonal of a symmetric operator by probing.
 
     Args:
-        operator: ``[n, n]``; or a function of the probe's number, for an operator that
-            is itself random and drawn anew for each probe.
+        operator: ``[n, n]``.
         n_probes: Random vectors, one product each. Default 3.
         kind: ``"rademacher"`` (entries ±1), the better of the two and exact for a
             diagonal operator; or ``"gaussian"``, whose few probes have heavy tails.
@@ -76,29 +75,40 @@ def estimate_diagonal(
         raise ValueError(f"n_probes is {n_probes}; it must be at least 1")
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it must be one of {KINDS}")
+    if smooth is not None and operator.space is None:
+        raise ValueError(
+            "smooth needs to know which cells are neighbours, and this operator has no "
+            "ModelSpace; leave smooth out"
+        )
     generator = torch.Generator().manual_seed(seed)
     above, below = [], []
-    for k in range(n_probes):
-        drawn = operator if isinstance(operator, SymmetricOperator) else operator(k)
-        if smooth is not None and drawn.space is None:
-            raise ValueError(
-                "smooth needs to know which cells are neighbours, and this operator has "
-                "no ModelSpace; leave smooth out"
-            )
-        z = _probe(drawn.size, kind, generator).to(drawn.device, drawn.dtype)
-        above.append(z * drawn.matvec(z))
+    for _ in range(n_probes):
+        z = _probe(operator.size, kind, generator).to(operator.device, operator.dtype)
+        above.append(z * operator.matvec(z))
         below.append(z * z)
-        space = drawn.space
     mean = torch.stack(below).mean(0)
     estimates = [a / mean for a in above]
     if smooth is not None:
-        assert space is not None
-        estimates = [smooth_diagonal(e, space, smooth) for e in estimates]
-    stacked = torch.stack(estimates)
-    error = math.nan
-    if n_probes > 1:
-        error = math.sqrt(float(stacked.var(0).mean()) / n_probes)
-    return DiagonalEstimate(stacked.mean(0), n_probes, error)
+        assert operator.space is not None
+        estimates = [smooth_diagonal(e, operator.space, smooth) for e in estimates]
+    diagonal, error = mean_and_error(estimates)
+    return DiagonalEstimate(diagonal, n_probes, error)
+
+
+def mean_and_error(estimates: Sequence[Tensor]) -> tuple[Tensor, float]:
+    """Return the mean of independent estimates and the rms standard error of its entries.
+
+    Args:
+        estimates: Of one diagonal, each ``[n]``.
+
+    Returns:
+        The mean ``[n]``, and a number: NaN for one estimate.
+    """
+    stacked = torch.stack(list(estimates))
+    mean, n = stacked.mean(0), len(stacked)
+    if n == 1:
+        return mean, math.nan
+    return mean, math.sqrt(float(stacked.var(0).mean()) / n)
 
 
 def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor:

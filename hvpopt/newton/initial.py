@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from hvpopt.krylov.diagonal import estimate_diagonal
+from hvpopt.krylov.diagonal import estimate_diagonal, mean_and_error
 from hvpopt.krylov.low_rank import LowRankPreconditioner, nystrom
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner, Preconditioner
 from hvpopt.newton.problem import Point, Problem
@@ -24,7 +24,9 @@ from hvpopt.objective import Kind
 from hvpopt.operators import SymmetricOperator
 
 #: Probes of an operator whose products cost a whole one, and most probes of any.
-FEWEST, MOST = 3, 32
+FEWEST, MOST = 2, 32
+#: Probes after which it is decided whether a diagonal serves at all.
+DECIDING = 2
 
 
 class InitialCurvature(ABC):
@@ -47,15 +49,58 @@ class InitialCurvature(ABC):
 
 @dataclass(frozen=True)
 class DiagonalState:
-    """A measured diagonal.
+    """A measured diagonal, or the one number that did better.
 
     Attributes:
         diagonal: ``[n]``, none negative.
         damping: Floor relative to its largest entry.
+        scale: Curvature along the first direction relative to what the diagonal says, or
+            where ``uniform`` the curvature itself.
+        uniform: True if one number for all cells promised more than the diagonal.
     """
 
     diagonal: Tensor
     damping: float
+    scale: float = 1.0
+    uniform: bool = False
+
+
+class _Scaled:
+    """Division by one number."""
+
+    def __init__(self, curvature: float) -> None:
+        self._curvature = curvature
+
+    def apply(self, vector: Tensor) -> Tensor:
+        return vector / self._curvature
+
+
+class _Sketches:
+    """The sketches of one point's Hessian by number, each made once; a context."""
+
+    def __init__(self, problem: Problem, point: Point, seed: int) -> None:
+        has = problem.objective.has_gauss_newton
+        self.kind: Kind = "gauss-newton" if has else "exact"
+        self.seed = seed
+        self._problem = problem
+        self._model = problem.space.to_model(point.vector)
+        self._made: dict[int, SymmetricOperator] = {}
+
+    def __enter__(self) -> _Sketches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for operator in self._made.values():
+            operator.close()
+
+    def __getitem__(self, k: int) -> SymmetricOperator:
+        if self._made and next(iter(self._made.values())).cost == 1.0:
+            k = 0  # each would be the whole Hessian again
+        if k not in self._made:
+            self._made[k] = self._problem.objective.sketch(
+                self._model, self.kind, space=self._problem.space, seed=self.seed + k
+            )
+        return self._made[k]
 
 
 @dataclass(frozen=True)
@@ -66,8 +111,15 @@ class HessianDiagonal(InitialCurvature):
     shot each, so that as many probes as there are shots cost one product. An objective
     without a Gauss-Newton matrix gives the size of its exact diagonal.
 
+    A diagonal helps where cells differ in how they are seen, as in depth below surface
+    shots; it harms where its small entries are cells that the data say nothing of, as
+    beside a transmission experiment. So after two probes the diagonal and one number
+    for all cells are compared, by the decrease that the quadratic model promises for
+    the first step along each, and the better one is taken. The same products give its
+    scale, with which the unit step is the best one along the first direction.
+
     Args:
-        n_probes: Random vectors. Default: as many as cost one whole product, at least 3
+        n_probes: Random vectors. Default: as many as cost one whole product, at least 2
             and at most 32.
         smooth: Standard deviation of the smoothing, cells. Default 3.
         damping: Floor of the diagonal relative to its largest entry. Default: the
@@ -91,45 +143,69 @@ class HessianDiagonal(InitialCurvature):
 
     def build(self, problem: Problem, point: Point, seed: int) -> DiagonalState:
         """Probe the diagonal at a point."""
-        model = problem.space.to_model(point.vector)
-        kind: Kind = "gauss-newton" if problem.objective.has_gauss_newton else "exact"
-        made: list[SymmetricOperator] = []
-
-        def draw(k: int) -> SymmetricOperator:
-            # a sketch that is the whole Hessian is made once
-            if not made or made[-1].cost < 1.0:
-                made.append(
-                    problem.objective.sketch(
-                        model, kind, space=problem.space, seed=seed + k
-                    )
-                )
-            return made[-1]
-
-        try:
+        with _Sketches(problem, point, seed) as sketches:
             n_probes = self.n_probes
             if n_probes is None:
-                n_probes = min(max(FEWEST, round(1.0 / draw(0).cost)), MOST)
-                made[1:] = []
-            found = estimate_diagonal(draw, n_probes, seed=seed, smooth=self.smooth)
-        finally:
-            for operator in made:
-                operator.close()
-        diagonal = found.diagonal.abs() if kind == "exact" else found.diagonal
-        diagonal = diagonal.clamp(min=0.0)
+                n_probes = min(max(FEWEST, round(1.0 / sketches[0].cost)), MOST)
+            few = min(n_probes, DECIDING)
+            estimates = [self._probe(sketches, k) for k in range(few)]
+            state = self._compare(self._damped(estimates), sketches[n_probes], point)
+            if n_probes == few or state.uniform:
+                return state
+            estimates += [self._probe(sketches, k) for k in range(few, n_probes)]
+            return self._scale(self._damped(estimates), sketches[n_probes], point)[1]
+
+    def _probe(self, sketches: _Sketches, k: int) -> Tensor:
+        smooth, seed = self.smooth or None, sketches.seed + k
+        found = estimate_diagonal(sketches[k], 1, seed=seed, smooth=smooth).diagonal
+        return found if sketches.kind == "gauss-newton" else found.abs()
+
+    def _damped(self, estimates: list[Tensor]) -> DiagonalState:
+        mean, error = mean_and_error(estimates)
+        diagonal = mean.clamp(min=0.0)
         largest = float(diagonal.max())
         if not largest > 0.0:
             raise FloatingPointError(
-                f"{found.n_products} probes found no curvature at this model"
+                f"{len(estimates)} probes found no curvature at this model"
             )
         damping = self.damping
         if damping is None:
-            damping = found.standard_error / largest
-            damping = min(max(damping, 1e-3), 1.0) if math.isfinite(damping) else 0.05
+            known = math.isfinite(error)
+            damping = min(max(error / largest, 1e-3), 1.0) if known else 0.05
         return DiagonalState(diagonal, damping)
 
-    def preconditioner(self, state: DiagonalState) -> DiagonalPreconditioner:
-        """Return the damped diagonal's inverse."""
-        return DiagonalPreconditioner(state.diagonal, damping=state.damping)
+    def _compare(
+        self, state: DiagonalState, operator: SymmetricOperator, point: Point
+    ) -> DiagonalState:
+        """Take the diagonal or one number, whichever promises the greater decrease."""
+        tried = (
+            self._scale(state, operator, point, uniform) for uniform in (True, False)
+        )
+        return max(tried, key=lambda pair: pair[0])[1]
+
+    def _scale(
+        self,
+        state: DiagonalState,
+        operator: SymmetricOperator,
+        point: Point,
+        uniform: bool = False,
+    ) -> tuple[float, DiagonalState]:
+        """Return the decrease that the best length promises, and the scaled state."""
+        state = replace(state, uniform=uniform)
+        gradient = point.projected_gradient
+        direction = self.preconditioner(state).apply(gradient)
+        slope = float(gradient @ direction)
+        curvature = abs(float(direction @ operator.matvec(direction)))
+        if not curvature > 0.0:
+            return -math.inf, state
+        return slope**2 / curvature, replace(state, scale=curvature / slope)
+
+    def preconditioner(self, state: DiagonalState) -> Preconditioner:
+        """Return the damped diagonal's inverse, or the division by one number."""
+        if state.uniform:
+            return _Scaled(state.scale)
+        diagonal = state.diagonal * state.scale
+        return DiagonalPreconditioner(diagonal, damping=state.damping)
 
 
 @dataclass(frozen=True)
@@ -171,7 +247,7 @@ class HessianSketch(InitialCurvature):
     def build(self, problem: Problem, point: Point, seed: int) -> LowRankState:
         """Probe the diagonal, then sketch what it leaves."""
         diagonal = self.diagonal.build(problem, point, seed)
-        base = self.diagonal.preconditioner(diagonal)
+        base = DiagonalPreconditioner(diagonal.diagonal, damping=diagonal.damping)
         kind: Kind = "gauss-newton" if problem.objective.has_gauss_newton else "exact"
         operator = problem.hessian(point, kind)
         try:
@@ -183,7 +259,8 @@ class HessianSketch(InitialCurvature):
 
     def preconditioner(self, state: LowRankState) -> LowRankPreconditioner:
         """Return the low-rank correction of the damped diagonal."""
-        base = self.diagonal.preconditioner(state.diagonal)
+        known = state.diagonal
+        base = DiagonalPreconditioner(known.diagonal, damping=known.damping)
         return LowRankPreconditioner(state.vectors, state.values, state.rest, base=base)
 
 
@@ -196,16 +273,6 @@ class CauchyState:
     """
 
     curvature: float
-
-
-class _Scaled:
-    """Division by one number."""
-
-    def __init__(self, curvature: float) -> None:
-        self._curvature = curvature
-
-    def apply(self, vector: Tensor) -> Tensor:
-        return vector / self._curvature
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class QuasiNewton(Method):
     """L-BFGS on an initial inverse Hessian that products have measured.
 
     Args:
-        memory: Pairs to keep. Default 20.
+        memory: Pairs to keep, each two vectors of the model's size. Default 50.
         initial: Measures the initial curvature. Default ``HessianDiagonal()``.
         refresh: Steps after which it is measured anew. Default never; a search that
             fails also has it measured anew, once.
@@ -64,7 +64,7 @@ class QuasiNewton(Method):
     def __init__(
         self,
         *,
-        memory: int = 20,
+        memory: int = 50,
         initial: InitialCurvature | None = None,
         refresh: int | None = None,
         globalisation: Backtracking | None = None,
@@ -93,7 +93,9 @@ class QuasiNewton(Method):
 
     def start(self, problem: Problem) -> QuasiNewtonState:
         """Return the state of a run that has measured nothing yet."""
-        return QuasiNewtonState()
+        # the unit step is the best one along the first direction, if the curvature is
+        # what was measured
+        return QuasiNewtonState(sanguine=True)
 
     def step(
         self, problem: Problem, point: Point, state: QuasiNewtonState, budget: Budget
