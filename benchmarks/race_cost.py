@@ -113,9 +113,7 @@ class Meter(hvpopt.Counts):
         rest = self._open - self.n_shots * (values + 2 * gradients)
         shares = max(rest, 0) / (4 * self.n_shots) if self._open else float(products)
         self._open = 0
-        self.cost += (
-            gradients + self.prices.value * values + self.prices.product * shares
-        )
+        self.cost += gradients + self.prices.value * values + self.prices.product * shares
         if self.cost > self.budget:
             raise BudgetSpent
 

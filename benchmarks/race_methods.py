@@ -82,10 +82,15 @@ def _hvpopt(needs: str | None, **options: Any) -> Run:
     return run
 
 
-def _own(needs: str, problems: tuple[str, ...] | None = None, **options: Any) -> Entrant:
+def _own(
+    needs: str,
+    problems: tuple[str, ...] | None = None,
+    name: str | None = None,
+    **options: Any,
+) -> Entrant:
     arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
     return Entrant(
-        f"{needs}({arguments})",
+        name or f"{needs}({arguments})",
         _hvpopt(needs, **options),
         ours=True,
         problems=problems,
@@ -105,9 +110,15 @@ UNBOUNDED = "no bounds"
 
 ENTRANTS: tuple[Entrant, ...] = (
     Entrant("hvpopt.minimize, default", _hvpopt(None), ours=True),
-    _own("QuasiNewton"),
+    _own("QuasiNewton", initial=hvpopt.CauchyScale()),
+    _own(
+        "QuasiNewton",
+        name="QuasiNewton(initial=HessianSketch())",
+        initial=hvpopt.HessianSketch(),
+    ),
     _own("LineSearchNewton"),
     _own("LineSearchNewton", hessian="gauss-newton"),
+    _own("LineSearchNewton", hessian="gauss-newton", pairs=20, max_products=3),
     _own("TrustRegionNewton"),
     _own("TrustRegionNewton", hessian="gauss-newton"),
     _own("ShiftedNewton", SMALL),

@@ -47,7 +47,7 @@ class Problem:
     upper: PerParameter
     scale: PerParameter
     mask: Tensor | None = None
-    budget: float = 150.0
+    budget: float = 100.0
 
     @cached_property
     def space(self) -> hvpopt.ModelSpace:
