@@ -16,7 +16,7 @@ from hvpopt.hessian import HessianOperator, check_scalar, model_noise
 from hvpopt.models import Model, named_tensors
 from hvpopt.newton.method import Method, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem
-from hvpopt.newton.shifted import ShiftedNewton
+from hvpopt.newton.trust_region import TrustRegionNewton
 from hvpopt.objective import Kind, Linearisation, Objective
 from hvpopt.operators import SymmetricOperator
 from hvpopt.space import ModelSpace, PerParameter
@@ -43,7 +43,7 @@ class Newton(torch.optim.Optimizer):
     Args:
         params: Tensors, named tensors, or one parameter group. Those that do not require
             a gradient now are left alone.
-        method: How to step. Default ``ShiftedNewton()``.
+        method: How to step. Default ``TrustRegionNewton()``.
         scale: Size of one unit of each parameter, one for all or a sequence with an
             entry for each of ``params``; see ModelSpace.
         mask: True where cells may change, likewise.
@@ -84,11 +84,11 @@ class Newton(torch.optim.Optimizer):
         upper: PerParameter = None,
         gtol: float = 1e-6,
     ) -> None:
-        method = ShiftedNewton() if method is None else method
+        method = TrustRegionNewton() if method is None else method
         if not isinstance(method, Method):
             raise TypeError(
                 f"method is {method!r}; pass an instance of a method, such as "
-                "hvpopt.ShiftedNewton()"
+                "hvpopt.TrustRegionNewton()"
             )
         if not 0.0 <= gtol < 1.0:
             raise ValueError(f"gtol is {gtol}; it is relative and must lie in [0, 1)")

@@ -90,7 +90,7 @@ def test_several_parameters_scale_mask_and_bounds(pair):
     }
     expected = iterates(bent, pair, 5, **options)
     a, b = leaves(*pair)
-    optimizer = Newton([a, b], **options)
+    optimizer = Newton([a, b], hvpopt.ShiftedNewton(), **options)
     for model, _ in expected[1:]:
         optimizer.step(lambda: bent(a, b))
         assert torch.equal(a.detach(), model[0])
@@ -108,7 +108,7 @@ def test_network_with_a_frozen_layer(seed):
     inputs = torch.randn(40, 3, dtype=torch.float64)
     targets = torch.randn(40, 1, dtype=torch.float64)
     frozen = net[0].weight.clone()
-    optimizer = Newton(net.parameters(), gtol=1e-8)
+    optimizer = Newton(net.parameters(), hvpopt.ShiftedNewton(), gtol=1e-8)
     for _ in range(4):
         loss = optimizer.step(lambda: (net(inputs) - targets).square().mean())
     # least squares in the last layer: one exact step would do
@@ -241,7 +241,7 @@ def test_state_of_float32_parameters_keeps_its_digits(pair):
 
 def test_minimum_is_reported_and_not_left():
     (x,) = leaves(torch.ones(4, dtype=torch.float64))
-    optimizer = Newton([x])
+    optimizer = Newton([x], hvpopt.ShiftedNewton())
     for _ in range(3):
         optimizer.step(lambda: (x**2).sum())
     assert isinstance(optimizer.last, Stationary)

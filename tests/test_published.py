@@ -58,7 +58,9 @@ def test_published_steps_with_each_solver(experiment, solver, steps):
 
 
 def test_three_steps_on_the_plain_loss(experiment):
-    result = hvpopt.minimize(experiment.loss, experiment.v_start, max_iter=3)
+    result = hvpopt.minimize(
+        experiment.loss, experiment.v_start, method=hvpopt.ShiftedNewton(), max_iter=3
+    )
     assert_is_published(result)
     assert float(result.x.max()) < 2000.0
 
@@ -82,7 +84,9 @@ def test_published_time_step_reaches_the_same_misfit(experiment):
     observed = survey.simulate(experiment.v_true)
     assert observed.shape == (1, 10, 80)
     misfit = hvpopt.fwi.WaveformMisfit(survey, observed)
-    result = hvpopt.minimize(misfit, experiment.v_start, max_iter=3)
+    result = hvpopt.minimize(
+        misfit, experiment.v_start, method=hvpopt.ShiftedNewton(), max_iter=3
+    )
     assert [r.value for r in result.history] == pytest.approx(LOSSES, rel=1e-2)
 
 
@@ -105,7 +109,9 @@ def test_float32_waves_with_float64_krylov_vectors(experiment, generator):
     product = operator @ w
     assert product.dtype == torch.float64
     assert float((product - expected).norm() / expected.norm()) < FLOAT32
-    result = hvpopt.minimize(single.misfit, v32, max_iter=1)
+    result = hvpopt.minimize(
+        single.misfit, v32, method=hvpopt.ShiftedNewton(), max_iter=1
+    )
     assert result.x.dtype == torch.float32
     assert result.history[1].smallest_eigenvalue == pytest.approx(
         EIGENVALUES[0], rel=1e-2

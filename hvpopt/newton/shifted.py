@@ -11,6 +11,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from hvpopt.dense import DenseHessian
 from hvpopt.krylov.cg import CGStatus, cg
 from hvpopt.krylov.eigenvalue import smallest_eigenvalue, tolerance_at
@@ -112,24 +114,40 @@ class ShiftedNewton(Method):
 
     def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
         """Return the shifted Newton step, shortened as far as the loss asks."""
-        direction = self.direction(point, budget)
-        return self.globalisation.search(problem, point, direction)
+        direction = self.direction(point, budget, lowest=state)
+        step = self.globalisation.search(problem, point, direction)
+        return replace(step, memo=direction.negative_curvature)
 
-    def direction(self, point: Point, budget: Budget) -> Direction:
+    def direction(
+        self, point: Point, budget: Budget, lowest: Tensor | None = None
+    ) -> Direction:
         """Return the shifted Newton direction at a linearised point.
 
         Args:
             point: With its Hessian.
             budget: What may still be spent.
+            lowest: The lowest eigenvector of the point before ``[n]``, which the search
+                for this one's begins with; solver ``"cg"`` only. Default none.
         """
-        solve = {
-            "lanczos": self._by_lanczos,
-            "cg": self._by_cg,
-            "cholesky": self._by_cholesky,
-        }[self.solver]
         free = point.free_cells()
-        direction = solve(free, budget)
-        return replace(direction, vector=free.extend(direction.vector))
+        if self.solver == "cg":
+            direction = self._by_cg(free, budget, lowest)
+        elif self.solver == "lanczos":
+            direction = self._by_lanczos(free, budget)
+        else:
+            direction = self._by_cholesky(free, budget)
+        below = direction.negative_curvature
+        return replace(
+            direction,
+            vector=free.extend(direction.vector),
+            negative_curvature=None if below is None else free.extend(below),
+        )
+
+    def remember(
+        self, state: Any, before: Point, after: Point, step: Step
+    ) -> Tensor | None:
+        """Return the direction of negative curvature that the step met, if any."""
+        return None if step.memo is None else step.memo.clone()
 
     def _shift(self, smallest: float, rounding: float) -> float:
         shift = max(-self.factor * smallest, 0.0)
@@ -161,6 +179,7 @@ class ShiftedNewton(Method):
             lower_bound=basis.lower_bound(self.confidence),
             residual=step.residual_norm / norm,
             inner_iterations=basis.size,
+            negative_curvature=basis.ritz_vector() if smallest < 0.0 else None,
         )
 
     def _basis_shift(self, basis: LanczosBasis) -> float:
@@ -185,12 +204,13 @@ class ShiftedNewton(Method):
             return InnerStatus.EIGENVALUE
         return InnerStatus.CONVERGED if floor <= self.tol else InnerStatus.FLOOR
 
-    def _by_cg(self, free: FreeCells, budget: Budget) -> Direction:
+    def _by_cg(self, free: FreeCells, budget: Budget, lowest: Tensor | None) -> Direction:
         operator, gradient = free.operator, free.gradient
         limit = max(budget.cap(self.max_products), 1)
         estimate = smallest_eigenvalue(
             operator,
             self.eigenvalue_tol,
+            start=None if lowest is None else free.restrict(lowest),
             floor=self.eigenvalue_floor,
             max_products=max(limit - 1, 1),  # conjugate gradients get one at least
             deadline=budget.deadline,
@@ -225,6 +245,7 @@ class ShiftedNewton(Method):
             lower_bound=estimate.lower,
             residual=solution.residual_norm / float(gradient.norm()),
             inner_iterations=solution.n_products,
+            negative_curvature=estimate.vector if estimate.upper < 0.0 else None,
         )
 
     def _restricted_preconditioner(self, free: FreeCells) -> Preconditioner | None:
