@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import lsq_linear
+from test_bounded_steps import dense_step, model
 from test_lanczos import symmetric
 
 import hvpopt

@@ -22,3 +22,5 @@ MEMORY_GROWTH = 60e6
 TRUST_REGION_STEP = 1e-8
 #: Minima of badly scaled functions against the six digits that were published.
 PUBLISHED_MINIMUM = 1e-4
+#: Models of the same few steps on one and on several ranks: other rounding in each sum.
+SAME_INVERSION = 1e-10
