@@ -76,9 +76,10 @@ float64; waves run in the dtype that each problem states.
 
 **Cost** is in gradients of the same problem: gradients + r_v · values + r_p · products.
 r_v and r_p are CPU time relative to a gradient's, medians measured for each problem
-before its runs. The misfit's own tally counts, whatever library calls it. Work that runs
-waves for none of these (source illumination) costs its share of a value. A run ends when
-its budget is spent.
+before its runs. The misfit's own tally counts, whatever library calls it. A product over
+some of the shots, or over encoded ones, costs the share of a product that its wave
+propagations are. A run ends when its budget is spent; one that passes a level in misfit
+below the noise (noisy, fine-grid) fits noise from there on, at growing model error.
 
 **Misfit and model error** are of the best model so far, relative to the start's. The
 error is the distance to the true model in scaled free cells.
