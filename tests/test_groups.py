@@ -101,7 +101,7 @@ def test_random_shots_follow_from_the_seed():
     [
         ("random", None, "shots_per_product goes with"),
         (None, 2, "shots_per_product goes with"),
-        ("shuffled", 2, "'rotating', 'random' or indices"),
+        ("shuffled", 2, "'rotating', 'random', 'encoded' or indices"),
         ("random", 6, "from 1 to 5"),
         ([], None, "at least one"),
         ([1, 1], None, "once"),

@@ -197,12 +197,17 @@ def test_adds_to_other_objectives(generator):
     total.hessian(v, "gauss-newton") @ step
 
 
-def test_minimises(generator):
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [(hvpopt.ShiftedNewton(), 3), (None, 40)],
+    ids=["newton", "default"],
+)
+def test_minimises(method, steps, generator):
     v = 1.002 * torch.full(SHAPE, 2000.0, dtype=D)
     there = survey()
     misfit = WaveformMisfit(there, there.simulate(v))
     start = v * (1 + 0.01 * rand(SHAPE, generator, -1, 1))
-    found = hvpopt.minimize(misfit, start, max_iter=3)
+    found = hvpopt.minimize(misfit, start, method=method, max_iter=steps)
     assert found.fun < 0.1 * misfit.value(start)
 
 

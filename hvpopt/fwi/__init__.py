@@ -1,5 +1,6 @@
 """Full-waveform inversion: surveys, waveform misfits and their products."""
 
+from hvpopt.fwi.bad_shots import BadShotError, ShotDropped
 from hvpopt.fwi.born import BornHessian, WaveformHessian
 from hvpopt.fwi.data_misfits import L2, DataMisfit, Huber
 from hvpopt.fwi.double_backprop import DoubleBackpropHessian
@@ -26,6 +27,7 @@ from hvpopt.fwi.trace_misfits import (
 
 __all__ = [
     "L2",
+    "BadShotError",
     "BornHessian",
     "Chain",
     "CoarseGrid",
@@ -41,6 +43,7 @@ __all__ = [
     "MemoryPlan",
     "NormalisedCorrelation",
     "Parameterisation",
+    "ShotDropped",
     "SlownessSquared",
     "SubRegion",
     "Survey",

@@ -11,7 +11,7 @@ gradient of both sums in V and in δV. V's own derivatives are taken once for al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from hvpopt.counts import Counts
 from hvpopt.fwi.autodiff import jvp, vjp
+from hvpopt.fwi.bad_shots import BadShotError
+from hvpopt.fwi.runner import GroupRunner, Task, Terms
 from hvpopt.fwi.survey import Data
 from hvpopt.fwi.waveforms import Waveforms
 from hvpopt.hessian import model_noise
@@ -44,9 +46,14 @@ class WaveformHessian(SymmetricOperator):
         space: Flat coordinates. Default ``ModelSpace(model)``.
         counts: The tally to advance. Default a new one.
         reason: Why this engine was taken.
+        runner: Runs the groups, and remembers how large they may be. Default a new one.
+        settle: Called with the error where shots are bad, to raise another. Default it
+            is raised.
+        unit: What shots are called in errors. Default ``"shot"``.
 
     Attributes:
         kind: As given.
+        groups: Likewise; smaller after memory ran out.
         shots: Those that take part.
         engine: ``"born"``, ``"double-backprop"`` or ``"eager"``.
         engine_reason: Why this one.
@@ -66,6 +73,9 @@ class WaveformHessian(SymmetricOperator):
         space: ModelSpace | None = None,
         counts: Counts | None = None,
         reason: str = "",
+        runner: GroupRunner | None = None,
+        settle: Callable[[BadShotError], None] | None = None,
+        unit: str = "shot",
     ) -> None:
         space = ModelSpace(model) if space is None else space
         super().__init__(
@@ -84,6 +94,9 @@ class WaveformHessian(SymmetricOperator):
         self._waveforms = waveforms
         self._model = copy_model(model)
         self._scale = scale
+        self._runner = GroupRunner() if runner is None else runner
+        self._settle = settle
+        self._unit = unit
         if waveforms.parameterisation is not None:
             waveforms.check_connected(self._model)
 
@@ -92,6 +105,24 @@ class WaveformHessian(SymmetricOperator):
         """What serves as the curvature in the data."""
         misfit = self._waveforms.data_misfit
         return f"∇²ℓ of {misfit.name}" if self.kind == "exact" else misfit.gauss_newton
+
+    def _sum(
+        self, part: Callable[[list[int]], Terms], names: Sequence[str], cost: int
+    ) -> list[Any]:
+        """Return the sum of what the groups contribute to a product."""
+        task = Task("product", part, names, cost, self.counts, self._unit, self._forget)
+        try:
+            total = self._runner.total(task, self.groups)
+        except BadShotError as error:
+            if self._settle is not None:
+                self._settle(error)
+            raise
+        self.groups = self._runner.split(self.groups)
+        self.counts.tally(products=1)
+        return total
+
+    def _forget(self) -> None:
+        """Release what a failed product has kept."""
 
     def _leaves(self) -> list[Tensor]:
         return [
@@ -126,16 +157,23 @@ class BornHessian(WaveformHessian):
         inputs = [m.detach().requires_grad_(m.requires_grad) for m in models]
         deltas = self._deltas(models, leaves, self._steps(vector))
         pushes = [d.detach().requires_grad_(d.requires_grad) for d in deltas]
-        for group in self.groups:
+        cuts = [*inputs, *pushes]
+
+        def part(group: list[int]) -> Terms:
+            for cut in cuts:
+                cut.grad = None
             if self.kind == "exact":
                 self._add_exact(inputs, pushes, group)
             else:
                 self._add_gauss_newton(inputs, pushes, group)
-        self.counts.tally(products=1, propagations=PROPAGATIONS * len(self.shots))
+            return [cut.grad for cut in cuts]
+
+        names = 2 * self._waveforms.survey.model_names
+        gradients = self._sum(part, names, PROPAGATIONS)
         found = [
-            (through, cut.grad)
-            for through, cut in zip([*models, *deltas], [*inputs, *pushes], strict=True)
-            if cut.grad is not None
+            (through, gradient)
+            for through, gradient in zip([*models, *deltas], gradients, strict=True)
+            if gradient is not None
         ]
         return self._row(vjp([t for t, _ in found], leaves, [g for _, g in found]))
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from hvpopt.fwi.autodiff import vjp
 from hvpopt.fwi.born import WaveformHessian
+from hvpopt.fwi.runner import Terms
 from hvpopt.fwi.waveforms import Waveforms
-from hvpopt.models import Model, rebuild
+from hvpopt.models import Model, named_tensors, rebuild
 from hvpopt.objective import Kind
 
 #: Wave propagations of one shot: the graph; and a product, which deepwave makes of a
@@ -28,12 +29,13 @@ PROPAGATIONS = 5
 
 @dataclass(frozen=True)
 class _Graph:
-    """Data and a first derivative, both differentiable.
+    """Data of a group and a first derivative, both differentiable.
 
     For the exact Hessian ``back`` is the gradient; for Gauss-Newton it is ``Jᵀu``, linear
     in ``dummies`` u, so that its derivative in u is the data's (see ``autodiff.jvp``).
     """
 
+    group: list[int]
     leaves: list[Tensor]
     data: dict[str, Tensor]
     back: list[Tensor]
@@ -80,23 +82,25 @@ class DoubleBackpropHessian(WaveformHessian):
                 "this operator is closed: its graph was released; make a new one"
             )
         steps = self._steps(vector)
-        rows: list[Tensor] | None = None
-        for group in self.groups:
-            part = self._apply(self._graph(group), steps, group)
-            rows = (
-                part if rows is None else [a + b for a, b in zip(rows, part, strict=True)]
-            )
-        assert rows is not None
-        self.counts.tally(products=1, propagations=PROPAGATIONS * len(self.shots))
-        return self._row(rows)
+
+        def part(group: list[int]) -> Terms:
+            return [*self._apply(self._graph(group), steps)]
+
+        names = list(named_tensors(self._model))
+        return self._row(self._sum(part, names, PROPAGATIONS))
 
     def close(self) -> None:
         """Release the graph. Products raise from now on."""
         self._kept, self._closed = None, True
 
+    def _forget(self) -> None:
+        """Release the graph: it may hold the bad numbers, and the memory."""
+        self._kept = None
+
     def _graph(self, group: list[int]) -> _Graph:
-        if self._kept is not None:
+        if self._kept is not None and self._kept.group == group:
             return self._kept
+        self._kept = None
         leaves = self._leaves()
         with torch.enable_grad():
             models = self._waveforms.models(rebuild(self._model, leaves), check=False)
@@ -108,23 +112,21 @@ class DoubleBackpropHessian(WaveformHessian):
                 outputs = list(data.values())
                 dummies = [torch.zeros_like(d, requires_grad=True) for d in outputs]
             back = vjp(outputs, leaves, dummies, create_graph=True)
-        graph = _Graph(leaves, data, back, dummies)
+        graph = _Graph(group, leaves, data, back, dummies)
         self.counts.tally(propagations=GRAPH_PROPAGATIONS * len(group))
-        if len(self.groups) == 1:
+        if self.groups == [group]:
             self._kept = graph
         return graph
 
-    def _apply(
-        self, graph: _Graph, steps: list[Tensor], group: list[int]
-    ) -> list[Tensor]:
-        keep = self._kept is not None
+    def _apply(self, graph: _Graph, steps: list[Tensor]) -> list[Tensor]:
+        keep = graph is self._kept
         if self.kind == "exact":
             return vjp(graph.back, graph.leaves, steps, retain_graph=keep)
         pushed = vjp(graph.back, graph.dummies, steps, retain_graph=True)
         _, q = self._waveforms.derivatives(
             {c: d.detach() for c, d in graph.data.items()},
             dict(zip(graph.data, pushed, strict=True)),
-            group,
+            graph.group,
             "gauss-newton",
         )
         return vjp(

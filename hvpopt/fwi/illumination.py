@@ -162,7 +162,7 @@ def source_illumination(
         )
     space = ModelSpace(model) if space is None else space
     space.match(model, "model")
-    taken = list(range(survey.n_shots)) if shots is None else list(shots)
+    taken = misfit.live_shots if shots is None else list(shots)
     leaves = [t.requires_grad_() for t in named_tensors(copy_model(model)).values()]
     with torch.enable_grad():
         (velocity,) = misfit.waveforms.models(rebuild(model, leaves))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,33 +15,26 @@ from hvpopt.fwi.born import BornHessian, WaveformHessian
 from hvpopt.fwi.double_backprop import DoubleBackpropHessian
 from hvpopt.fwi.encoding import encode, random_codes, why_not_encoded
 from hvpopt.fwi.engine import Engine, check_engine, choose_engine, plan_product
-from hvpopt.fwi.groups import (
-    MemoryPlan,
-    default_group,
-    groups_of,
-    parse_bytes,
-    plan_memory,
-)
+from hvpopt.fwi.groups import MemoryPlan, groups_of, plan_memory
+from hvpopt.fwi.product_shots import ProductShots
+from hvpopt.fwi.shot_sum import ShotSum, detached
 from hvpopt.fwi.subsets import ShotSubset
 from hvpopt.fwi.survey import Survey
 from hvpopt.fwi.trace_misfits import as_data_misfit
-from hvpopt.fwi.waveforms import (
-    Waveforms,
-    check_observed,
-    every_gradient,
-    live_models,
-)
+from hvpopt.fwi.waveforms import Waveforms, check_observed
 from hvpopt.memory import PeakMemory
-from hvpopt.models import Model, named_tensors, rebuild
-from hvpopt.objective import Kind, Objective, check_kind
+from hvpopt.models import Model
+from hvpopt.objective import Kind, check_kind
 from hvpopt.space import ModelSpace
 
 
-class WaveformMisfit(Objective):
+class WaveformMisfit(ShotSum):
     """φ(m) = ℓ(F(V(m))): how far a model's waveforms are from the observed ones.
 
     Values, gradients and products run over groups of shots, with no graph kept between
     groups or calls. Normalisation is global: grouping changes rounding, nothing else.
+    A group that runs out of memory is halved, for good. What is not finite is run again
+    shot by shot, and a shot that is not finite then either is bad (see ``bad_shots``).
 
     Args:
         survey: The acquisition, F.
@@ -69,6 +63,10 @@ class WaveformMisfit(Objective):
             is the whole. Default all.
         shots_per_product: For ``"rotating"``, ``"random"`` and ``"encoded"``.
         seed: For ``"random"`` and ``"encoded"``. Default 0.
+        on_bad_shot: What becomes of a shot that keeps failing. ``"raise"`` (default):
+            ``BadShotError`` names it. ``"drop"``: it is left out, with a warning, and
+            the misfit is that of the survey without it from then on; except in a trial
+            of ``minimize``, where it shortens the step.
         name: What its part is called in a sum. Default ``"waveforms"``.
 
     Attributes:
@@ -97,33 +95,26 @@ class WaveformMisfit(Objective):
         product_shots: str | Sequence[int] | None = None,
         shots_per_product: int | None = None,
         seed: int = 0,
+        on_bad_shot: str = "raise",
         name: str = "waveforms",
     ) -> None:
-        super().__init__(name)
         check_engine(engine)
-        self.survey = survey
         self.engine = engine
         data = check_observed(survey, observed)
         data_misfit = as_data_misfit(misfit)
         data_misfit.check_adds(data)
-        self.waveforms = Waveforms(
-            survey, parameterisation, data_misfit, data, data_misfit.constants(data)
+        super().__init__(
+            Waveforms(
+                survey, parameterisation, data_misfit, data, data_misfit.constants(data)
+            ),
+            name,
+            shots_per_group=shots_per_group,
+            memory_limit=memory_limit,
+            on_bad_shot=on_bad_shot,
         )
-        self._seed, self._drawn, self._encoded = seed, 0, 0
-        if isinstance(product_shots, str) and product_shots == "encoded":
-            self._encoded = self._check_encoded(shots_per_product)
-            product_shots = shots_per_product = None
-        self._subset = ShotSubset(survey.n_shots, product_shots, shots_per_product, seed)
-        if shots_per_group is not None and memory_limit is not None:
-            raise ValueError("give shots_per_group or memory_limit, not both")
-        if shots_per_group is not None and shots_per_group < 1:
-            raise ValueError(
-                f"shots_per_group is {shots_per_group}; it must be at least 1"
-            )
-        self._default_groups = shots_per_group is None and memory_limit is None
-        size = min(shots_per_group or default_group(survey), survey.n_shots)
-        self._limit = None if memory_limit is None else parse_bytes(memory_limit)
-        self.memory_plan = MemoryPlan(self._limit, size)
+        self._product_shots = ProductShots(
+            self.waveforms, product_shots, shots_per_product, seed
+        )
 
     @property
     def has_gauss_newton(self) -> bool:
@@ -134,80 +125,6 @@ class WaveformMisfit(Objective):
     def misfit(self) -> Any:
         """The data misfit ℓ."""
         return self.waveforms.data_misfit
-
-    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Return the misfit as a differentiable scalar; all shots share one graph.
-
-        Not counted, and without checkpointing twice differentiable.
-
-        Args:
-            *args: The unknowns, one tensor or several.
-            **kwargs: The unknowns by name.
-
-        Returns:
-            A scalar.
-
-        Raises:
-            TypeError: If unknowns are given both ways.
-        """
-        if bool(args) == bool(kwargs):
-            raise TypeError("give the unknowns by position or by name, not both")
-        model: Model = kwargs or (args[0] if len(args) == 1 else args)
-        return self.waveforms.loss(self.waveforms.models(model))
-
-    def value(self, model: Model) -> float:
-        """Return the misfit, building no graph and storing no history.
-
-        Args:
-            model: The unknowns.
-
-        Returns:
-            The value.
-
-        Raises:
-            ValueError: For models that are not physical or do not fit the survey.
-        """
-        with torch.no_grad():
-            models = self.waveforms.models(_detached(model))
-            parts = [
-                float(self.waveforms.loss(models, group)) for group in self.groups(model)
-            ]
-        self.counts.tally(values=1, propagations=self.survey.n_shots)
-        return sum(parts)
-
-    def value_and_gradient(self, model: Model) -> tuple[float, Model]:
-        """Return the misfit and its gradient, shaped like the model.
-
-        Args:
-            model: The unknowns.
-
-        Returns:
-            The value and the gradient.
-
-        Raises:
-            ValueError: For models that are not physical or do not fit the survey, or a
-                parameterisation that ignores an unknown.
-        """
-        named = named_tensors(model)
-        leaves = [t.detach().clone().requires_grad_() for t in named.values()]
-        with torch.enable_grad():
-            models = self.waveforms.models(rebuild(model, leaves))
-            live_models(models)
-            inputs = [m.detach().requires_grad_(m.requires_grad) for m in models]
-            value = 0.0
-            for group in self.groups(model):
-                part = self.waveforms.loss(inputs, group)
-                # .backward(), because reentrant checkpointing refuses autograd.grad
-                part.backward()  # type: ignore[no-untyped-call]
-                value += float(part.detach())
-        self.counts.tally(gradients=1, propagations=2 * self.survey.n_shots)
-        found = [
-            (m, i.grad) for m, i in zip(models, inputs, strict=True) if i.requires_grad
-        ]
-        gradient = torch.autograd.grad(
-            [m for m, _ in found], leaves, [g for _, g in found], allow_unused=True
-        )
-        return value, rebuild(model, every_gradient(named, gradient))
 
     def hessian(
         self,
@@ -232,28 +149,39 @@ class WaveformMisfit(Objective):
                 Default what ``product_shots`` says.
 
         Returns:
-            An operator; its products count in ``counts`` here too.
+            An operator; its products count in ``counts`` here too. A product raises
+            ``BadShotError`` where shots keep failing, or ``ShotDropped`` where they are
+            dropped.
 
         Raises:
             ValueError: For an unknown kind or shot, a model that does not fit, or an
                 engine that does not hold.
         """
         check_kind(kind)
-        if shots is None and self._encoded:
-            self._drawn += 1
+        if shots is None and self._product_shots.n_encoded:
             return self.encoded_hessian(
-                model, kind, self._encoded, space=space, seed=self._seed + self._drawn
+                model,
+                kind,
+                self._product_shots.n_encoded,
+                space=space,
+                seed=self._product_shots.next_seed(),
             )
-        taken = self._subset.next() if shots is None else self._subset.check(shots)
+        live = self.live_shots
+        taken = (
+            self._product_shots.next(live)
+            if shots is None
+            else self._product_shots.check(shots, live)
+        )
         operator = self._operator(
             model,
             kind,
             self.groups(model, taken),
-            scale=self.survey.n_shots / len(taken),
+            scale=len(live) / len(taken),
             space=space,
             counts=self.counts.child(),
+            settle=self._settle if self._live.may_drop else None,
         )
-        operator.cost = len(taken) / self.survey.n_shots
+        operator.cost = len(taken) / len(live)
         return operator
 
     def encoded_hessian(
@@ -281,8 +209,9 @@ class WaveformMisfit(Objective):
                 weights, receivers that differ from shot to shot, initial wavefields.
         """
         check_kind(kind)
-        n_shots = self.survey.n_shots
-        codes = random_codes(n_encoded, n_shots, seed)
+        live = self.live_shots
+        codes = torch.zeros(n_encoded, self.survey.n_shots, dtype=torch.float64)
+        codes[:, live] = random_codes(n_encoded, len(live), seed)
         operator = self._operator(
             model,
             kind,
@@ -291,8 +220,9 @@ class WaveformMisfit(Objective):
             scale=1.0 / n_encoded,
             space=space,
             counts=self.counts.child(),
+            unit="encoded shot",
         )
-        operator.cost = n_encoded / n_shots
+        operator.cost = n_encoded / len(live)
         return operator
 
     def sketch(
@@ -317,42 +247,20 @@ class WaveformMisfit(Objective):
         """
         if not why_not_encoded(self.waveforms):
             return self.encoded_hessian(model, kind, space=space, seed=seed)
-        n_shots = self.survey.n_shots
-        size = -(-n_shots // 3)
-        shots = ShotSubset(n_shots, "random", size, seed).next()
+        live = self.live_shots
+        drawn = ShotSubset(len(live), "random", -(-len(live) // 3), seed).next()
+        shots = [live[place] for place in drawn]
         return self.hessian(model, kind, space=space, shots=shots)
 
-    def groups(self, model: Model, shots: Sequence[int] | None = None) -> list[list[int]]:
-        """Return the groups that shots run in; measured first under a memory limit.
-
-        Args:
-            model: Where to measure.
-            shots: Indices. Default all.
-        """
-        if self._limit is not None and self.memory_plan.measured is None:
-            self._measure(model, self._limit)
-        taken = range(self.survey.n_shots) if shots is None else shots
-        return groups_of(taken, self.memory_plan.shots_per_group)
-
     # -- inside -----------------------------------------------------------------
-
-    def _check_encoded(self, n_encoded: int | None) -> int:
-        reason = why_not_encoded(self.waveforms)
-        if reason:
-            raise ValueError(f"product_shots is 'encoded', but {reason}")
-        if n_encoded is None or not 1 <= n_encoded <= self.survey.n_shots:
-            raise ValueError(
-                f"shots_per_product is {n_encoded}; with product_shots='encoded' it is "
-                f"the number of encoded shots, from 1 to {self.survey.n_shots}"
-            )
-        return n_encoded
 
     def _operator(
         self, model: Model, kind: Kind, groups: list[list[int]], **options: Any
     ) -> WaveformHessian:
-        models = self.waveforms.models(_detached(model))
+        models = self.waveforms.models(detached(model))
         engine: Engine = choose_engine(self.survey, models, self.engine)
         options["reason"] = engine.reason
+        options.setdefault("runner", self._runner)
         waveforms = options.pop("waveforms", self.waveforms)
         if engine.name == "born":
             return BornHessian(waveforms, model, kind, groups, **options)
@@ -362,33 +270,32 @@ class WaveformMisfit(Objective):
             waveforms, model, kind, groups, overrides=engine.overrides, **options
         )
 
-    def _measure(self, model: Model, limit: int) -> None:
-        """Plan the groups by deepwave's estimate and by what products really use."""
-        models = self.waveforms.models(_detached(model))
-        estimated = plan_product(self.survey, models, [0])
+    def _measured_plan(self, model: Model, limit: int) -> MemoryPlan:
+        models = self.waveforms.models(detached(model))
+        shots = self.live_shots
+        estimated = plan_product(self.survey, models, shots[:1])
         # the first product also pays for libraries and thread pools
-        self._peak_of_product(model, [0])
-        measured, how = self._peak_of_product(model, [0])
-        plan = plan_memory(limit, self.survey.n_shots, estimated, measured, how)
+        self._peak_of_product(model, shots[:1])
+        measured, how = self._peak_of_product(model, shots[:1])
+        plan = plan_memory(limit, len(shots), estimated, measured, how)
         while plan.shots_per_group > 1:
-            used, _ = self._peak_of_product(model, range(plan.shots_per_group))
+            used, _ = self._peak_of_product(model, shots[: plan.shots_per_group])
             plan = replace(plan, group=used)
             if used <= limit:
                 break
             smaller = max(1, int(plan.shots_per_group * limit / used))
             plan = replace(plan, shots_per_group=smaller, group=None)
-        self.memory_plan = replace(plan, measured=measured)
+        # memory may have run out on the way
+        largest = min(plan.shots_per_group, self._runner.largest or len(shots))
+        return replace(plan, measured=measured, shots_per_group=largest)
 
-    def _peak_of_product(self, model: Model, shots: Sequence[int]) -> tuple[int, str]:
+    def _peak_of_product(self, model: Model, shots: list[int]) -> tuple[int, str]:
         counts = Counts()
-        operator = self._operator(model, "exact", [list(shots)], counts=counts)
+        operator = self._operator(model, "exact", [shots], counts=counts)
         vector = torch.ones(operator.size, dtype=operator.dtype, device=operator.device)
-        with PeakMemory(operator.device) as peak:
+        # numbers that are not finite take as much memory as others
+        with PeakMemory(operator.device) as peak, suppress(FloatingPointError):
             operator.matvec(vector)
         operator.close()
         self.counts.tally(propagations=counts.propagations)
         return peak.bytes, peak.how
-
-
-def _detached(model: Model) -> Model:
-    return rebuild(model, [t.detach() for t in named_tensors(model).values()])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from hvpopt.models import named_tensors
 from hvpopt.objective import Kind, Linearisation, Objective
 from hvpopt.operators import RestrictedOperator, SymmetricOperator
 from hvpopt.space import ModelSpace
@@ -19,6 +22,39 @@ from hvpopt.space import ModelSpace
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_in_trial: ContextVar[bool] = ContextVar("in_trial", default=False)
+
+
+class SumChanged(FloatingPointError):  # noqa: N818 - a signal to evaluate again
+    """The objective has left something out for good, and is another sum from now on.
+
+    Raised where a caller holds values of the sum before: it evaluates them again rather
+    than compare the two.
+    """
+
+
+def in_trial() -> bool:
+    """Return True while a trial point is evaluated.
+
+    A trial's value is compared to that of the point it left. An objective may then refuse
+    a model, which shortens the step, but must not change what it is the sum of.
+    """
+    return _in_trial.get()
+
+
+@contextmanager
+def trials() -> Iterator[None]:
+    """A block whose evaluations are trials, for a minimiser that compares their values.
+
+    Yields:
+        Nothing.
+    """
+    token = _in_trial.set(True)
+    try:
+        yield
+    finally:
+        _in_trial.reset(token)
 
 
 @dataclass(frozen=True)
@@ -152,7 +188,8 @@ class Problem:
 
     def _try(self, evaluate: Callable[[], T]) -> T | None:
         try:
-            return evaluate()
+            with trials():
+                return evaluate()
         except torch.cuda.OutOfMemoryError:
             raise
         except (ValueError, ArithmeticError, RuntimeError) as error:
@@ -187,9 +224,15 @@ class Problem:
     def _point(self, vector: Tensor, lin: Linearisation) -> Point:
         gradient = self.space.gradient_to_vector(lin.gradient)
         if not math.isfinite(lin.value) or not bool(torch.isfinite(gradient).all()):
+            bad = {
+                name: int((~torch.isfinite(g)).sum())
+                for name, g in named_tensors(lin.gradient).items()
+            }
+            told = ", ".join(f"{n} of {name!r}" for name, n in bad.items() if n)
             raise FloatingPointError(
                 f"the loss is {lin.value:g}, and of its {gradient.numel()} gradient "
                 f"entries {int((~torch.isfinite(gradient)).sum())} are not finite"
+                + (f" ({told})" if told else "")
             )
         return Point(
             vector=vector,
