@@ -1,6 +1,6 @@
 """Exact second-order optimisation without forming the Hessian."""
 
-from hvpopt import fwi, optim
+from hvpopt import distributed, fwi, optim
 from hvpopt.counts import Counts
 from hvpopt.dense import DenseHessian
 from hvpopt.hessian import FiniteDifferenceHessian, HessianOperator
@@ -88,6 +88,7 @@ __all__ = [
     "Wolfe",
     "as_scipy",
     "cg",
+    "distributed",
     "fwi",
     "minimize",
     "nystrom",

@@ -15,9 +15,9 @@ from hvpopt import (
     cg,
     minimize,
 )
-from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.fwi import CoarseGrid, SlownessSquared, Survey, WaveformMisfit
 from hvpopt.fwi.illumination import gauss_newton_diagonal, source_illumination
+from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 
 # deepwave's Born models load torch's forward-mode rules, compiled with torch.jit
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")

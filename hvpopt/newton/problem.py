@@ -193,6 +193,8 @@ class Problem:
         except torch.cuda.OutOfMemoryError:
             raise
         except (ValueError, ArithmeticError, RuntimeError) as error:
+            if getattr(error, "ends_run", False):
+                raise  # a lost process is no refusal of this model
             self.last_failure = f"{type(error).__name__}: {error}"
             logger.info("trial refused by the loss: %s", self.last_failure)
             return None

@@ -1,0 +1,104 @@
+"""ShardedHessian: products whose shots run on many ranks, each its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hvpopt.counts import Counts
+from hvpopt.distributed.checksum import checksum, combined
+from hvpopt.distributed.exchange import Exchange, Part
+from hvpopt.fwi.born import WaveformHessian
+from hvpopt.fwi.groups import groups_of
+from hvpopt.operators import SymmetricOperator
+
+
+class ShardedHessian(SymmetricOperator):
+    """The Hessian of a ShardedMisfit; a product is one sum over ranks.
+
+    Made by ``ShardedMisfit.hessian``. Each rank holds what its own shots need.
+
+    Args:
+        operator: Of all the shots that take part. It is narrowed to this rank's.
+        places: Of this rank's among those shots.
+        exchange: With the other ranks.
+        agreed: Checksum of the model.
+        wire: Dtype that products are sent in, the model's: float32 waves have no more
+            digits, whatever the dtype of flat vectors.
+        counts: The tally to advance.
+        note_reduced: Told each vector that is summed.
+
+    Attributes:
+        kind: ``"exact"`` or ``"gauss-newton"``.
+        shots: Those that take part, on all ranks.
+        part: The operator of this rank's shots.
+    """
+
+    def __init__(
+        self,
+        operator: WaveformHessian,
+        places: Sequence[int],
+        exchange: Exchange,
+        *,
+        agreed: int,
+        wire: torch.dtype,
+        counts: Counts,
+        note_reduced: Callable[[Tensor | None], None],
+    ) -> None:
+        super().__init__(
+            operator.size,
+            dtype=operator.dtype,
+            device=operator.device,
+            space=operator.space,
+            counts=counts,
+            noise=operator.noise,
+        )
+        self.cost = operator.cost
+        self.kind = operator.kind
+        self.shots = operator.shots
+        self._exchange, self._agreed = exchange, agreed
+        self._wire, self._note_reduced = wire, note_reduced
+        largest = max(len(group) for group in operator.groups)
+        # narrowed before its first product, so that no graph has been built
+        operator.shots = [operator.shots[place] for place in places]
+        operator.groups = groups_of(operator.shots, largest)
+        self.part = operator
+
+    @property
+    def engine(self) -> str:
+        """What makes the products: ``"born"``, ``"double-backprop"`` or ``"eager"``."""
+        return self.part.engine
+
+    @property
+    def engine_reason(self) -> str:
+        """Why this engine."""
+        return self.part.engine_reason
+
+    @property
+    def curvature(self) -> str:
+        """What serves as the curvature in the data."""
+        return self.part.curvature
+
+    def _product(self, vector: Tensor) -> Tensor:
+        def work() -> Part:
+            before = self.part.counts.propagations
+            if self.part.shots:
+                row = self.part.matvec(vector)
+            else:
+                row = torch.zeros_like(vector)
+            spent = self.part.counts.propagations - before
+            return Part(0.0, row.to(self._wire), spent)
+
+        alone = self._exchange.size == 1
+        agreed = 0 if alone else combined(self._agreed, checksum(vector))
+        total = self._exchange.total("product", agreed, work)
+        assert total.vector is not None
+        self._note_reduced(total.vector)
+        self.counts.tally(products=1, propagations=total.propagations)
+        return total.vector
+
+    def close(self) -> None:
+        """Release what this rank's operator holds. No message is sent."""
+        self.part.close()

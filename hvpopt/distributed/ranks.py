@@ -1,0 +1,150 @@
+"""Who this process is among the others, and the time that they spend together."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hvpopt.distributed.exchange import Exchange, Part, default_group
+
+_current: Exchange | None = None
+
+
+def current_exchange() -> Exchange:
+    """Return this process's exchange with the others of the default group."""
+    global _current
+    if _current is None or _current.group is not default_group():
+        _current = Exchange()
+    return _current
+
+
+def rank() -> int:
+    """Return the number of this process, 0 without a process group."""
+    return current_exchange().rank
+
+
+def size() -> int:
+    """Return how many processes there are, 1 without a process group."""
+    return current_exchange().size
+
+
+def is_main() -> bool:
+    """True on rank 0, the one that prints and writes; always without a process group."""
+    return rank() == 0
+
+
+def any_rank(flag: bool) -> bool:
+    """Return True on every rank if ``flag`` is true on one.
+
+    For decisions that ranks would not take alike, such as those by a clock:
+    ``callback=lambda model, record: any_rank(time.monotonic() > deadline)``. Every rank
+    must call it.
+
+    Args:
+        flag: This rank's.
+
+    Returns:
+        The same on every rank.
+    """
+    return current_exchange().total("flag", 0, lambda: Part(float(flag))).value > 0
+
+
+def device() -> torch.device:
+    """Return this rank's device: the GPU of its number on the machine, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", local % torch.cuda.device_count())
+
+
+@contextmanager
+def session(timeout: float = 60.0, *, backend: str | None = None) -> Iterator[None]:
+    """Join the other processes of ``torchrun`` for the length of a ``with`` block.
+
+    Without torchrun it does nothing, so that a script runs alike under ``python``. A
+    group that has been made already is used, and left as it is.
+
+    An error that leaves the block on one rank is raised on the others as RankError, at
+    their next sum or at the end of the block. A failure that ``minimize`` turned into a
+    result is raised at the end of the block too, so that the process ends with an error
+    and ``torchrun --max-restarts`` starts all of them again (on several machines set
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` for that, see pytorch issue 135712). A
+    process that is killed ends the others when its connection breaks, or after
+    ``timeout``.
+
+    Args:
+        timeout: Seconds that a rank waits for the others in one message. It must be
+            longer than the fastest rank waits for the slowest in one evaluation. Ranks
+            end within this time of a failure, and of what they are computing.
+        backend: Default ``"nccl"`` where every local rank has a GPU, else ``"gloo"``.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If the timeout is not positive.
+        RankError: If another rank failed, is lost, or has not come to its end.
+    """
+    if not timeout > 0:
+        raise ValueError(f"timeout is {timeout} s; it must be positive")
+    joined = _join(timeout, backend)
+    others = current_exchange()
+    logger = logging.getLogger("hvpopt")
+    level = logger.level
+    if others.rank:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        try:
+            yield
+        except BaseException as error:
+            others.leave(error)
+            raise
+        others.leave(None)
+    finally:
+        logger.setLevel(level)
+        if joined:
+            dist.destroy_process_group()
+
+
+def _join(timeout: float, backend: str | None) -> bool:
+    if "RANK" not in os.environ or not dist.is_available() or dist.is_initialized():
+        return False
+    if backend is None:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cuda = torch.cuda.is_available() and local <= torch.cuda.device_count()
+        backend = "nccl" if cuda and dist.is_nccl_available() else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(device())
+    limit = timedelta(seconds=timeout)
+    dist.init_process_group(backend, timeout=limit, **_store_of_this_life(limit))
+    return True
+
+
+def _store_of_this_life(limit: timedelta) -> dict[str, Any]:
+    """Return where to meet, apart from where the ranks met before a restart.
+
+    torchrun keeps one store for all lives of a script, and in it the addresses of ranks
+    that have ended: new ones then connect to those (pytorch issue 135712). Its count of
+    restarts tells the lives apart, but is common to all ranks on one machine alone.
+    """
+    given = os.environ
+    shared = given.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or given.get("LOCAL_WORLD_SIZE") != given.get("WORLD_SIZE"):
+        return {}
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        given["MASTER_ADDR"], int(given["MASTER_PORT"]), is_master=False, timeout=limit
+    )
+    life = given.get("TORCHELASTIC_RESTART_COUNT", "0")
+    apart = dist.PrefixStore(f"hvpopt/{life}", store)  # type: ignore[attr-defined]
+    return {
+        "store": apart,
+        "rank": int(given["RANK"]),
+        "world_size": int(given["WORLD_SIZE"]),
+    }

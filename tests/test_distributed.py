@@ -1,0 +1,443 @@
+"""Many ranks against one: the same numbers, the same bits on each, the same errors."""
+
+import logging
+import multiprocessing
+import os
+import re
+import runpy
+import subprocess
+import sys
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+
+import distributed_worker as worker
+import pytest
+import torch
+from tolerances import PRODUCT, SAME_INVERSION
+
+import hvpopt
+from hvpopt import distributed
+from hvpopt.distributed.checksum import BLOCK, checksum
+from hvpopt.distributed.shares import shares
+
+ROOT = Path(__file__).parents[1]
+CELLS = 12 * 17
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fork_server():
+    """Start one process that imports everything; each rank is forked from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        PROCESSES.set_forkserver_preload(["distributed_worker"])
+        forkserver.ensure_running()
+
+
+class Ran:
+    """What ranks returned, None for one that did not; and how they ended."""
+
+    def __init__(self, task, size, folder, *, timeout=20.0, limit=40.0, **options):
+        folder = Path(folder, f"{task}-{size}-{time.monotonic_ns()}")
+        folder.mkdir()
+        processes = [
+            PROCESSES.Process(
+                target=worker.main,
+                args=(task, rank, size, str(folder), timeout, options),
+                daemon=True,
+            )
+            for rank in range(size)
+        ]
+        began = time.monotonic()
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(max(0.0, began + limit - time.monotonic()))
+        self.seconds = time.monotonic() - began
+        self.exits = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+        self.found = [
+            torch.load(path, weights_only=False) if path.exists() else None
+            for path in (folder / f"{rank}.pt" for rank in range(size))
+        ]
+        self.told = [(folder / f"{rank}.err").read_text() for rank in range(size)]
+
+    def all(self):
+        assert self.exits == [0] * len(self.exits), "\n".join(self.told)
+        return self.found
+
+
+@pytest.fixture
+def run(tmp_path, seed):
+    def start(task, size, **options):
+        return Ran(task, size, tmp_path, seed=seed, **options)
+
+    return start
+
+
+def same_bits(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_bits(a[k], b[k]) for k in a)
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(same_bits, a, b))
+    return a == b
+
+
+def flat(lists):
+    return [item for items in lists for item in items]
+
+
+def gap(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+# -- the same inversion ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", worker.METHODS)
+def test_one_two_and_four_ranks_invert_alike(run, seed, method):
+    x, fun, status, counts, _ = worker.invert(seed, method, shard=False)
+    assert counts["gradients"] == 4
+    assert counts["products"] > 0
+    for size in (1, 2, 4):
+        found = run("invert", size, method=method).all()
+        assert all(same_bits(found[0], other) for other in found)
+        there, value, ended, spent, reduced = found[0]
+        assert gap(there, x) <= SAME_INVERSION
+        assert abs(value - fun) <= SAME_INVERSION * fun
+        assert (ended, spent) == (status, counts)
+        vectors = spent["products"] + spent["gradients"] if size > 1 else 0
+        assert reduced == 8 * CELLS * vectors
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (2, {}),
+        (4, {"engine": "double-backprop"}),
+        (3, {"shots_per_group": 2}),
+        (3, {"n_shots": 2}),
+        (2, {"costs": [5.0, 1, 1, 1, 1, 1, 1]}),
+    ],
+)
+def test_every_sum_is_that_of_the_whole_survey(run, seed, size, options):
+    whole, counts, _ = worker.evaluate(seed, shard=False, **options)
+    found = run("evaluate", size, **options).all()
+    assert all(same_bits(found[0], other) for other in found)
+    parts, spent, reduced = found[0]
+    for name, expected in whole.items():
+        assert gap(parts[name], expected) <= PRODUCT, name
+    assert spent == counts
+    assert reduced == 8 * CELLS
+
+
+def test_float32_waves_reduce_float32_vectors(run, seed):
+    whole, _, _ = worker.evaluate(seed, shard=False, dtype=torch.float32)
+    found, _, reduced = run("evaluate", 2, dtype=torch.float32).all()[0]
+    assert found["exact product"].dtype == torch.float64
+    assert gap(found["exact product"], whole["exact product"]) < 1e-5
+    assert found["gradient"].dtype == torch.float32
+    assert reduced == 4 * CELLS
+
+
+@pytest.mark.parametrize("product_shots", ["rotating", "random", "encoded"])
+def test_products_of_some_shots_follow_the_same_draws(run, seed, product_shots):
+    options = {"product_shots": product_shots, "shots_per_product": 3}
+    x, _, _, counts, _ = worker.invert(seed, "trust-region", shard=False, **options)
+    found = run("invert", 2, method="trust-region", **options).all()
+    assert same_bits(found[0], found[1])
+    assert gap(found[0][0], x) <= SAME_INVERSION
+    assert found[0][3] == counts
+
+
+def test_without_other_ranks_it_is_the_misfit(seed):
+    for method in worker.METHODS:
+        alone = worker.invert(seed, method, shard=False)
+        assert same_bits(worker.invert(seed, method), alone)
+    misfit, start = worker.problem(seed)
+    sharded = distributed.shard(misfit)
+    assert torch.equal(sharded(start), misfit(start))
+    assert sharded.shots == list(range(7))
+    assert sharded.bytes_reduced == 0
+    assert (distributed.rank(), distributed.size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.any_rank(True)
+    assert not distributed.any_rank(False)
+
+
+def test_draws_of_the_misfit_are_its_own(seed):
+    misfit, start = worker.problem(seed, product_shots="rotating", shots_per_product=2)
+    sharded = distributed.shard(misfit)
+    drawn = [sharded.hessian(start).shots for _ in range(3)]
+    assert drawn == [misfit.hessian(start).shots for _ in range(3)]
+    assert drawn[0] != drawn[1]
+
+
+def test_shots_that_a_rank_would_drop_alone_are_refused(seed, monkeypatch):
+    misfit, _ = worker.problem(seed, on_bad_shot="drop")
+    exchange = distributed.shard(misfit).exchange
+    monkeypatch.setattr(exchange, "size", 2)
+    with pytest.raises(ValueError, match="on_bad_shot='drop' does not hold"):
+        distributed.shard(misfit)
+
+
+def test_sum_with_a_regulariser(seed):
+    misfit, start = worker.problem(seed)
+
+    def smooth(v):
+        return 1e-9 * (v.diff(dim=0).square().sum() + v.diff(dim=1).square().sum())
+
+    sums = [
+        part + hvpopt.TorchObjective(smooth, convex=True)
+        for part in (misfit, distributed.shard(misfit))
+    ]
+    plain, sharded = [hvpopt.minimize(total, start, max_iter=2) for total in sums]
+    assert torch.equal(plain.x, sharded.x)
+    assert plain.counts == sharded.counts
+
+
+# -- sharing out ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 9])
+def test_equal_costs_give_neighbours_and_equal_numbers(size):
+    dealt = shares([1.0] * 7, size)
+    assert flat(dealt) == list(range(7))
+    lengths = [len(places) for places in dealt]
+    assert max(lengths) - min(lengths) <= 1
+    assert len(dealt) == size
+
+
+def test_timings_that_differ_little_count_as_equal():
+    assert shares([1.0, 1.2, 1.1, 1.0], 2) == [[0, 1], [2, 3]]
+
+
+def test_unequal_costs_are_balanced(generator):
+    costs = (torch.rand(40, generator=generator) + 0.05).tolist()
+    dealt = shares(costs, 4)
+    assert sorted(flat(dealt)) == list(range(40))
+    loads = [sum(costs[place] for place in places) for places in dealt]
+    assert max(loads) <= 4 / 3 * sum(costs) / 4 + max(costs) / 3
+
+
+def test_measured_costs_are_the_same_everywhere(run):
+    found = run("shares_of_survey", 3, n_shots=7, measure=True).all()
+    assert sorted(flat(shots for shots, _, _ in found)) == list(range(7))
+    assert found[0][1] == found[1][1] == found[2][1]
+    assert min(found[0][1]) > 1e-6  # seconds: no shot was left out
+    assert found[0][2]["propagations"] == 7 + 3
+
+
+def test_more_ranks_than_shots_leave_some_idle(run):
+    ran = run("shares_of_survey", 3, n_shots=2)
+    assert [shots for shots, _, _ in ran.all()] == [[0], [1], []]
+    assert "1 of 3 ranks have no shot" in ran.told[0]
+    assert ran.told[1:] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "costs", [[1.0] * 6, [1.0] * 6 + [0.0], [1.0] * 6 + [float("inf")]]
+)
+def test_costs_that_do_not_fit_are_refused(seed, costs):
+    misfit, _ = worker.problem(seed)
+    with pytest.raises(ValueError, match="7 positive numbers"):
+        distributed.shard(misfit, costs=costs)
+
+
+def test_only_waveform_misfits_are_sharded(seed):
+    misfit, start = worker.problem(seed)
+    with pytest.raises(TypeError, match="shard the waveform terms"):
+        distributed.shard(misfit + misfit)
+    with pytest.raises(ValueError, match="not both"):
+        distributed.shard(misfit, start, costs=[1.0] * 7)
+
+
+# -- failing together -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("minimised", [False, True])
+def test_what_one_rank_raises_is_raised_on_all(run, minimised):
+    ran = run("fail", 3, how="raise", minimised=minimised, timeout=10.0)
+    for seen, seconds in ran.found:
+        if not minimised:
+            assert seen[0] == "RankError"
+            assert seen[2] == (1,)
+        assert "rank 1: OSError: the disk of this rank is gone" in seen[1]
+        assert seconds < 10.0
+    # the end of the session says so too, or torchrun would not start them again
+    assert ran.exits == [1, 1, 1]
+    assert ran.seconds < 15.0
+
+
+def test_a_failing_value_ends_all_ranks(run):
+    ran = run("fail", 2, how="raise", when="value", timeout=10.0)
+    assert ran.exits == [1, 1]
+    assert all("the disk of this rank is gone" in told for told in ran.told)
+    assert ran.seconds < 15.0
+
+
+def test_killed_rank_ends_the_others(run):
+    ran = run("fail", 3, how="kill", minimised=False, timeout=10.0)
+    assert ran.exits == [1, -9, 1]
+    for rank in (0, 2):
+        seen, seconds = ran.found[rank]
+        assert seen[0] == "RankError"
+        assert "lost the others" in seen[1]
+        assert seconds < 10.0
+
+
+def test_rank_that_hangs_ends_the_others_after_the_timeout(run):
+    ran = run("fail", 2, how="sleep", minimised=False, timeout=2.0)
+    seen, seconds = ran.found[0]
+    assert "lost the others" in seen[1]
+    assert 1.5 < seconds < 5.9
+    assert ran.exits == [1, 1]
+
+
+def test_model_that_one_rank_refuses_shortens_the_step_on_all(run):
+    # values: at the start, then a trial for each step; the third belongs to step two
+    ran = run("fail", 2, how="refuse", when="value", max_iter=2, timeout=10.0)
+    for (status, _, trials), _ in ran.all():
+        assert status == "MAX_ITERATIONS"
+        assert trials[2] > trials[1] == 1
+
+
+def test_interrupted_rank_interrupts_all(run):
+    found = run("fail", 2, how="interrupt", timeout=10.0).all()
+    assert [seen[0] for seen, _ in found] == ["INTERRUPTED"] * 2
+
+
+def test_model_that_all_refuse_is_refused_as_by_the_misfit(run, seed):
+    misfit, start = worker.problem(seed)
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - its text is compared
+        misfit.value(start * 10)
+    value = misfit.value(start)
+    for text, after in run("refuse", 2).all():
+        assert text == str(refused.value)
+        assert abs(after - value) <= PRODUCT * value
+
+
+@pytest.mark.parametrize("what", ["model", "vector"])
+def test_ranks_that_hold_something_else_are_named(run, what):
+    ran = run("differ", 3, what=what)
+    for ranks, text in ran.found:
+        assert ranks == (1,)
+        assert "hold different models or vectors" in text
+    assert ran.exits == [1, 1, 1]
+
+
+@pytest.mark.parametrize("what", ["evaluation", "end"])
+def test_ranks_that_part_are_named(run, what):
+    ran = run("differ", 3, what=what)
+    for rank in (0, 2):
+        ranks, text = ran.found[rank]
+        assert ranks == (1,)
+        assert "are at different evaluations" in text
+    assert ran.exits == [1, 1, 1]
+    assert ran.seconds < 15.0
+
+
+def test_error_between_evaluations_reaches_all(run):
+    ran = run("raise_outside", 2)
+    assert ran.exits == [1, 1]
+    assert "rank 1: OSError: no room for a picture" in ran.told[0]
+    assert "OSError: no room for a picture" in ran.told[1]
+
+
+# -- ranks and sessions ---------------------------------------------------------------
+
+
+def test_only_rank_0_speaks(run):
+    found = run("look_around", 2).all()
+    assert [row[:3] for row in found] == [(0, 2, True), (1, 2, False)]
+    assert found[0][3] < logging.CRITICAL == found[1][3]
+    assert [row[4:6] for row in found] == [(True, False)] * 2
+
+
+def test_session_without_torchrun_does_nothing():
+    with distributed.session():
+        assert distributed.size() == 1
+    with pytest.raises(ValueError, match="timeout is 0"), distributed.session(0):
+        pass
+
+
+def test_graph_is_refused_on_several_ranks(seed, monkeypatch):
+    misfit, start = worker.problem(seed)
+    sharded = distributed.shard(misfit)
+    monkeypatch.setattr(sharded.exchange, "size", 2)
+    with pytest.raises(RuntimeError, match="no graph"):
+        sharded(start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_checksum_knows_every_entry(generator, dtype):
+    tensor = torch.randn(1000, generator=generator).to(dtype)
+    place = int(torch.randint(1000, (), generator=generator))
+    other = tensor.clone()
+    other[place] = torch.nextafter(other[place], other[place] + 1)
+    swapped = tensor.flip(0)
+    assert checksum(tensor) == checksum(tensor.clone().reshape(10, 100))
+    assert len({checksum(t) for t in (tensor, other, swapped)}) == 3
+    assert checksum(tensor, other) != checksum(other, tensor)
+
+
+def test_checksum_goes_by_blocks(generator):
+    tensor = torch.randn(BLOCK + 5, generator=generator)
+    other = tensor.clone()
+    other[BLOCK + 2] += 1
+    assert checksum(tensor) != checksum(other)
+
+
+# -- torchrun -------------------------------------------------------------------------
+
+
+def output(*command):
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def test_example_runs_alike_under_python_and_torchrun(tmp_path, capsys, monkeypatch):
+    script = str(ROOT / "examples/distributed.py")
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "alone")])
+    runpy.run_path(script, run_name="__main__")
+    alone = capsys.readouterr().out
+    ranks = output(*TORCHRUN, script, str(tmp_path / "ranks"))
+    assert "1 rank," in alone
+    assert "2 ranks," in ranks
+    models = [torch.load(tmp_path / name / "model.pt") for name in ("alone", "ranks")]
+    assert gap(*models) <= SAME_INVERSION
+    final = [re.findall(r"final misfit (\S+)", told) for told in (alone, ranks)]
+    # rank 0 alone prints
+    assert [len(found) for found in final] == [1, 1]
+    assert float(final[0][0]) == pytest.approx(float(final[1][0]), rel=SAME_INVERSION)
+
+
+def test_torchrun_starts_failed_ranks_again(seed):
+    told = output(
+        *TORCHRUN, "--max-restarts", "1", "tests/distributed_worker.py", str(seed)
+    )
+    lives = re.findall(r"rank (\d) of 2 in life (\d)", told)
+    assert sorted(lives) == [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")]
+    fun = worker.invert(seed, "quasi-newton", shard=False, max_iter=1)[1]
+    (reached,) = re.findall(r"reached (\S+)", told)
+    assert float(reached) == pytest.approx(fun, rel=SAME_INVERSION)
