@@ -302,10 +302,13 @@ class SumObjective(Objective):
         before = [term.counts.gradients for _, term in self.terms]
         operators = self._each(make)
         after = [term.counts.gradients for _, term in self.terms]
-        # a graph is a gradient; a term that needs none (a Born pass) counts none
-        spent = max(b - a for a, b in zip(before, after, strict=True))
-        self.counts.tally(gradients=spent)
-        return self._sum(operators)
+        total = self._sum(operators)
+        # a graph is a gradient; a term that needs none (a Born pass) counts none, and
+        # that of a regulariser is nothing beside a sketch of waves
+        if total.cost >= 1.0:
+            spent = max(b - a for a, b in zip(before, after, strict=True))
+            self.counts.tally(gradients=spent)
+        return total
 
     def linearise(
         self,

@@ -186,6 +186,11 @@ class SymmetricOperator(ABC):
         numpy_dtype = np.dtype(str(self.dtype).removeprefix("torch."))
 
         def apply(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            if np.iscomplexobj(vector):
+                return cast(
+                    "np.ndarray[Any, Any]",
+                    apply(np.real(vector)) + 1j * apply(np.imag(vector)),
+                )
             host = torch.from_numpy(np.array(vector).reshape(-1))
             result = self.matvec(host.to(self.device, self.dtype)).cpu().numpy()
             return cast("np.ndarray[Any, Any]", result)
@@ -305,7 +310,8 @@ class SumOperator(SymmetricOperator):
             noise=max(term.noise for _, term in terms),
         )
         self.terms = terms
-        self.cost = max(term.cost for _, term in terms)
+        # beside a sketch of waves a term that is whole, a regulariser, costs nothing
+        self.cost = min(term.cost for _, term in terms)
 
     def _product(self, vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)

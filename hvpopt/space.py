@@ -121,6 +121,11 @@ class ModelSpace:
         return _clamp(vector, self.lower, self.upper) if self.bounded else vector.clone()
 
     @property
+    def eps(self) -> float:
+        """The machine epsilon of the model's coarsest dtype."""
+        return max(float(torch.finfo(dtype).eps) for dtype in self._dtypes)
+
+    @property
     def bounded(self) -> bool:
         """True if any cell has a bound."""
         return self.lower is not None or self.upper is not None

@@ -2,6 +2,7 @@
 
 import itertools
 
+import deepwave
 import pytest
 import torch
 from tolerances import PRODUCT
@@ -132,3 +133,56 @@ def test_options_at_the_door(generator):
         misfit_of("scalar", generator, product_shots="encoded")
     with pytest.raises(ValueError, match="codes have shape"):
         encoded_survey(misfit_of("scalar", generator).survey, every_sign(3))
+
+
+def mean_error(survey, model, generator):
+    """Relative error of the mean over every choice of signs."""
+    misfit = WaveformMisfit(survey, survey.simulate(1.01 * model))
+    w = rand(SHAPE, generator, -1)
+    codes = every_sign(survey.n_shots)
+    products = [
+        BornHessian(encode(misfit.waveforms, c[None]), model, "exact", [[0]]) @ w
+        for c in codes
+    ]
+    expected = misfit.hessian(model) @ w
+    return float((sum(products) / len(codes) - expected).norm() / expected.norm())
+
+
+def off_grid(kind, generator):
+    """Hicks sources or receivers, whose supports overlap from shot to shot."""
+    options = arguments("scalar", 2)
+    (amplitudes, _) = options["sources"]["u"]
+    if kind == "sources":
+        places = torch.tensor([[[5.3, 5.2]], [[5.3, 7.4]]], dtype=D)
+        where = deepwave.Hicks(places, halfwidth=2, model_shape=SHAPE, dtype=D)
+        options["sources"] = {"u": (amplitudes, where)}
+    else:
+        places = torch.tensor([[[5.1, 6.1]], [[5.1, 6.4]]], dtype=D)
+        where = deepwave.Hicks(places, halfwidth=2, model_shape=SHAPE, dtype=D)
+        options["receivers"] = {"u": where}
+    return Survey("scalar", **options), models_of("scalar", generator)[0]
+
+
+def test_off_grid_sources_that_overlap_add_up(generator):
+    survey, model = off_grid("sources", generator)
+    assert mean_error(survey, model, generator) < PRODUCT
+
+
+def test_off_grid_receivers_that_move_within_a_cell_are_told_apart(generator):
+    survey, model = off_grid("receivers", generator)
+    assert not survey.fixed_spread
+    misfit = WaveformMisfit(survey, survey.simulate(model))
+    with pytest.raises(ValueError, match="receivers differ"):
+        misfit.encoded_hessian(model)
+
+
+def test_shots_from_one_place_and_masked_sources_add_up(generator):
+    options = arguments("scalar", 3)
+    amplitudes, places = options["sources"]["u"]
+    places = torch.cat([places, places + 1], 1)
+    places[1] = places[0]
+    amplitudes = torch.cat([amplitudes, 0.5 * amplitudes], 1)
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    options["sources"] = {"u": (amplitudes, places, mask)}
+    (model,) = models_of("scalar", generator)
+    assert mean_error(Survey("scalar", **options), model, generator) < PRODUCT

@@ -216,3 +216,12 @@ def test_float32_operator_has_a_float32_scipy_form():
     linear = MatrixOperator(torch.eye(3)).to_scipy()
     assert linear.dtype == np.float32
     assert (linear @ np.ones(3)).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_scipy_operator_takes_complex_vectors(generator):
+    a = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    a = a + a.mT
+    operator = hvpopt.MatrixOperator(a)
+    z = torch.randn(4, generator=generator, dtype=torch.complex128)
+    np.testing.assert_allclose(operator.to_scipy() @ z.numpy(), a.numpy() @ z.numpy())
+    assert operator.counts.products == 2

@@ -70,3 +70,10 @@ def test_missing_pylops_is_said(matrix, monkeypatch):
 def test_what_is_no_operator_is_refused(matrix):
     with pytest.raises(TypeError, match="the operator is a Tensor"):
         to_pylops(matrix)
+
+
+def test_complex_vectors_keep_their_imaginary_part():
+    H = torch.tensor([[2.0, 0.0], [1.0, 3.0]], dtype=torch.float64)
+    H = H + H.mT
+    found = to_pylops(hvpopt.MatrixOperator(H)) @ np.array([1 + 2j, 0])
+    np.testing.assert_allclose(found, H.numpy() @ np.array([1 + 2j, 0]))

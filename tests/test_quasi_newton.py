@@ -12,7 +12,7 @@ from waves import SHAPE, D, arguments, models_of, one_thread, rand
 import hvpopt
 from hvpopt.analysis import estimate_diagonal
 from hvpopt.fwi import Survey, WaveformMisfit
-from hvpopt.newton.problem import Problem
+from hvpopt.newton.problem import Budget, Problem
 
 __all__ = ["one_thread"]
 
@@ -166,7 +166,9 @@ def test_measured_diagonal_is_the_mean_of_sketches(generator, seed):
     space = hvpopt.ModelSpace(v)
     problem = Problem(misfit, space)
     point = problem.linearise(space.to_vector(v), None)
-    state = hvpopt.HessianDiagonal(n_probes=6, smooth=0).build(problem, point, seed)
+    state = hvpopt.HessianDiagonal(n_probes=6, smooth=0).build(
+        problem, point, seed, Budget()
+    )
     found = []
     for k in range(2 if state.uniform else 6):
         draws = torch.Generator().manual_seed(seed + k)
@@ -239,6 +241,10 @@ def test_graphs_of_probes_are_closed(generator, monkeypatch):
         (lambda: hvpopt.HessianDiagonal(smooth=-1.0), ValueError, "smooth is -1"),
         (lambda: hvpopt.HessianDiagonal(damping=0.0), ValueError, "damping is 0"),
         (lambda: hvpopt.HessianSketch(0), ValueError, "rank is 0"),
+        (lambda: hvpopt.QuasiNewton(confidence=1.5), ValueError, "confidence is 1.5"),
+        (lambda: hvpopt.QuasiNewton(max_products=0), ValueError, "max_products is 0"),
+        (lambda: hvpopt.QuasiNewton(eigenvalue_floor=-1), ValueError, "floor is -1"),
+        (lambda: hvpopt.QuasiNewton(globalisation=hvpopt.Wolfe()), TypeError, "Wolfe"),
     ],
 )
 def test_options_at_the_door(make, error, match):
@@ -246,10 +252,79 @@ def test_options_at_the_door(make, error, match):
         make()
 
 
-def test_an_objective_without_curvature_is_an_error_that_says_so():
+@pytest.mark.parametrize("method", [hvpopt.QuasiNewton(), hvpopt.TrustRegionNewton()])
+def test_a_loss_without_curvature_goes_to_its_bounds(method):
     line = hvpopt.TorchObjective(lambda x: (2 * x + 0 * x**2).sum(), convex=True)
-    with pytest.raises(FloatingPointError, match="found no curvature"):
-        hvpopt.minimize(line, torch.ones(5, dtype=D), method=hvpopt.QuasiNewton())
+    start = torch.ones(5, dtype=D)
+    result = hvpopt.minimize(line, start, method=method, lower=-3.0)
+    assert result.success
+    assert bool((result.x == -3.0).all())
+
+
+def test_probes_that_miss_the_curvature_do_not_end_the_run():
+    for seed in range(6):
+        result = hvpopt.minimize(
+            hvpopt.TorchObjective(lambda x: (x[0] - x[1]) ** 2, convex=True),
+            torch.tensor([3.0, -1.0], dtype=D),
+            method=hvpopt.QuasiNewton(seed=seed),
+        )
+        assert result.success
+
+
+@pytest.mark.parametrize("size", [1e-100, 1e-18, 1e100])
+def test_size_of_the_loss_changes_nothing(generator, size):
+    loss, x = quartic(generator, 20)
+    objective = hvpopt.TorchObjective(lambda v: size * loss(v), convex=True)
+    result = hvpopt.minimize(objective, x, method=hvpopt.QuasiNewton(), max_iter=300)
+    assert result.success
+
+
+def test_float32_rounding_does_not_stop_a_good_step(generator):
+    a = torch.randn(40, 40, generator=generator)
+    b = torch.randn(40, generator=generator)
+    a, b = a / 40**0.5 + torch.eye(40), b
+    objective = hvpopt.TorchObjective(lambda x: ((a @ x - b) ** 2).sum(), convex=True)
+    start = torch.zeros(40)
+    result = hvpopt.minimize(objective, start, method=hvpopt.QuasiNewton(), gtol=1e-5)
+    assert result.success
+    exact = torch.linalg.solve(a.double(), b.double())
+    assert float((result.x.double() - exact).norm() / exact.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("limit", [4, 7, 12])
+def test_limit_of_products_holds_while_measuring(generator, limit):
+    loss, x = quartic(generator, 20)
+    for initial in (hvpopt.HessianDiagonal(20), hvpopt.HessianSketch(20)):
+        result = hvpopt.minimize(
+            hvpopt.TorchObjective(loss, convex=True),
+            x,
+            method=hvpopt.QuasiNewton(initial=initial),
+            max_products=limit,
+        )
+        assert result.nhev <= limit
+
+
+def test_too_few_products_to_measure_anything(generator):
+    loss, x = quartic(generator, 20)
+    result = hvpopt.minimize(loss, x, method=hvpopt.QuasiNewton(), max_products=3)
+    assert result.status is hvpopt.Status.MAX_PRODUCTS
+    assert result.nhev == 0
+
+
+def test_sum_with_a_regulariser_draws_new_signs_for_each_probe(generator):
+    misfit = waveform_misfit(generator)
+    flat = hvpopt.TorchObjective(lambda v: ((v - 1900.0) ** 2).mean(), convex=True)
+    total = misfit + 1e-12 * flat
+    (v,) = models_of("scalar", generator)
+    assert total.sketch(v).cost == 0.25
+    drawn = []
+    sketch = misfit.sketch
+    misfit.sketch = lambda *a, **k: (drawn.append(k["seed"]), sketch(*a, **k))[1]
+    result = hvpopt.minimize(
+        total, v, method=hvpopt.QuasiNewton(), lower=1550.0, upper=2250.0, max_iter=1
+    )
+    assert len(set(drawn)) >= 3
+    assert result.njev <= 3
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e3])
@@ -263,7 +338,7 @@ def test_one_number_serves_where_the_diagonal_promises_less(generator, spread):
     space = hvpopt.ModelSpace(torch.zeros(60, dtype=D))
     problem = Problem(objective, space)
     point = problem.linearise(torch.zeros(60, dtype=D), None)
-    state = hvpopt.HessianDiagonal(smooth=0).build(problem, point, 0)
+    state = hvpopt.HessianDiagonal(smooth=0).build(problem, point, 0, Budget())
     diagonal = state.diagonal + state.damping * state.diagonal.max()
     promised = {
         uniform: float(b @ d) ** 2 / float(d @ H @ d)

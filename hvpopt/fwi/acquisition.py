@@ -55,6 +55,16 @@ class Points:
         asked = self.locations if self.hicks is None else self.hicks.locations
         return int(asked.shape[1])
 
+    @property
+    def alike(self) -> bool:
+        """True if every shot has the same points."""
+        rows = [self.locations]
+        if self.hicks is not None:
+            rows.append(self.hicks.locations)  # one support may serve several places
+        if self.mask is not None:
+            rows.append(self.mask)
+        return all(bool((row == row[:1]).all()) for row in rows)
+
     def of(self, shots: Shots) -> tuple[Tensor, Tensor | None]:
         """Return locations and mask of some shots."""
         return (

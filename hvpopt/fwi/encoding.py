@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import deepwave
 import torch
 from torch import Tensor
 
@@ -96,22 +97,26 @@ def encoded_survey(survey: Survey, codes: Tensor) -> Survey:
         for channel, points in survey._receivers.items()
     }
     other._sources = {
-        channel: (_fire(amplitudes, codes), _merge(points, n_encoded))
+        channel: _fire(amplitudes, points, codes)
         for channel, (amplitudes, points) in survey._sources.items()
     }
     return other
 
 
-def _fire(amplitudes: Tensor, codes: Tensor) -> Tensor:
-    """Return amplitudes ``[encoded shot, shot × source, time]``."""
-    return (codes.to(amplitudes)[:, :, None, None] * amplitudes).flatten(1, 2)
+def _fire(amplitudes: Tensor, points: Points, codes: Tensor) -> tuple[Tensor, Points]:
+    """Return the amplitudes and places of all shots' sources at once.
 
-
-def _merge(points: Points, n_encoded: int) -> Points:
-    """Return every shot's points in each of the encoded ones."""
-    locations = points.locations.flatten(0, 1).expand(n_encoded, -1, -1)
-    mask = points.mask
-    if mask is not None:
-        mask = mask.flatten().expand(n_encoded, -1).contiguous()
+    Sources that share a cell add up there, since a shot may fire a cell only once.
+    """
+    fired = (codes.to(amplitudes)[:, :, None, None] * amplitudes).flatten(1, 2)
     # amplitudes of a Hicks source are on its support already
-    return Points(locations.contiguous(), mask)
+    locations = points.locations.flatten(0, 1)
+    if points.mask is not None:
+        active = points.mask.flatten()[:, None]
+        fired = fired * active
+        ignored = torch.full_like(locations, deepwave.IGNORE_LOCATION)
+        locations = torch.where(active, locations, ignored)
+    cells, place = torch.unique(locations, dim=0, return_inverse=True)
+    total = fired.new_zeros(len(codes), len(cells), fired.shape[2])
+    total.index_add_(1, place, fired)
+    return total, Points(cells.expand(len(codes), -1, -1).contiguous())

@@ -164,11 +164,7 @@ class Survey:
     @property
     def fixed_spread(self) -> bool:
         """True if every shot has the same receivers."""
-        return all(
-            bool((points.locations == points.locations[:1]).all())
-            and (points.mask is None or bool((points.mask == points.mask[:1]).all()))
-            for points in self._receivers.values()
-        )
+        return all(points.alike for points in self._receivers.values())
 
     @property
     def has_initial_wavefields(self) -> bool:

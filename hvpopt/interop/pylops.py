@@ -51,8 +51,9 @@ def to_pylops(operator: SymmetricOperator) -> pylops.LinearOperator:
         ) from error
     products = operator.to_scipy()
 
-    def apply(vector: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        return np.asarray(products.matvec(vector), dtype=np.float64)
+    def apply(vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        found = np.asarray(products.matvec(vector))
+        return found if np.iscomplexobj(found) else found.astype(np.float64)
 
     return LinearOperator(
         Op=ScipyOperator(operator.shape, matvec=apply, rmatvec=apply, dtype=np.float64),

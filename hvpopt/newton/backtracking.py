@@ -18,6 +18,8 @@ from hvpopt.newton.method import Direction, Step
 from hvpopt.newton.problem import Point, Problem
 
 _EPS = float(np.finfo(np.float64).eps)
+#: A trial that is judged by its gradient must lower its norm to this fraction.
+GRADIENT_PROGRESS = 0.9
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Backtracking:
         direction: Direction,
         *,
         sanguine: bool = False,
+        by_gradient: bool = False,
     ) -> Step:
         """Return the longest trial that lowers the loss enough.
 
@@ -60,25 +63,33 @@ class Backtracking:
             direction: To search along, unit step first.
             sanguine: Take the gradient with the first trial's value, which saves that
                 value if the trial is accepted and wastes the gradient if it is not.
+            by_gradient: Where the decrease to be expected is under the rounding of the
+                loss, take the gradient too, and accept a trial that lowers its norm.
 
         Returns:
             The step; without a vector if no trial was acceptable.
         """
         length = 1.0
         problem.last_failure = ""
+        hidden = _rounding(problem, point) if by_gradient else 0.0
         for trial in range(1, self.max_trials + 1):
             vector = problem.space.project(point.vector + length * direction.vector)
             moved = vector - point.vector
             expected = self._expected_change(point, direction, moved)
             end: Point | None = None
             value = math.inf
-            if expected < 0.0 and sanguine and trial == 1:
+            drowned = -hidden < expected < 0.0
+            if expected < 0.0 and ((sanguine and trial == 1) or drowned):
                 end = problem.trial(vector)
                 value = math.inf if end is None else end.value
             elif expected < 0.0:
                 value = problem.value(vector)
             if value <= point.value + self.decrease * expected:
                 return Step(vector, value, length, trial, direction, point=end)
+            if drowned and end is not None and value <= point.value + hidden:
+                before = float(point.projected_gradient.norm())
+                if float(end.projected_gradient.norm()) <= GRADIENT_PROGRESS * before:
+                    return Step(vector, value, length, trial, direction, point=end)
             if self.decrease * abs(expected) < _EPS * abs(point.value):
                 # shorter steps would pass by rounding alone, and the run would crawl
                 break
@@ -110,3 +121,8 @@ class Backtracking:
         if problem.last_failure:
             reason += f" (last refusal: {problem.last_failure})"
         return reason
+
+
+def _rounding(problem: Problem, point: Point) -> float:
+    """Return the rounding to be expected of the loss's values."""
+    return 8 * problem.space.eps * abs(point.value)  # a sum of many rounded terms

@@ -14,12 +14,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hvpopt.krylov.diagonal import estimate_diagonal, mean_and_error
 from hvpopt.krylov.low_rank import LowRankPreconditioner, nystrom
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner, Preconditioner
-from hvpopt.newton.problem import Point, Problem
+from hvpopt.newton.method import OutOfBudget
+from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.objective import Kind
 from hvpopt.operators import SymmetricOperator
 
@@ -33,13 +35,17 @@ class InitialCurvature(ABC):
     """Builds the initial inverse Hessian of a quasi-Newton method."""
 
     @abstractmethod
-    def build(self, problem: Problem, point: Point, seed: int) -> Any:
+    def build(self, problem: Problem, point: Point, seed: int, budget: Budget) -> Any:
         """Return what is known of the curvature at a point, as plain tensors.
 
         Args:
             problem: For products.
             point: Where.
             seed: Of what is random.
+            budget: What may be spent.
+
+        Raises:
+            OutOfBudget: If that is too little to measure anything.
         """
 
     @abstractmethod
@@ -85,6 +91,7 @@ class _Sketches:
         self._problem = problem
         self._model = problem.space.to_model(point.vector)
         self._made: dict[int, SymmetricOperator] = {}
+        self._whole = False
 
     def __enter__(self) -> _Sketches:
         return self
@@ -94,13 +101,19 @@ class _Sketches:
             operator.close()
 
     def __getitem__(self, k: int) -> SymmetricOperator:
-        if self._made and next(iter(self._made.values())).cost == 1.0:
-            k = 0  # each would be the whole Hessian again
+        k = 0 if self._whole else k  # each would be the whole Hessian again
         if k not in self._made:
-            self._made[k] = self._problem.objective.sketch(
+            made = self._problem.objective.sketch(
                 self._model, self.kind, space=self._problem.space, seed=self.seed + k
             )
+            self._made[k] = made
+            self._whole = made.cost >= 1.0
         return self._made[k]
+
+    def release(self, k: int) -> None:
+        """Close a sketch that is not asked for again."""
+        if not self._whole and k in self._made:
+            self._made.pop(k).close()
 
 
 @dataclass(frozen=True)
@@ -141,23 +154,36 @@ class HessianDiagonal(InitialCurvature):
         if self.damping is not None and not 0.0 < self.damping < math.inf:
             raise ValueError(f"damping is {self.damping}; it must be positive")
 
-    def build(self, problem: Problem, point: Point, seed: int) -> DiagonalState:
+    def build(
+        self, problem: Problem, point: Point, seed: int, budget: Budget
+    ) -> DiagonalState:
         """Probe the diagonal at a point."""
+        if budget.products < DECIDING + 2:
+            raise OutOfBudget(
+                f"measuring a diagonal takes at least {DECIDING + 2} products, and "
+                f"{budget.products:g} are left"
+            )
         with _Sketches(problem, point, seed) as sketches:
             n_probes = self.n_probes
             if n_probes is None:
                 n_probes = min(max(FEWEST, round(1.0 / sketches[0].cost)), MOST)
+            # two or three products more for the scale
+            n_probes = min(n_probes, max(budget.cap(n_probes + 3) - 3, 1))
             few = min(n_probes, DECIDING)
             estimates = [self._probe(sketches, k) for k in range(few)]
             state = self._compare(self._damped(estimates), sketches[n_probes], point)
             if n_probes == few or state.uniform:
                 return state
-            estimates += [self._probe(sketches, k) for k in range(few, n_probes)]
+            for k in range(few, n_probes):
+                if budget.out_of_time:
+                    break
+                estimates.append(self._probe(sketches, k))
             return self._scale(self._damped(estimates), sketches[n_probes], point)[1]
 
     def _probe(self, sketches: _Sketches, k: int) -> Tensor:
         smooth, seed = self.smooth or None, sketches.seed + k
         found = estimate_diagonal(sketches[k], 1, seed=seed, smooth=smooth).diagonal
+        sketches.release(k)
         return found if sketches.kind == "gauss-newton" else found.abs()
 
     def _damped(self, estimates: list[Tensor]) -> DiagonalState:
@@ -165,9 +191,7 @@ class HessianDiagonal(InitialCurvature):
         diagonal = mean.clamp(min=0.0)
         largest = float(diagonal.max())
         if not largest > 0.0:
-            raise FloatingPointError(
-                f"{len(estimates)} probes found no curvature at this model"
-            )
+            return DiagonalState(torch.ones_like(mean), 1.0)  # the scale will tell
         damping = self.damping
         if damping is None:
             known = math.isfinite(error)
@@ -197,8 +221,10 @@ class HessianDiagonal(InitialCurvature):
         slope = float(gradient @ direction)
         curvature = abs(float(direction @ operator.matvec(direction)))
         if not curvature > 0.0:
-            return -math.inf, state
-        return slope**2 / curvature, replace(state, scale=curvature / slope)
+            # a flat model says nothing; one unit is then a first step
+            flat = replace(state, uniform=True, scale=float(gradient.norm()))
+            return -math.inf, flat
+        return slope * (slope / curvature), replace(state, scale=curvature / slope)
 
     def preconditioner(self, state: DiagonalState) -> Preconditioner:
         """Return the damped diagonal's inverse, or the division by one number."""
@@ -244,14 +270,20 @@ class HessianSketch(InitialCurvature):
         if self.rank < 1:
             raise ValueError(f"rank is {self.rank}; it must be at least 1")
 
-    def build(self, problem: Problem, point: Point, seed: int) -> LowRankState:
+    def build(
+        self, problem: Problem, point: Point, seed: int, budget: Budget
+    ) -> LowRankState:
         """Probe the diagonal, then sketch what it leaves."""
-        diagonal = self.diagonal.build(problem, point, seed)
-        base = DiagonalPreconditioner(diagonal.diagonal, damping=diagonal.damping)
+        before = problem.objective.counts.products
+        diagonal = self.diagonal.build(problem, point, seed, budget)
+        left = budget.products - (problem.objective.counts.products - before)
+        if left < 1:
+            raise OutOfBudget("no product is left to sketch what the diagonal leaves")
+        base = _base(diagonal)
         kind: Kind = "gauss-newton" if problem.objective.has_gauss_newton else "exact"
         operator = problem.hessian(point, kind)
         try:
-            rank = min(self.rank, operator.size)
+            rank = int(min(self.rank, operator.size, left))
             found = nystrom(operator, rank, seed, base=base)
         finally:
             operator.close()
@@ -259,9 +291,15 @@ class HessianSketch(InitialCurvature):
 
     def preconditioner(self, state: LowRankState) -> LowRankPreconditioner:
         """Return the low-rank correction of the damped diagonal."""
-        known = state.diagonal
-        base = DiagonalPreconditioner(known.diagonal, damping=known.damping)
+        base = _base(state.diagonal)
         return LowRankPreconditioner(state.vectors, state.values, state.rest, base=base)
+
+
+def _base(known: DiagonalState) -> DiagonalPreconditioner | None:
+    """Return the diagonal under a low-rank part, unless one number did better."""
+    if known.uniform:
+        return None
+    return DiagonalPreconditioner(known.diagonal, damping=known.damping)
 
 
 @dataclass(frozen=True)
@@ -279,7 +317,9 @@ class CauchyState:
 class CauchyScale(InitialCurvature):
     """The identity, scaled by the curvature along the gradient; one product."""
 
-    def build(self, problem: Problem, point: Point, seed: int) -> CauchyState:
+    def build(
+        self, problem: Problem, point: Point, seed: int, budget: Budget
+    ) -> CauchyState:
         """Measure the curvature along the gradient."""
         gradient = point.projected_gradient
         operator = problem.hessian(point)

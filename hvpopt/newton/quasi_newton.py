@@ -56,7 +56,7 @@ class QuasiNewton(Method):
 
     Raises:
         ValueError: For a number out of range.
-        TypeError: If ``initial`` measures no curvature.
+        TypeError: If ``initial`` measures no curvature, or for another globalisation.
     """
 
     kind = None
@@ -77,6 +77,18 @@ class QuasiNewton(Method):
             raise ValueError(f"memory is {memory}; it must be at least 1")
         if refresh is not None and refresh < 1:
             raise ValueError(f"refresh is {refresh}; it must be at least 1, or None")
+        if not 0.0 < confidence < 1.0:
+            raise ValueError(f"confidence is {confidence}; it must lie in (0, 1)")
+        if not 0.0 <= eigenvalue_floor < 1.0:
+            raise ValueError(
+                f"eigenvalue_floor is {eigenvalue_floor}; it must lie in [0, 1)"
+            )
+        if max_products < 1:
+            raise ValueError(f"max_products is {max_products}; it must be at least 1")
+        if globalisation is not None and not isinstance(globalisation, Backtracking):
+            raise TypeError(
+                f"globalisation is a {type(globalisation).__name__}; pass a Backtracking"
+            )
         if initial is not None and not isinstance(initial, InitialCurvature):
             raise TypeError(
                 f"initial is a {type(initial).__name__}; pass an InitialCurvature, such "
@@ -102,21 +114,21 @@ class QuasiNewton(Method):
     ) -> Step:
         """Return a step along the quasi-Newton direction."""
         if state.initial is None or (self.refresh and state.age >= self.refresh):
-            state = self._measure(problem, point, state)
+            state = self._measure(problem, point, state, budget)
         step = self._search(problem, point, state)
         if step.vector is None and state.pairs:
             # the pairs may come from another country
             state = replace(state, pairs=(), sanguine=False)
             step = self._search(problem, point, state)
         if step.vector is None and state.age:
-            state = self._measure(problem, point, state)
+            state = self._measure(problem, point, state, budget)
             step = self._search(problem, point, state)
         return replace(step, memo=state)
 
     def _measure(
-        self, problem: Problem, point: Point, state: QuasiNewtonState
+        self, problem: Problem, point: Point, state: QuasiNewtonState, budget: Budget
     ) -> QuasiNewtonState:
-        initial = self.initial.build(problem, point, self.seed + state.builds)
+        initial = self.initial.build(problem, point, self.seed + state.builds, budget)
         return replace(state, initial=initial, age=0, builds=state.builds + 1)
 
     def _search(self, problem: Problem, point: Point, state: QuasiNewtonState) -> Step:
@@ -124,7 +136,7 @@ class QuasiNewton(Method):
         vector = -inverse.apply(point.projected_gradient)
         direction = Direction(vector.masked_fill(point.active, 0.0))
         return self.globalisation.search(
-            problem, point, direction, sanguine=state.sanguine
+            problem, point, direction, sanguine=state.sanguine, by_gradient=True
         )
 
     def preconditioner(self, state: QuasiNewtonState) -> Preconditioner:

@@ -159,6 +159,9 @@ class RadiusSearch:
         return (1 + 1e-9) * self.basis.solve(self._first_shift()).norm
 
     def _first_shift(self) -> float:
+        if self.basis.norm_estimate == 0.0:
+            # a flat model: a step as long as the point is from the origin
+            return self.norm / (1.0 + float(self.point.vector.norm()))
         lowest = float(self.basis.ritz_values[0])
         rounding = rounding_at(self.basis)
         if lowest > rounding:
