@@ -39,7 +39,7 @@ from hvpopt.newton.preconditioning import (
     Preconditioning,
 )
 from hvpopt.newton.problem import Budget, Point, Problem
-from hvpopt.newton.saddle import leave_saddle
+from hvpopt.newton.saddle import check_curvature_search, leave_saddle
 from hvpopt.newton.wolfe import Wolfe
 from hvpopt.objective import Kind
 
@@ -127,15 +127,8 @@ class LineSearchNewton(Method):
             raise TypeError(
                 f"globalisation is {globalisation!r}; pass Backtracking() or Wolfe()"
             )
+        check_curvature_search(eigenvalue_floor, confidence, max_products)
         self.preconditioning = Preconditioning(preconditioner, refresh, pairs, cg_pairs)
-        if max_products < 1:
-            raise ValueError(f"max_products is {max_products}; it must be at least 1")
-        if not 0.0 <= eigenvalue_floor < 1.0:
-            raise ValueError(
-                f"eigenvalue_floor is {eigenvalue_floor}; it must lie in [0, 1)"
-            )
-        if not 0.0 < confidence < 1.0:
-            raise ValueError(f"confidence is {confidence}; it must lie in (0, 1)")
         self.max_products = max_products
         self.eigenvalue_floor = eigenvalue_floor
         self.confidence = confidence

@@ -18,7 +18,7 @@ from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.initial import HessianDiagonal, InitialCurvature
 from hvpopt.newton.method import Direction, Method, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem
-from hvpopt.newton.saddle import leave_saddle
+from hvpopt.newton.saddle import check_curvature_search, leave_saddle
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,7 @@ class QuasiNewton(Method):
             raise ValueError(f"memory is {memory}; it must be at least 1")
         if refresh is not None and refresh < 1:
             raise ValueError(f"refresh is {refresh}; it must be at least 1, or None")
-        if not 0.0 < confidence < 1.0:
-            raise ValueError(f"confidence is {confidence}; it must lie in (0, 1)")
-        if not 0.0 <= eigenvalue_floor < 1.0:
-            raise ValueError(
-                f"eigenvalue_floor is {eigenvalue_floor}; it must lie in [0, 1)"
-            )
-        if max_products < 1:
-            raise ValueError(f"max_products is {max_products}; it must be at least 1")
+        check_curvature_search(eigenvalue_floor, confidence, max_products)
         if globalisation is not None and not isinstance(globalisation, Backtracking):
             raise TypeError(
                 f"globalisation is a {type(globalisation).__name__}; pass a Backtracking"

@@ -18,6 +18,18 @@ from hvpopt.newton.method import Direction, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem
 
 
+def check_curvature_search(
+    eigenvalue_floor: float, confidence: float, max_products: int
+) -> None:
+    """Raise ValueError for a method's options of ``leave_saddle`` out of range."""
+    if not 0.0 <= eigenvalue_floor < 1.0:
+        raise ValueError(f"eigenvalue_floor is {eigenvalue_floor}; it must lie in [0, 1)")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence is {confidence}; it must lie in (0, 1)")
+    if max_products < 1:
+        raise ValueError(f"max_products is {max_products}; it must be at least 1")
+
+
 def leave_saddle(
     problem: Problem,
     point: Point,

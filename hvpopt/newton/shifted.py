@@ -28,7 +28,7 @@ from hvpopt.newton.method import (
     Step,
 )
 from hvpopt.newton.problem import Budget, FreeCells, Point, Problem
-from hvpopt.newton.saddle import leave_saddle
+from hvpopt.newton.saddle import check_curvature_search, leave_saddle
 from hvpopt.operators import DENSE_MEMORY_LIMIT, ShiftedOperator
 
 SOLVERS = ("lanczos", "cg", "cholesky")
@@ -85,21 +85,15 @@ class ShiftedNewton(Method):
         for name, number in (
             ("tol", tol),
             ("eigenvalue_tol", eigenvalue_tol),
-            ("confidence", confidence),
         ):
             if not 0.0 < number < 1.0:
                 raise ValueError(f"{name} is {number}; it must lie in (0, 1)")
-        if not 0.0 <= eigenvalue_floor < 1.0:
-            raise ValueError(
-                f"eigenvalue_floor is {eigenvalue_floor}; it must lie in [0, 1)"
-            )
+        check_curvature_search(eigenvalue_floor, confidence, max_products)
         if preconditioner is not None and solver != "cg":
             raise ValueError(
                 f"a preconditioner goes with solver='cg', not {solver!r}; for Lanczos "
                 "give minimize a scale, such as the diagonal to the power −1/2"
             )
-        if max_products < 1:
-            raise ValueError(f"max_products is {max_products}; it must be at least 1")
         self.solver = solver
         self.factor = factor
         self.tol = tol

@@ -30,7 +30,7 @@ from hvpopt.newton.forcing import (
 from hvpopt.newton.method import Method, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.radius import Radii
-from hvpopt.newton.saddle import leave_saddle
+from hvpopt.newton.saddle import check_curvature_search, leave_saddle
 from hvpopt.newton.trial import RadiusSearch, SearchMemo
 from hvpopt.objective import Kind
 
@@ -117,15 +117,9 @@ class TrustRegionNewton(Method):
                 f"probe is {probe}; it is relative to the tolerance and must lie in "
                 "[0, 1)"
             )
-        if not 0.0 < confidence < 1.0:
-            raise ValueError(f"confidence is {confidence}; it must lie in (0, 1)")
-        if not 0.0 <= eigenvalue_floor < 1.0:
-            raise ValueError(
-                f"eigenvalue_floor is {eigenvalue_floor}; it must lie in [0, 1)"
-            )
-        for name, number in (("max_products", max_products), ("max_trials", max_trials)):
-            if number < 1:
-                raise ValueError(f"{name} is {number}; it must be at least 1")
+        check_curvature_search(eigenvalue_floor, confidence, max_products)
+        if max_trials < 1:
+            raise ValueError(f"max_trials is {max_trials}; it must be at least 1")
         self.hessian = check_curvature(hessian)
         self.forcing = SquareRoot() if tol is None else as_forcing(tol)
         self.radius = radius
