@@ -107,6 +107,7 @@ def _line(run: Run, column: int) -> tuple[list[float], list[float]]:
 
 def _profiles(results: Results, looks: Looks) -> Figure:
     """Return a performance profile for each level."""
+    results = results.where_most_ran()
     methods = results.everywhere()
     figure = Figure(figsize=(3.8 * len(LEVELS), 4.4), layout="constrained")
     axes = figure.subplots(1, len(LEVELS), squeeze=False)[0]

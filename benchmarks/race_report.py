@@ -235,6 +235,7 @@ def _mean_ratio(pairs: list[tuple[float, float]]) -> str:
 
 def profiles(results: Results) -> str:
     """Return the performance profiles read at a few ratios."""
+    results = results.where_most_ran()
     methods = results.everywhere()
     if not methods:
         return ""
@@ -259,8 +260,9 @@ def profiles(results: Results) -> str:
             "",
             "Dolan and Moré, Math. Program. 91, 2002: the share of problems that a "
             f"method solved within {read} times the best method's cost, and at any cost. "
-            f"Methods that ran on all {len(results.instances)} problems; a problem "
-            f"counts where one of them solved it ({solved}).",
+            f"Of the {len(results.instances)} problems that most methods ran on, and the "
+            "methods that ran on all of these; a problem counts where one of them solved "
+            f"it ({solved}).",
             "",
             table(["method", *(f"to {level:g}" for level in LEVELS)], rows),
         ]

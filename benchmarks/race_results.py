@@ -123,6 +123,14 @@ class Results:
         others = [run for run in self.runs if not run.method.startswith(ADAM)]
         return replace(self, runs=[*others, *chosen])
 
+    def where_most_ran(self) -> Results:
+        """Return the results of the instances that half of the methods or more ran on."""
+        ran = dict.fromkeys(self.instances, 0)
+        for run in self.runs:
+            ran[run.where] += 1
+        enough = {where for where, n in ran.items() if 2 * n >= max(ran.values())}
+        return replace(self, runs=[run for run in self.runs if run.where in enough])
+
     def everywhere(self) -> list[str]:
         """Return the methods that ran on every instance, in order."""
         names = [*(entrant.name for entrant in ENTRANTS), BEST_ADAM]
