@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test bench lint examples race clean
+.PHONY: demo test faults bench lint examples race clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -22,6 +22,9 @@ examples: $(STAMP)
 
 test: $(STAMP)
 	$(RUN) -m pytest --cov --cov-report=term
+
+faults: $(STAMP)
+	HVPOPT_FAULTS=long $(RUN) -m pytest tests/faults
 
 lint: $(STAMP)
 	$(RUN) -m ruff format --check .

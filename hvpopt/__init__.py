@@ -16,7 +16,7 @@ from hvpopt.krylov.low_rank import (
 )
 from hvpopt.krylov.pairs import PairsPreconditioner
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner
-from hvpopt.minimize import minimize
+from hvpopt.minimize import minimize, resume
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.curvature import GaussNewtonFirst
 from hvpopt.newton.forcing import (
@@ -93,6 +93,7 @@ __all__ = [
     "minimize",
     "nystrom",
     "optim",
+    "resume",
     "ritz_pairs",
     "ritz_preconditioner",
     "scipy_method",

@@ -1,25 +1,30 @@
-"""minimize: the one outer loop, for every method."""
+"""minimize and resume: the doors of the outer loop."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hvpopt.history import HistoryFile
+from hvpopt.limits import Limits
+from hvpopt.loop import Callback, Loop
 from hvpopt.models import Model, copy_model
 from hvpopt.newton.default import default_method
-from hvpopt.newton.method import Direction, Method, OutOfBudget, Stationary, Step
-from hvpopt.newton.problem import Budget, Point, Problem
+from hvpopt.newton.method import Method
 from hvpopt.objective import Objective, as_objective
-from hvpopt.result import IterationRecord, MinimizeResult, Status
+from hvpopt.restart.checkpoint import Checkpoint, ProblemState, check_checkpoint, load
+from hvpopt.restart.files import previous
+from hvpopt.restart.fingerprint import VALUE, check_same, fingerprint
+from hvpopt.restart.signals import SignalListener
+from hvpopt.result import MinimizeResult
 from hvpopt.space import ModelSpace, PerParameter
-
-Callback = Callable[[Model, IterationRecord], Any]
 
 
 def minimize(
@@ -37,6 +42,10 @@ def minimize(
     gtol: float = 1e-6,
     callback: Callback | None = None,
     progress: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+    checkpoint_seconds: float = 60.0,
+    history_file: str | os.PathLike[str] | None = None,
 ) -> MinimizeResult:
     """Minimise a scalar function of a model.
 
@@ -59,17 +68,30 @@ def minimize(
         callback: Called with the model and its record after the start and each step.
             Returning a true value, or raising StopIteration, ends the run.
         progress: Show a tqdm bar with loss and gradient.
+        checkpoint: File that the run is saved to, for ``resume``: after steps, and
+            within them as far as they have come. The state before stays beside it as
+            ``NAME.previous``. With it a limit of seconds ends the run within a step,
+            early enough to save, instead of cutting the step short; and the values and
+            products of the step under way stay in memory, as much again as a Lanczos
+            basis takes. Default none.
+        checkpoint_every: Steps between saves. Default 1.
+        checkpoint_seconds: Within a step, save between products when this long has
+            passed since the last save. Default 60.
+        history_file: File of JSON lines that grows by one record at each step. What is
+            there is replaced. Default none.
 
     Returns:
-        The best model and the history. A run that is interrupted, meets a limit, or
-        fails after its first step returns too, and says why. What a callback raises is
-        raised.
+        The best model and the history. A run that meets a limit, fails after its first
+        step, or gets SIGINT or SIGTERM returns too, and says why; after a signal as soon
+        as the product under way is done, and at a second SIGINT at once. What a callback
+        raises is raised.
 
     Raises:
         TypeError: For a model or loss of the wrong type.
         ValueError: For a loss that is not scalar, not finite at the start, ignores a
             parameter or changes from call to call; for bounds, scales or masks that do
             not fit; for limits out of range.
+        FileExistsError: If the checkpoint exists: resume it, or remove it.
 
     Example:
         >>> import torch, hvpopt
@@ -78,274 +100,210 @@ def minimize(
         >>> hvpopt.minimize(f, x).x
         tensor([1.0000, 1.0000], dtype=torch.float64)
     """
-    for name, limit in (("max_products", max_products), ("max_seconds", max_seconds)):
-        if not limit >= 0:
-            raise ValueError(f"{name} is {limit}; it must be zero or positive")
-    if max_iter < 0:
-        raise ValueError(f"max_iter is {max_iter}; it must be zero or positive")
-    if not 0.0 <= gtol < 1.0:
-        raise ValueError(f"gtol is {gtol}; it is relative and must lie in [0, 1)")
-    space = ModelSpace(
-        copy_model(model), scale=scale, mask=mask, lower=lower, upper=upper
-    )
+    limits = Limits(max_iter, max_products, max_seconds, gtol)
+    path = None
+    if checkpoint is not None:
+        path = check_checkpoint(checkpoint, checkpoint_every, checkpoint_seconds)
+        for file in (path, previous(path)):
+            if file.exists():
+                raise FileExistsError(
+                    f"{file} exists; hvpopt.resume({str(path)!r}, loss) goes on from it. "
+                    "To begin anew, remove it first"
+                )
+    options: dict[str, Any] = {
+        "scale": scale,
+        "mask": mask,
+        "lower": lower,
+        "upper": upper,
+    }
+    start = copy_model(model)
+    space = ModelSpace(start, **options)
     objective = as_objective(loss)
-    chosen: object = default_method(objective) if method is None else method
+    method = _check_method(method, objective)
+
+    def first_checkpoint(value: float) -> Checkpoint:
+        assert path is not None
+        own = fingerprint(objective, space, start, method, value)
+        device = str(space.device)
+        problem = ProblemState(start, _plain(options), device, _saved(limits), own)
+        return Checkpoint(
+            path, problem, every=checkpoint_every, seconds=checkpoint_seconds
+        )
+
+    with SignalListener() as listener:
+        loop = Loop(
+            objective,
+            space,
+            method,
+            limits,
+            listener,
+            callback=callback,
+            history_file=None if history_file is None else HistoryFile(history_file),
+            keep_events=path is not None,
+        )
+        loop.start(space.to_vector(start), None if path is None else first_checkpoint)
+        return _run(loop, progress)
+
+
+def resume(
+    checkpoint: str | os.PathLike[str],
+    loss: Objective | Callable[..., Tensor],
+    model: Model | None = None,
+    *,
+    method: Method | None = None,
+    scale: PerParameter = None,
+    mask: PerParameter = None,
+    lower: PerParameter = None,
+    upper: PerParameter = None,
+    max_iter: int | None = None,
+    max_products: float | None = None,
+    max_seconds: float = math.inf,
+    gtol: float | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    checkpoint_every: int = 1,
+    checkpoint_seconds: float = 60.0,
+    history_file: str | os.PathLike[str] | None = None,
+) -> MinimizeResult:
+    """Go on with a run that ``minimize(..., checkpoint=...)`` saved, and go on saving it.
+
+    On the same machine and number of threads the iterates are, bit by bit, those of a run
+    that was never interrupted. Nothing that is saved of the step under way is evaluated
+    again: the method gets the same values and products once more. Loading a state
+    executes nothing that is in it.
+
+    Args:
+        checkpoint: The file.
+        loss: The same function as before.
+        model: The start as given to ``minimize``, together with ``scale``, ``mask``,
+            ``lower`` and ``upper``, to have them compared with the state's. Default
+            None: all five are the state's own.
+        method: As given to ``minimize``, with the same options.
+        scale: See ``model``.
+        mask: See ``model``.
+        lower: See ``model``.
+        upper: See ``model``.
+        max_iter: Steps at most, those before included. Default as before.
+        max_products: Likewise.
+        max_seconds: Of this process.
+        gtol: Default as before.
+        callback: As for ``minimize``; called after steps to come.
+        progress: As for ``minimize``.
+        checkpoint_every: As for ``minimize``.
+        checkpoint_seconds: As for ``minimize``.
+        history_file: As for ``minimize``; lines that it has are not written again.
+
+    Returns:
+        As ``minimize`` of the whole run. Its ``counts`` go on from the saved ones;
+        ``resume_counts`` says what going on has cost on top: the loss at the start, to
+        tell whether it is the same, and a gradient where products need a graph.
+
+    Raises:
+        FileNotFoundError: If there is no state.
+        hvpopt.restart.state_tree.StateError: If the state is of another problem, method
+            or version, is not finite, or is damaged together with the one before it. If
+            the last one alone is damaged, a warning is logged and the run goes on from
+            the one before.
+        TypeError: For a loss or method of the wrong type.
+        ValueError: For limits out of range, or bounds, scale or mask without a model.
+
+    Example:
+        >>> import os, tempfile, torch, hvpopt
+        >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+        >>> f = lambda x: ((x - 1) ** 4).sum() + (x**2).sum()
+        >>> start = torch.zeros(3, dtype=torch.float64)
+        >>> hvpopt.minimize(f, start, max_iter=2, checkpoint=path).nit
+        2
+        >>> hvpopt.resume(path, f, max_iter=50).success
+        True
+    """
+    path = check_checkpoint(checkpoint, checkpoint_every, checkpoint_seconds)
+    given: dict[str, Any] = {
+        "scale": scale,
+        "mask": mask,
+        "lower": lower,
+        "upper": upper,
+    }
+    if model is None and any(option is not None for option in given.values()):
+        names = [name for name, option in given.items() if option is not None]
+        raise ValueError(
+            f"{', '.join(names)} given without the model; give all as to minimize, or "
+            "none, and the state's own are taken"
+        )
+    problem, state, whole = load(path)
+    saved = problem.limits
+    limits = Limits(
+        int(saved["max_iter"]) if max_iter is None else max_iter,
+        saved["max_products"] if max_products is None else max_products,
+        max_seconds,
+        saved["gtol"] if gtol is None else gtol,
+    )
+    start = problem.model if model is None else copy_model(model)
+    space = ModelSpace(start, **(problem.options if model is None else given))
+    objective = as_objective(loss)
+    method = _check_method(method, objective)
+    own = fingerprint(objective, space, start, method, problem.fingerprint[VALUE])
+    # all but the value: a model of another shape is told before the loss meets it
+    check_same(problem.fingerprint, own)
+    with SignalListener() as listener:
+        before = objective.counts.snapshot()
+        own[VALUE] = objective.value(space.to_model(space.to_vector(start)))
+        check_same(problem.fingerprint, own)
+        loop = Loop(
+            objective,
+            space,
+            method,
+            limits,
+            listener,
+            callback=callback,
+            history_file=(
+                None if history_file is None else HistoryFile(history_file, state.history)
+            ),
+            keep_events=True,
+        )
+        saver = Checkpoint(
+            path,
+            replace(problem, limits=_saved(limits)),
+            every=checkpoint_every,
+            seconds=checkpoint_seconds,
+            keep=whole,
+        )
+        loop.restore(state, objective.counts.snapshot() - before, saver)
+        return _run(loop, progress)
+
+
+def _run(loop: Loop, progress: bool) -> MinimizeResult:
+    done = len(loop.history) - 1
+    total = loop.limits.max_iter
+    with tqdm(total=total, initial=done, disable=not progress, unit="step") as bar:
+        return loop.run(bar)
+
+
+def _check_method(method: object, objective: Objective) -> Method:
+    chosen = default_method(objective) if method is None else method
     if not isinstance(chosen, Method):
         what = chosen.__name__ if isinstance(chosen, type) else type(chosen).__name__
         raise TypeError(
             f"method is {what}; pass an instance of a method, such as "
             "hvpopt.QuasiNewton()"
         )
-    method = chosen
-    loop = _Loop(
-        Problem(objective, space),
-        method,
-        max_iter=max_iter,
-        max_products=max_products,
-        deadline=time.monotonic() + max_seconds,
-        gtol=gtol,
-        callback=callback,
-    )
-    with tqdm(total=max_iter, disable=not progress, unit="step") as bar:
-        return loop.run(space.to_vector(model), bar)
+    return chosen
 
 
-class _Stop(Exception):  # noqa: N818 - a way out, not an error
-    """Carries the status that ends the loop, and what to add to its sentence."""
-
-    def __init__(self, status: Status, detail: str = "") -> None:
-        super().__init__(status.message)
-        self.status = status
-        self.detail = detail
-
-
-class _CallbackError(Exception):
-    """Carries what the caller's own callback raised, which is not the loss's failure."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
+def _saved(limits: Limits) -> dict[str, float]:
+    return {
+        "max_iter": limits.max_iter,
+        "max_products": limits.max_products,
+        "gtol": limits.gtol,
+    }
 
 
-class _Loop:
-    """The state of one run. ``point`` is always the best point so far."""
-
-    def __init__(
-        self,
-        problem: Problem,
-        method: Method,
-        *,
-        max_iter: int,
-        max_products: float,
-        deadline: float,
-        gtol: float,
-        callback: Callback | None,
-    ) -> None:
-        self.problem = problem
-        self.method = method
-        self.max_iter = max_iter
-        self.max_products = max_products
-        self.deadline = deadline
-        self.gtol = gtol
-        self.callback = callback
-        self.began = time.monotonic()
-        self.before = problem.objective.counts.snapshot()
-        self.history: list[IterationRecord] = []
-        self.point: Point
-        self.pending: tuple[Tensor, float] | None = None
-        self.negative_curvature: Tensor | None = None
-
-    def run(self, start: Tensor, bar: tqdm[Any]) -> MinimizeResult:
-        # what fails here is the caller's loss or model: let the error reach the door
-        value = self._start_value(start)
-        state = self.method.start(self.problem)
-        self.point = self._evaluate(start, state)
-        _check_repeatable(value, self.point.value)
-        try:
-            self._record(Step(start, self.point.value, 0.0, 0, Direction(start)), start)
-            while True:
-                step = self._next_step(state)
-                state = self._advance(step, state)
-                bar.update()
-                bar.set_postfix(loss=f"{self.point.value:.4g}", refresh=False)
-        except _Stop as stop:
-            return self._result(stop.status, stop.detail)
-        except OutOfBudget as out:
-            return self._result(Status.MAX_PRODUCTS, str(out))
-        except TimeoutError as late:
-            return self._result(Status.MAX_SECONDS, str(late))
-        except KeyboardInterrupt:
-            return self._result(Status.INTERRUPTED)
-        except _CallbackError as error:
-            raise error.error from None
-        except Exception as error:
-            if len(self.history) <= 1 and self.pending is None:
-                raise  # nothing is lost yet, and the caller's input is the likely cause
-            return self._result(Status.FAILED, f"{type(error).__name__}: {error}")
-        finally:
-            self._release()
-
-    # -- one iteration ----------------------------------------------------------
-
-    def _next_step(self, state: Any) -> Step:
-        """Return an acceptable step, or stop."""
-        self._check_limits()
-        step: Step | Stationary
-        if self._stationary():
-            step = self.method.escape(self.problem, self.point, state, self._budget())
-            if isinstance(step, Stationary):
-                status = Status.CONVERGED if step.minimum else Status.STATIONARY
-                raise _Stop(status, step.reason)
-        else:
-            step = self.method.step(self.problem, self.point, state, self._budget())
-        if step.vector is None:
-            raise _Stop(Status.NO_DECREASE, step.reason)
-        return step
-
-    def _advance(self, step: Step, state: Any) -> Any:
-        """Move to the step's end and evaluate what the next iteration will read."""
-        assert step.vector is not None
-        before = self.point
-        self._release()
-        # if evaluating the new point is interrupted or fails, it is still the best one
-        self.pending = step.vector, step.value
-        self.point = self._evaluate(step.vector, state, step.point)
-        self.pending = None
-        self._record(step, before.vector)
-        return self.method.remember(state, before, self.point, step)
-
-    def _evaluate(self, vector: Tensor, state: Any, known: Point | None = None) -> Point:
-        """Linearise, or only differentiate where no further step will be taken."""
-        last = len(self.history) >= self.max_iter or self._budget().products <= 0
-        kind = (
-            None if last or self._budget().out_of_time else self.method.next_kind(state)
-        )
-        if known is not None:
-            return self.problem.with_hessian(known, kind)
-        return self.problem.linearise(vector, kind)
-
-    def _check_limits(self) -> None:
-        last = len(self.history) > self.max_iter
-        spent = last or self._budget().products <= 0 or self._budget().out_of_time
-        if self._stationary() and spent and self.point.hessian is None:
-            raise _Stop(Status.STATIONARY, "its curvature was not examined")
-        if last:
-            raise _Stop(Status.MAX_ITERATIONS)
-        if self._budget().products <= 0:
-            raise _Stop(Status.MAX_PRODUCTS)
-        if self._budget().out_of_time:
-            raise _Stop(Status.MAX_SECONDS)
-
-    def _start_value(self, start: Tensor) -> float:
-        value = self.problem.objective.value(self.problem.space.to_model(start))
-        if not math.isfinite(value):
-            raise ValueError(
-                f"the loss is {value} at the starting model; start where it is finite"
-            )
-        return value
-
-    def _stationary(self) -> bool:
-        return self.history[-1].gradient_norm <= self.gtol * max(
-            record.gradient_norm for record in self.history
-        )
-
-    def _budget(self) -> Budget:
-        spent = self.problem.objective.counts.products - self.before.products
-        return Budget(self.max_products - spent, self.deadline)
-
-    # -- records ----------------------------------------------------------------
-
-    def _record(self, step: Step, before: Tensor) -> None:
-        direction = step.direction
-        record = IterationRecord(
-            iteration=len(self.history),
-            value=self.point.value,
-            gradient_norm=float(self.point.projected_gradient.norm()),
-            step_norm=float((self.point.vector - before).norm()),
-            step_length=step.length,
-            trials=step.trials,
-            active=int(self.point.active.sum()),
-            parts=self.point.parts,
-            counts=self._spent(),
-            seconds=time.monotonic() - self.began,
-        )
-        if self.history:
-            record = replace(
-                record,
-                shift=direction.shift,
-                smallest_eigenvalue=direction.smallest_eigenvalue,
-                lower_bound=direction.lower_bound,
-                residual=direction.residual,
-                inner_iterations=direction.inner_iterations,
-                inner_status=direction.status,
-                curvature_step=direction.curvature_step,
-                predicted=direction.predicted,
-                radius=direction.radius,
-            )
-            if direction.negative_curvature is not None:
-                self.negative_curvature = direction.negative_curvature
-        self.history.append(record)
-        self._call_back(record)
-
-    def _call_back(self, record: IterationRecord) -> None:
-        if self.callback is None:
-            return
-        try:
-            stop = self.callback(self.problem.space.to_model(self.point.vector), record)
-        except StopIteration:
-            stop = True
-        except Exception as error:
-            raise _CallbackError(error) from error
-        if stop:
-            raise _Stop(Status.CALLBACK)
-
-    def _spent(self) -> Any:
-        return self.problem.objective.counts.snapshot() - self.before
-
-    def _release(self) -> None:
-        if self.point.hessian is not None:
-            self.point.hessian.close()
-
-    def _result(self, status: Status, detail: str = "") -> MinimizeResult:
-        space = self.problem.space
-        vector, value, gradient = self.point.vector, self.point.value, self.point.gradient
-        jac: Model | None = space.gradient_to_model(gradient)
-        if self.pending is not None:
-            (vector, value), jac = self.pending, None
-        message = status.message + (f": {detail}" if detail else "")
-        missed = [
-            record
-            for record in self.history
-            if record.inner_status is not None and record.inner_status.name != "CONVERGED"
-        ]
-        if missed:
-            message += (
-                f"; in {len(missed)} of {len(self.history) - 1} steps the linear algebra "
-                f"missed a tolerance (last: {missed[-1].inner_status.message})"  # type: ignore[union-attr]
-            )
-        return MinimizeResult(
-            x=space.to_model(vector),
-            fun=value,
-            jac=jac,
-            success=status is Status.CONVERGED,
-            status=status,
-            message=message,
-            nit=len(self.history) - 1 + (self.pending is not None),
-            counts=self._spent(),
-            history=self.history,
-            negative_curvature=(
-                None
-                if self.negative_curvature is None
-                else space.step_to_model(self.negative_curvature)
-            ),
-        )
-
-
-def _check_repeatable(first: float, again: float) -> None:
-    """Refuse a loss that changes from call to call."""
-    # threads may add in another order; a random loss differs by far more
-    if abs(first - again) > 1e-4 * max(abs(first), abs(again)):
-        raise ValueError(
-            f"the loss is not deterministic: two calls at the start gave {first!r} and "
-            f"{again!r}; fix its seed, or use model.eval() for a network"
-        )
+def _plain(option: Any) -> Any:
+    """Return options with every array as a tensor of its own, for the state."""
+    if isinstance(option, Mapping):
+        return {name: _plain(child) for name, child in option.items()}
+    if isinstance(option, (list, tuple)):
+        return [_plain(child) for child in option]
+    if option is None or isinstance(option, (bool, int, float)):
+        return option
+    return torch.as_tensor(option).detach().clone()

@@ -122,6 +122,21 @@ class Objective(ABC):
         """Return the value of each named part; one part unless this is a sum."""
         return {self.name: self.value(model)}
 
+    def state(self) -> dict[str, int]:
+        """Return what makes the next evaluations others than the last, as counters.
+
+        Such as how many random subsets have been drawn. Default nothing: an objective
+        evaluates alike each time.
+        """
+        return {}
+
+    def restore(self, state: dict[str, int]) -> None:  # noqa: B027 - most have none
+        """Go back to a state, so that evaluations go on as they did from there.
+
+        Args:
+            state: From ``state``.
+        """
+
     def __add__(self, other: object) -> SumObjective:
         if isinstance(other, Objective):
             return SumObjective([*_weighted_terms(self), *_weighted_terms(other)])
@@ -297,6 +312,20 @@ class SumObjective(Objective):
         return self._operator(
             lambda term: term.sketch(model, kind, space=space, seed=seed)
         )
+
+    def state(self) -> dict[str, int]:
+        """Return the counters of all terms, by place."""
+        return {
+            f"{i} {name}": count
+            for i, (_, term) in enumerate(self.terms)
+            for name, count in term.state().items()
+        }
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go back to a state of all terms."""
+        for i, (_, term) in enumerate(self.terms):
+            own = [name for name in state if name.startswith(f"{i} ")]
+            term.restore({name.partition(" ")[2]: state[name] for name in own})
 
     def _operator(self, make: Callable[[Objective], SymmetricOperator]) -> SumOperator:
         before = [term.counts.gradients for _, term in self.terms]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+from torch import Tensor
+
 from hvpopt.counts import Counts
 from hvpopt.models import Model
-from hvpopt.newton.method import InnerStatus
+from hvpopt.newton.method import InnerStatus, Step
+from hvpopt.newton.problem import Point
 
 
 class Status(Enum):
@@ -23,6 +26,7 @@ class Status(Enum):
     NO_DECREASE = "no trial step lowered the loss"
     CALLBACK = "the callback asked to stop"
     INTERRUPTED = "interrupted from the keyboard; the best model so far is returned"
+    TERMINATED = "terminated by a signal; the best model so far is returned"
     FAILED = "the loss or its derivatives failed; the best model so far is returned"
 
     @property
@@ -104,6 +108,8 @@ class MinimizeResult:
         history: One record for the start and one for each accepted step.
         negative_curvature: The last direction of negative curvature that a step met,
             shaped like the model, of unit length in flat coordinates; None if none was.
+        resume_counts: What going on from saved states cost on top of ``counts``: the loss
+            at the start, to tell the problem, and graphs made again.
     """
 
     x: Model
@@ -116,6 +122,7 @@ class MinimizeResult:
     counts: Counts
     history: list[IterationRecord]
     negative_curvature: Model | None = None
+    resume_counts: Counts = field(default_factory=Counts)
 
     @property
     def nfev(self) -> int:
@@ -131,3 +138,73 @@ class MinimizeResult:
     def nhev(self) -> int:
         """Hessian-vector products."""
         return self.counts.products
+
+
+def record_of(
+    step: Step,
+    point: Point,
+    before: Tensor,
+    *,
+    iteration: int,
+    counts: Counts,
+    seconds: float,
+) -> IterationRecord:
+    """Return the record of a step; of the start, which has none, for iteration 0.
+
+    Args:
+        step: That led to the point.
+        point: Where it ended.
+        before: Where it began ``[n]``.
+        iteration: Its number.
+        counts: Spent since the run began.
+        seconds: Likewise.
+    """
+    record = IterationRecord(
+        iteration=iteration,
+        value=point.value,
+        gradient_norm=float(point.projected_gradient.norm()),
+        step_norm=float((point.vector - before).norm()),
+        step_length=step.length,
+        trials=step.trials,
+        active=int(point.active.sum()),
+        parts=point.parts,
+        counts=counts,
+        seconds=seconds,
+    )
+    if iteration == 0:
+        return record
+    direction = step.direction
+    return replace(
+        record,
+        shift=direction.shift,
+        smallest_eigenvalue=direction.smallest_eigenvalue,
+        lower_bound=direction.lower_bound,
+        residual=direction.residual,
+        inner_iterations=direction.inner_iterations,
+        inner_status=direction.status,
+        curvature_step=direction.curvature_step,
+        predicted=direction.predicted,
+        radius=direction.radius,
+    )
+
+
+def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str:
+    """Return why a run ended, for a person.
+
+    Args:
+        status: Why.
+        detail: What more there is to say; may be empty.
+        history: Told where the linear algebra missed a tolerance.
+    """
+    message = status.message + (f": {detail}" if detail else "")
+    missed = [
+        record.inner_status
+        for record in history
+        if record.inner_status not in (None, InnerStatus.CONVERGED)
+    ]
+    if missed and missed[-1] is not None:
+        message += (
+            f"; in {len(missed)} of {len(history) - 1} steps the linear algebra "
+            f"missed a tolerance (last: {missed[-1].message})"
+        )
+    return message

@@ -184,6 +184,14 @@ class WaveformMisfit(ShotSum):
         operator.cost = len(taken) / len(live)
         return operator
 
+    def state(self) -> dict[str, int]:
+        """Return how many subsets and codes have been drawn."""
+        return self._product_shots.state()
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go back to a state."""
+        self._product_shots.restore(state)
+
     def encoded_hessian(
         self,
         model: Model,

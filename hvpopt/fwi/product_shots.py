@@ -87,6 +87,14 @@ class ProductShots:
             size = min(size, len(live))
         self._subset = ShotSubset(len(live), which, size, self._seed)
 
+    def state(self) -> dict[str, int]:
+        """Return how much has been drawn."""
+        return {"codes": self._drawn, "subsets": self._subset._drawn}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go back to a state."""
+        self._drawn, self._subset._drawn = state["codes"], state["subsets"]
+
 
 def _check_encoded(waveforms: Waveforms, n_encoded: int | None) -> int:
     reason = why_not_encoded(waveforms)

@@ -1,0 +1,222 @@
+"""What is saved of a run, and when."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvpopt.counts import Counts
+from hvpopt.newton.problem import Point
+from hvpopt.objective import Kind
+from hvpopt.restart import files
+from hvpopt.restart.journal import Event
+from hvpopt.restart.state_tree import StateError, decode, encode, non_finite
+from hvpopt.result import IterationRecord
+from hvpopt.space import ModelSpace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ProblemState:
+    """What ``minimize`` was given, so that ``resume`` can do without.
+
+    Attributes:
+        model: The start.
+        options: Scale, mask and bounds, as given.
+        device: Of the model.
+        limits: ``max_iter``, ``max_products`` and ``gtol``.
+        fingerprint: See ``fingerprint``.
+    """
+
+    model: Any
+    options: dict[str, Any]
+    device: str
+    limits: dict[str, float]
+    fingerprint: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run between two steps, and what the step after has evaluated.
+
+    Attributes:
+        vector: The iterate ``[n]``.
+        value: The objective there.
+        gradient: ``[n]``.
+        parts: Value of each named part of a sum.
+        kind: Of the Hessian that the method wants here.
+        method: The method's state.
+        objective: The objective's state before it was linearised here.
+        history: All records.
+        counts: Spent up to here.
+        resuming: Spent on resuming, on top.
+        seconds: Spent since the run began.
+        negative_curvature: The last direction met ``[n]``, or None.
+        events: Of the step under way.
+    """
+
+    vector: Tensor
+    value: float
+    gradient: Tensor
+    parts: dict[str, float]
+    kind: Kind | None
+    method: Any
+    objective: dict[str, int]
+    history: tuple[IterationRecord, ...]
+    counts: Counts
+    resuming: Counts = field(default_factory=Counts)
+    seconds: float = 0.0
+    negative_curvature: Tensor | None = None
+    events: tuple[Event, ...] = ()
+
+    def point(self, space: ModelSpace) -> Point:
+        """Return the iterate, without a Hessian."""
+        return Point(
+            vector=self.vector,
+            value=self.value,
+            gradient=self.gradient,
+            hessian=None,
+            active=space.pushed_out(self.vector, self.gradient),
+            parts=dict(self.parts),
+        )
+
+    def unusable(self) -> str:
+        """Return in words what is not finite, and must be; empty if all is well."""
+        # a record says NaN where a method knows nothing
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        del kept["history"]
+        # and a trial that a loss refused may have an infinite value
+        kept["events"] = tuple(event.tensors for event in self.events)
+        found = (non_finite(value, name) for name, value in kept.items())
+        return next((sentence for sentence in found if sentence), "")
+
+
+def load(path: Path) -> tuple[ProblemState, RunState, bool]:
+    """Return problem and run of the newest whole state, and True if no file was damaged.
+
+    Args:
+        path: Of the checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        StateError: If it is damaged, of another version, or not finite.
+    """
+    skeleton, tensors, whole = files.read_newest(path)
+    problem, run = decode(skeleton, tensors)
+    if not isinstance(problem, ProblemState) or not isinstance(run, RunState):
+        raise StateError(f"{path} holds no state of a run")
+    if bad := run.unusable():
+        raise StateError(f"{path} is refused: {bad}")
+    device = torch.device(problem.device)
+    if device.type != "cpu":
+        problem, run = decode(skeleton, tensors, device)
+    return problem, run, whole
+
+
+class Checkpoint:
+    """Saves a run to a file, and never ends one because it cannot.
+
+    Args:
+        path: The file.
+        every: Steps between saves.
+        seconds: Within a step, save when this long has passed since the last save.
+        problem: Written with every state.
+        keep: Keep the file that is there as the previous one at the first save.
+
+    Attributes:
+        slowest: Seconds that the slowest save took.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        problem: ProblemState,
+        *,
+        every: int = 1,
+        seconds: float = 60.0,
+        keep: bool = True,
+    ) -> None:
+        self.path = path
+        self.every, self.seconds = every, seconds
+        self.slowest = 0.0
+        self._problem = problem
+        self._keep = keep
+        self._last = time.monotonic()
+        self._warned = False
+        self._newest: tuple[int, int] | None = None
+
+    def after_step(self, iteration: int, state: Callable[[], RunState]) -> None:
+        """Save if this iteration is one to be saved."""
+        if iteration % self.every == 0:
+            self.save(state())
+
+    def within_step(self, state: Callable[[], RunState]) -> None:
+        """Save if long enough has passed."""
+        if time.monotonic() - self._last >= self.seconds:
+            self.save(state())
+
+    def finish(self, state: RunState) -> None:
+        """Save the state that a run ends with, unless it is saved already."""
+        if (len(state.history), len(state.events)) != self._newest:
+            self.save(state)
+
+    def discard(self) -> None:
+        """Remove what was saved."""
+        files.remove(self.path)
+
+    def save(self, state: RunState) -> None:
+        """Save a state; warn once if that fails."""
+        began = time.monotonic()
+        try:
+            if bad := state.unusable():
+                raise StateError(f"the state is not finite: {bad}")
+            skeleton, tensors = encode((self._problem, state))
+            files.write(self.path, skeleton, tensors, keep=self._keep)
+            self._keep = True
+            self._newest = len(state.history), len(state.events)
+        except (OSError, StateError, TypeError) as error:
+            level = logging.DEBUG if self._warned else logging.WARNING
+            logger.log(
+                level,
+                "the state cannot be saved to %s, and the run goes on without (%s: %s)",
+                self.path,
+                type(error).__name__,
+                error,
+            )
+            self._warned = True
+        self._last = time.monotonic()
+        self.slowest = max(self.slowest, self._last - began)
+
+
+def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -> Path:
+    """Return the path of a checkpoint, or raise for what is out of range.
+
+    Args:
+        path: The file.
+        every: Steps between saves.
+        seconds: Between saves within a step.
+
+    Raises:
+        TypeError: If the path is none.
+        ValueError: For a number out of range, or a directory.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"checkpoint is {path!r}; pass the path of a file")
+    if every < 1 or int(every) != every:
+        raise ValueError(f"checkpoint_every is {every}; it is steps, 1 or more")
+    if not seconds >= 0.0 or math.isnan(seconds):
+        raise ValueError(f"checkpoint_seconds is {seconds}; it must be zero or positive")
+    found = Path(path)
+    if found.is_dir():
+        raise ValueError(f"checkpoint is the directory {found}; pass a file in it")
+    return found

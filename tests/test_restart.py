@@ -1,0 +1,556 @@
+"""States saved and resumed: bit by bit the same run, and no state in a wrong problem."""
+
+import json
+import os
+import stat
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+import hvpopt
+from hvpopt import Status
+from hvpopt.newton.forcing import ForcingState
+from hvpopt.newton.method import InnerStatus
+from hvpopt.objective import Objective
+from hvpopt.operators import MatrixOperator
+from hvpopt.restart import files
+from hvpopt.restart.checkpoint import load
+from hvpopt.restart.state_tree import StateError, decode, encode, non_finite, register
+
+
+def rosenbrock(x):
+    return (10 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+@pytest.fixture
+def start():
+    return torch.tensor([-1.2, 1.0] * 5, dtype=torch.float64)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state"
+
+
+METHODS = {
+    "trust region": hvpopt.TrustRegionNewton,
+    "lanczos": hvpopt.ShiftedNewton,
+    "cg": lambda: hvpopt.ShiftedNewton("cg"),
+    "cholesky": lambda: hvpopt.ShiftedNewton("cholesky"),
+    "quasi-Newton": lambda: hvpopt.QuasiNewton(refresh=7),
+    "sketch": lambda: hvpopt.QuasiNewton(initial=hvpopt.HessianSketch(3)),
+    "line search": lambda: hvpopt.LineSearchNewton(pairs=3, cg_pairs=3),
+    "wolfe": lambda: hvpopt.LineSearchNewton(
+        globalisation=hvpopt.Wolfe(),
+        preconditioner=lambda _, point: hvpopt.nystrom(point.hessian, 4),
+        refresh=5,
+    ),
+}
+
+
+def same(result, whole):
+    """Assert that two runs are the same bit by bit, but for their seconds."""
+    assert torch.equal(result.x, whole.x)
+    assert torch.equal(result.jac, whole.jac)
+    assert result.status is whole.status
+    assert result.counts == whole.counts
+    own = [replace(record, seconds=0.0) for record in result.history]
+    # NaN is not itself
+    assert repr(own) == repr([replace(record, seconds=0.0) for record in whole.history])
+    if whole.negative_curvature is not None:
+        assert torch.equal(result.negative_curvature, whole.negative_curvature)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stopped_after_each_step_it_is_the_same_run(start, path, name):
+    method = METHODS[name]()
+    whole = hvpopt.minimize(rosenbrock, start, method=method, max_iter=40)
+    result = hvpopt.minimize(
+        rosenbrock,
+        start,
+        method=method,
+        max_iter=40,
+        checkpoint=path,
+        callback=lambda *_: True,
+    )
+    sessions = 1
+    while result.status is Status.CALLBACK:
+        method = METHODS[name]()
+        result = hvpopt.resume(path, rosenbrock, method=method, callback=lambda *_: True)
+        sessions += 1
+    assert sessions >= whole.nit + 1 > 5
+    same(result, whole)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stopped_after_each_evaluation_it_makes_none_twice(start, path, name):
+    """Every session makes a few evaluations more, however long one step is."""
+    made = {"value": 0, "gradient": 0, "product": 0}
+    left = [0]
+
+    class Counting(hvpopt.TorchObjective):
+        def value(self, model):
+            spend("value")
+            return super().value(model)
+
+        def value_and_gradient(self, model):
+            spend("gradient")
+            return super().value_and_gradient(model)
+
+    def spend(what):
+        if left[0] == 0:
+            os.kill(os.getpid(), 15)
+        left[0] -= 1
+        made[what] += 1
+
+    product = hvpopt.HessianOperator._product
+
+    def counted(operator, vector):
+        spend("product")
+        return product(operator, vector)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hvpopt.HessianOperator, "_product", counted)
+        left[0] = -1
+        objective = Counting(rosenbrock)
+        options = {"method": METHODS[name](), "max_iter": 12}
+        whole = hvpopt.minimize(objective, start, **options)
+        expected = dict(made)
+        made.update(dict.fromkeys(made, 0))
+        left[0], sessions = 4, 1
+        result = hvpopt.minimize(objective, start, checkpoint=path, **options)
+        while result.status is Status.TERMINATED:
+            left[0], sessions = 3, sessions + 1
+            assert sessions < 400, "no session gets any further"
+            result = hvpopt.resume(
+                path, Counting(rosenbrock), method=METHODS[name](), max_iter=12
+            )
+    same(result, whole)
+    assert sessions > 6
+    made["value"] -= sessions - 1  # each looks once whether the loss is the same
+    assert made == expected
+
+
+def test_resuming_costs_a_value_and_a_graph_and_says_so(start, path):
+    objective = hvpopt.TorchObjective(rosenbrock)
+    first = hvpopt.minimize(objective, start, max_iter=4, checkpoint=path)
+    assert first.resume_counts == hvpopt.Counts()
+    again = hvpopt.TorchObjective(rosenbrock)
+    second = hvpopt.resume(path, again, max_iter=8)
+    whole = hvpopt.minimize(rosenbrock, start, max_iter=8)
+    assert second.counts == whole.counts
+    assert second.resume_counts == hvpopt.Counts(values=1, gradients=1)
+    spent = second.counts - first.counts + second.resume_counts
+    assert again.counts == spent
+    third = hvpopt.resume(path, rosenbrock, max_iter=9)
+    assert third.resume_counts == hvpopt.Counts(values=2, gradients=2)
+
+
+def test_bounds_mask_and_scale_go_on(start, path):
+    options = {
+        "scale": torch.linspace(0.5, 2.0, 10),
+        "mask": torch.arange(10) != 3,
+        "lower": -1.25,
+        "upper": 1.05,
+    }
+    whole = hvpopt.minimize(rosenbrock, start, **options)
+    hvpopt.minimize(rosenbrock, start, max_iter=3, checkpoint=path, **options)
+    path_2 = path.with_name("other")
+    path_2.write_bytes(path.read_bytes())
+    same(hvpopt.resume(path, rosenbrock, max_iter=100), whole)
+    same(hvpopt.resume(path_2, rosenbrock, start, max_iter=100, **options), whole)
+    assert whole.x[3] == start[3]
+
+
+def test_models_of_several_tensors_go_on(path):
+    def loss(a, b):
+        return ((a - 1) ** 4).sum() + ((b + 2) ** 2 * (1 + a.mean() ** 2)).sum()
+
+    model = {"a": torch.zeros(2, 3, dtype=torch.float64), "b": torch.zeros(4)}
+    options = {"scale": {"a": 2.0}, "upper": {"a": 0.8}}
+    whole = hvpopt.minimize(loss, model, **options)
+    hvpopt.minimize(loss, model, checkpoint=path, max_iter=2, **options)
+    result = hvpopt.resume(path, loss, max_iter=100)
+    assert set(result.x) == {"a", "b"}
+    assert all(torch.equal(result.x[name], whole.x[name]) for name in model)
+    assert result.x["b"].dtype is torch.float32
+
+
+class Moving(Objective):
+    """An objective whose Hessian is drawn anew at each linearisation."""
+
+    def __init__(self):
+        super().__init__("moving")
+        self.drawn = 0
+
+    def __call__(self, x):
+        return ((x - 1) ** 2 * torch.arange(1.0, 7.0, dtype=x.dtype)).sum()
+
+    def value(self, model):
+        self.counts.tally(values=1)
+        return float(self(model))
+
+    def value_and_gradient(self, model):
+        self.counts.tally(gradients=1)
+        weights = torch.arange(1.0, 7.0, dtype=model.dtype)
+        return float(self(model)), 2 * weights * (model - 1)
+
+    def hessian(self, model, kind="exact", *, space=None):
+        draws = torch.Generator().manual_seed(self.drawn)
+        self.drawn += 1
+        noise = torch.rand(6, generator=draws, dtype=torch.float64)
+        operator = MatrixOperator(
+            torch.diag(torch.arange(1.0, 7.0, dtype=torch.float64) * (2 + 2 * noise))
+        )
+        operator.counts = self.counts.child()
+        return operator
+
+    def state(self):
+        return {"drawn": self.drawn}
+
+    def restore(self, state):
+        self.drawn = state["drawn"]
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_objective_that_draws_goes_on_drawing(path, summed):
+    def make():
+        return Moving() + 0.1 * Moving() if summed else Moving()
+
+    start = torch.zeros(6, dtype=torch.float64)
+    method = hvpopt.ShiftedNewton()
+    whole = hvpopt.minimize(make(), start, method=method, max_iter=6)
+    hvpopt.minimize(make(), start, method=method, max_iter=3, checkpoint=path)
+    result = hvpopt.resume(path, make(), method=method, max_iter=6)
+    assert torch.equal(result.x, whole.x)
+    assert not torch.equal(
+        result.x, hvpopt.minimize(make(), start, method=method, max_iter=5).x
+    )
+
+
+class TwoKinds(hvpopt.TorchObjective):
+    """A loss with a rough Gauss-Newton matrix."""
+
+    @property
+    def has_gauss_newton(self):
+        return True
+
+    def linearise(self, model, kind="exact", *, space=None):
+        return Objective.linearise(self, model, kind, space=space)
+
+    def hessian(self, model, kind="exact", *, space=None):
+        if kind == "exact":
+            return super().hessian(model, kind, space=space)
+        operator = MatrixOperator(300 * torch.eye(10, dtype=torch.float64))
+        operator.counts = self.counts.child()
+        return operator
+
+
+def test_each_point_gets_the_hessian_that_it_had(start, path):
+    def method():
+        return hvpopt.TrustRegionNewton(hvpopt.GaussNewtonFirst(0.5))
+
+    whole = hvpopt.minimize(TwoKinds(rosenbrock), start, method=method())
+    options = {"method": method(), "callback": lambda *_: True}
+    result = hvpopt.minimize(TwoKinds(rosenbrock), start, checkpoint=path, **options)
+    sessions = 1
+    while result.status is Status.CALLBACK:
+        result = hvpopt.resume(path, TwoKinds(rosenbrock), **options)
+        sessions += 1
+    same(result, whole)
+    assert 0 < result.resume_counts.gradients < sessions - 1, "a matrix needs no graph"
+
+
+def test_method_without_a_hessian_pays_for_none(start, path):
+    options = {"method": hvpopt.QuasiNewton(), "max_iter": 3}
+    hvpopt.minimize(rosenbrock, start, checkpoint=path, **options)
+    again = hvpopt.resume(path, rosenbrock, method=hvpopt.QuasiNewton(), max_iter=5)
+    assert again.resume_counts == hvpopt.Counts(values=1)
+
+
+def test_answers_to_other_questions_are_not_taken(start, path, caplog, monkeypatch):
+    """A step that goes another way than it did is evaluated anew, and said so."""
+    product = hvpopt.HessianOperator._product
+    made = [0]
+
+    def stopping(operator, vector):
+        made[0] += 1
+        if made[0] == 30:
+            os.kill(os.getpid(), 15)
+        return product(operator, vector)
+
+    monkeypatch.setattr(hvpopt.HessianOperator, "_product", stopping)
+    hvpopt.minimize(rosenbrock, start, checkpoint=path)
+    problem, state, _ = load(path)
+    assert state.events
+    asked = [
+        replace(event, question=event.question[:-1] + "!", tensors=(torch.ones(10),))
+        for event in state.events
+    ]
+    files.write(path, *encode((problem, replace(state, events=tuple(asked)))))
+    result = hvpopt.resume(path, rosenbrock)
+    assert torch.equal(result.x, hvpopt.minimize(rosenbrock, start).x)
+    assert f"last {len(asked)} evaluations are made again" in caplog.text
+
+
+# -- what is refused ------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(start, path):
+    hvpopt.minimize(rosenbrock, start, max_iter=3, checkpoint=path, upper=2.0)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("difference", "change"),
+    [
+        ("start", {"model": torch.zeros(10, dtype=torch.float64)}),
+        ("parameters", {"model": torch.zeros(9, dtype=torch.float64)}),
+        ("parameters", {"model": torch.tensor([-1.2, 1.0] * 5)}),
+        ("upper", {"upper": 3.0}),
+        ("lower", {"lower": -3.0}),
+        ("scale", {"scale": 3.0}),
+        ("mask", {"mask": torch.arange(10) != 4}),
+        ("method", {"method": hvpopt.ShiftedNewton()}),
+        ("seed", {"method": hvpopt.TrustRegionNewton(seed=1)}),
+        ("forcing", {"method": hvpopt.TrustRegionNewton(tol=0.1)}),
+    ],
+)
+def test_state_of_another_problem_is_refused_by_name(saved, start, difference, change):
+    given = {"model": start, "upper": 2.0} | change
+    model = given.pop("model")
+    before = saved.read_bytes()
+    with pytest.raises(StateError, match=f"another problem.*{difference}"):
+        hvpopt.resume(saved, rosenbrock, model, **given)
+    assert saved.read_bytes() == before
+
+
+def test_another_loss_is_refused(saved):
+    def other(x):
+        return rosenbrock(x) * 1.01
+
+    with pytest.raises(StateError, match=r"objective: 'rosenbrock' there, 'other'"):
+        hvpopt.resume(saved, other)
+    other.__name__ = "rosenbrock"
+    with pytest.raises(StateError, match="loss at the start"):
+        hvpopt.resume(saved, other)
+
+
+def test_state_of_another_version_is_refused(saved, monkeypatch):
+    monkeypatch.setattr(files, "FORMAT", 2)
+    with pytest.raises(StateError, match=r"format 1.* reads 2"):
+        hvpopt.resume(saved, rosenbrock)
+
+
+def test_options_without_a_model_are_refused(saved):
+    with pytest.raises(ValueError, match="upper given without the model"):
+        hvpopt.resume(saved, rosenbrock, upper=2.0)
+
+
+def test_missing_state_is_a_missing_file(path):
+    with pytest.raises(FileNotFoundError):
+        hvpopt.resume(path, rosenbrock)
+
+
+def test_a_state_is_not_overwritten_by_a_new_run(saved, start):
+    with pytest.raises(FileExistsError, match=r"hvpopt\.resume"):
+        hvpopt.minimize(rosenbrock, start, checkpoint=saved)
+    saved.unlink()
+    with pytest.raises(FileExistsError, match="previous"):
+        hvpopt.minimize(rosenbrock, start, checkpoint=saved)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"checkpoint": 3}, TypeError),
+        ({"checkpoint": "s", "checkpoint_every": 0}, ValueError),
+        ({"checkpoint": "s", "checkpoint_seconds": -1.0}, ValueError),
+        ({"checkpoint": "s", "checkpoint_seconds": float("nan")}, ValueError),
+        ({"checkpoint": "/tmp"}, ValueError),
+    ],
+)
+def test_bad_options_are_refused_at_the_door(start, options, error):
+    with pytest.raises(error, match="checkpoint"):
+        hvpopt.minimize(rosenbrock, start, **options)
+
+
+def test_run_that_fails_at_once_leaves_no_state(start, path):
+    class Broken(hvpopt.ShiftedNewton):
+        def step(self, *arguments):
+            raise LookupError("broken")
+
+    with pytest.raises(LookupError):
+        hvpopt.minimize(rosenbrock, start, method=Broken(), checkpoint=path)
+    assert not path.exists()
+
+
+# -- files and trees ------------------------------------------------------------
+
+
+def test_every_step_is_saved_and_the_two_last_kept(start, path):
+    steps = []
+
+    def callback(_, record):
+        steps.append(len(load(path)[1].history) - 1)
+        assert steps[-1] == record.iteration - record.iteration % 3
+        if len(steps) > 3:
+            before = load(files.previous(path))[1]
+            assert len(before.history) - 1 == steps[-1] - 3
+
+    hvpopt.minimize(
+        rosenbrock, start, checkpoint=path, checkpoint_every=3, callback=callback
+    )
+    assert len(steps) > 9
+    assert sorted(p.name for p in path.parent.iterdir()) == ["state", "state.previous"]
+
+
+def test_state_is_synced_before_it_is_renamed(path, monkeypatch):
+    done = []
+    sync, move = os.fsync, os.replace
+
+    def noted_sync(descriptor):
+        directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        done.append("sync directory" if directory else "sync")
+        sync(descriptor)
+
+    def noted_move(source, target):
+        done.append(f"to {target.name}")
+        move(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_move)
+    skeleton, tensors = encode((1.5, torch.ones(3)))
+    files.write(path, skeleton, tensors)
+    assert done == ["sync", "to state", "sync directory"]
+    files.write(path, skeleton, tensors)
+    assert done[3:] == ["sync", "to state.previous", "to state", "sync directory"]
+
+
+def test_file_system_without_links_keeps_two_states(path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for k in range(3):
+        files.write(path, k, {})
+    assert files.read(path)[0] == 2
+    assert files.read(files.previous(path))[0] == 1
+
+
+def test_trees_come_back_as_they_went(generator):
+    matrix = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    tree = {
+        "numbers": (1, 2.5, -0.0, float("inf"), True, None, "text", 10**30),
+        "tensors": [matrix, matrix.mT, matrix[:, 1], matrix.to(torch.bfloat16)],
+        "state": ForcingState(0.1 + 0.2, None),
+        "status": InnerStatus.FLOOR,
+        "empty": ((), [], {}),
+    }
+    skeleton, tensors = encode(tree)
+    back = decode(json.loads(json.dumps(skeleton, allow_nan=False)), tensors)
+    assert back["numbers"] == tree["numbers"]
+    assert [type(n) for n in back["numbers"]] == [type(n) for n in tree["numbers"]]
+    assert str(back["numbers"][2]) == "-0.0"
+    for own, given in zip(back["tensors"], tree["tensors"], strict=True):
+        assert torch.equal(own, given)
+        assert own.dtype == given.dtype
+        assert own.stride() == given.stride(), "sums run along memory"
+        assert own.data_ptr() != given.data_ptr()
+    for name in ("state", "status", "empty"):
+        assert back[name] == tree[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.Popen",
+        "hvpopt.newton.forcing.math.inf",
+        "hvpopt.newton.method.Tensor",
+        "hvpopt.newton.shifted.ShiftedNewton",
+        "hvpopt.minimize.minimize",
+        "hvpopt.restart.files.os",
+        "",
+    ],
+)
+def test_no_state_names_another_type(name):
+    with pytest.raises(StateError, match="not one that a state may hold"):
+        decode({"type": name, "fields": {}}, {})
+    with pytest.raises(StateError, match="not one that a state may hold"):
+        decode({"enum": name, "name": "CONVERGED"}, {})
+
+
+def test_no_module_is_imported_for_a_state(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("an import")
+
+    monkeypatch.setattr("builtins.__import__", refuse)
+    skeleton, tensors = encode(ForcingState(0.5))
+    assert decode(skeleton, tensors) == ForcingState(0.5)
+
+
+@dataclass(frozen=True)
+class Mine:
+    number: float
+
+
+def test_types_of_ones_own_are_registered(monkeypatch):
+    with pytest.raises(TypeError, match=r"state\['a'\] is a .*Mine.*register"):
+        encode({"a": Mine(1.0)})
+    monkeypatch.setattr("hvpopt.restart.state_tree._registered", {})
+    assert register(Mine) is Mine
+    assert decode(*encode(Mine(2.0))) == Mine(2.0)
+    with pytest.raises(TypeError, match="no dataclass"):
+        register(int)
+
+
+@pytest.mark.parametrize("bad", [object(), {1: 2}, {3.0}, lambda: 0, b"bytes"])
+def test_what_no_state_holds_is_told(bad):
+    with pytest.raises(TypeError, match=r"state\[0\]"):
+        encode([bad])
+
+
+@pytest.mark.parametrize(
+    ("tree", "sentence"),
+    [
+        ((1.0, torch.ones(2)), ""),
+        ((1.0, float("nan")), "state[1] is nan"),
+        ({"a": torch.tensor([1.0, float("inf")])}, "state['a'] has 1 NaN or infinite"),
+        (ForcingState(float("-inf")), "state.tol is -inf"),
+        (torch.ones(3, dtype=torch.int64), ""),
+    ],
+)
+def test_what_is_not_finite_is_found(tree, sentence):
+    found = non_finite(tree)
+    assert found.startswith(sentence)
+    assert bool(found) == bool(sentence)
+
+
+def test_skeleton_of_another_make_is_refused():
+    for skeleton in (
+        {"tensor": "missing"},
+        {"type": "hvpopt.newton.forcing.ForcingState", "fields": {"other": 1}},
+        {"enum": "hvpopt.newton.method.InnerStatus", "name": "OTHER"},
+        {"unknown": 1},
+    ):
+        with pytest.raises(StateError):
+            decode(skeleton, {})
+
+
+def test_state_that_cannot_be_saved_is_warned_of(start, path, caplog):
+    class Odd(hvpopt.ShiftedNewton):
+        def start(self, problem):
+            return object()
+
+        def remember(self, state, before, after, step):
+            return state
+
+    result = hvpopt.minimize(rosenbrock, start, method=Odd(), checkpoint=path)
+    assert result.success
+    assert len(caplog.records) == 1
+    assert "object" in caplog.text
+    assert not path.exists()
