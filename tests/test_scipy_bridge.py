@@ -421,7 +421,8 @@ def test_scipys_method_costs_what_it_asked_for(x0, method, together):
     )
     assert result.success
     assert float(np.linalg.norm(rosen_der(result.x))) < 1e-2
-    assert result.fun == pytest.approx(own.fun, abs=1e-6)
+    # Newton-CG stops by the length of its step, not by the value
+    assert result.fun == pytest.approx(own.fun, abs=1e-4)
     assert p.counts.products == hessp.calls
     # of the trust-region methods SciPy counts one Hessian that it never asks for
     assert result.nhev - (method != "Newton-CG") == p.counts.products
