@@ -14,6 +14,14 @@ from hvpopt.restart.checkpoint import load
 from hvpopt.restart.signals import HEARD, SignalListener
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_heard():
+    """A shell's background job ignores them, and so would a run in one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def rosenbrock(x):
     return (10 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
