@@ -91,9 +91,10 @@ def test_scipy_agrees_on_the_minimum(generator, make, options):
 
 @pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
 def test_rosenbrock_converges(generator, options):
+    # some starts lead along the whole valley: 20 to 90 steps as a rule, 419 were seen
     start = torch.randn(8, generator=generator, dtype=F64)
     method = LineSearchNewton(**options)
-    result = hvpopt.minimize(rosenbrock, start, method=method, max_iter=400, gtol=1e-9)
+    result = hvpopt.minimize(rosenbrock, start, method=method, max_iter=2000, gtol=1e-9)
     assert result.success
     # it has a local minimum besides
     again = by_scipy(rosenbrock, result.x)

@@ -7,6 +7,7 @@ import torch
 from test_lanczos import symmetric
 
 import hvpopt
+from hvpopt.newton import shifted
 from hvpopt.newton.method import InnerStatus
 from hvpopt.newton.problem import Budget, Point
 
@@ -173,6 +174,30 @@ def test_deadline_ends_the_inner_loop_after_one_product(generator):
     )
     assert direction.inner_iterations == 1
     assert direction.status is InnerStatus.RESIDUAL
+
+
+def test_each_search_for_the_lowest_eigenvector_begins_with_the_last_one(
+    generator, monkeypatch
+):
+    starts, found = [], []
+    estimate = shifted.smallest_eigenvalue
+
+    def watched(*args, start=None, **options):
+        starts.append(start)
+        found.append(estimate(*args, start=start, **options))
+        return found[-1]
+
+    monkeypatch.setattr(shifted, "smallest_eigenvalue", watched)
+    hvpopt.minimize(
+        lambda x: (x**4).sum() - 2 * (x**2).sum() + 0.1 * x[0] * x[1],
+        0.2 * torch.rand(12, generator=generator, dtype=torch.float64),
+        method=hvpopt.ShiftedNewton("cg"),
+        max_iter=2,
+        gtol=0,
+    )
+    assert starts[0] is None
+    assert found[0].value < 0
+    assert torch.equal(starts[1], found[0].vector)
 
 
 def test_direction_of_negative_curvature_is_reported_and_seeds_the_next(generator):

@@ -53,7 +53,6 @@ class Backtracking:
         direction: Direction,
         *,
         sanguine: bool = False,
-        by_gradient: bool = False,
     ) -> Step:
         """Return the longest trial that lowers the loss enough.
 
@@ -63,15 +62,14 @@ class Backtracking:
             direction: To search along, unit step first.
             sanguine: Take the gradient with the first trial's value, which saves that
                 value if the trial is accepted and wastes the gradient if it is not.
-            by_gradient: Where the decrease to be expected is under the rounding of the
-                loss, take the gradient too, and accept a trial that lowers its norm.
 
         Returns:
             The step; without a vector if no trial was acceptable.
         """
         length = 1.0
         problem.last_failure = ""
-        hidden = _rounding(problem, point) if by_gradient else 0.0
+        # where this much decrease is all there is to expect, the gradient is asked too
+        hidden = 0.0 if direction.curvature_step else _rounding(problem, point)
         for trial in range(1, self.max_trials + 1):
             vector = problem.space.project(point.vector + length * direction.vector)
             moved = vector - point.vector

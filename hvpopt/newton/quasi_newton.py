@@ -129,7 +129,7 @@ class QuasiNewton(Method):
         vector = -inverse.apply(point.projected_gradient)
         direction = Direction(vector.masked_fill(point.active, 0.0))
         return self.globalisation.search(
-            problem, point, direction, sanguine=state.sanguine, by_gradient=True
+            problem, point, direction, sanguine=state.sanguine
         )
 
     def preconditioner(self, state: QuasiNewtonState) -> Preconditioner:

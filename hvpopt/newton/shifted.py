@@ -109,7 +109,7 @@ class ShiftedNewton(Method):
     def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
         """Return the shifted Newton step, shortened as far as the loss asks."""
         direction = self.direction(point, budget, lowest=state)
-        step = self.globalisation.search(problem, point, direction, by_gradient=True)
+        step = self.globalisation.search(problem, point, direction)
         return replace(step, memo=direction.negative_curvature)
 
     def direction(

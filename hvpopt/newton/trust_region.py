@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hvpopt.newton.backtracking import Backtracking
+from hvpopt.newton.backtracking import GRADIENT_PROGRESS, Backtracking
 from hvpopt.newton.curvature import (
     Curvature,
     CurvatureState,
@@ -33,9 +33,6 @@ from hvpopt.newton.radius import Radii
 from hvpopt.newton.saddle import check_curvature_search, leave_saddle
 from hvpopt.newton.trial import RadiusSearch, SearchMemo
 from hvpopt.objective import Kind
-
-#: A step whose decrease drowns in rounding must lower the gradient to this fraction.
-GRADIENT_PROGRESS = 0.9
 
 
 @dataclass(frozen=True)
