@@ -39,11 +39,12 @@ from hvpopt.newton.radius import Radii
 from hvpopt.newton.shifted import ShiftedNewton
 from hvpopt.newton.trust_region import TrustRegionNewton
 from hvpopt.newton.wolfe import Wolfe
-from hvpopt.objective import Linearisation, Objective, SumObjective, TorchObjective
+from hvpopt.objective import Linearisation, Objective, SumObjective
 from hvpopt.operators import FunctionOperator, MatrixOperator, SymmetricOperator
 from hvpopt.result import IterationRecord, MinimizeResult, Status
 from hvpopt.scipy_bridge import as_scipy
 from hvpopt.space import ModelSpace
+from hvpopt.torch_objective import TorchObjective
 
 __all__ = [
     "Backtracking",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from dataclasses import dataclass
 
+from hvpopt.processes import Processes
 from hvpopt.restart.signals import SignalListener
 from hvpopt.result import Status
 
@@ -55,18 +58,38 @@ class Stop(BaseException):
         self.detail = detail
 
 
-def heed(listener: SignalListener) -> None:
-    """Raise Stop if a signal was received.
+class Watch:
+    """Looks at clocks and signals, and tells every process of a run the same.
+
+    With several processes both questions are messages: all must ask them alike.
 
     Args:
-        listener: Of the run.
+        max_seconds: Of this process.
+        listener: Notes signals.
+        processes: Those of the run.
 
-    Raises:
-        Stop: With the signal's own status.
+    Attributes:
+        deadline: When ``time.monotonic()`` passes this, seconds, the run ends.
     """
-    if listener.received is not None:
-        terminated = listener.received == signal.SIGTERM
-        raise Stop(Status.TERMINATED if terminated else Status.INTERRUPTED)
+
+    def __init__(
+        self, max_seconds: float, listener: SignalListener, processes: Processes
+    ) -> None:
+        self.deadline = time.monotonic() + max_seconds
+        self._listener, self._processes = listener, processes
+
+    def heed(self) -> None:
+        """Raise Stop, with the signal's own status, if a process received one."""
+        received = self._processes.largest(self._listener.received or 0)
+        if received:
+            terminated = received == signal.SIGTERM
+            raise Stop(Status.TERMINATED if terminated else Status.INTERRUPTED)
+
+    def late(self, spare: float = 0.0) -> bool:
+        """Return True once less time than ``spare``, seconds, is left to a process."""
+        if self.deadline == math.inf:
+            return False
+        return bool(self._processes.largest(time.monotonic() > self.deadline - spare))
 
 
 class CallbackError(Exception):

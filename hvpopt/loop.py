@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,38 +11,32 @@ from tqdm import tqdm
 
 from hvpopt.counts import Counts
 from hvpopt.history import HistoryFile
-from hvpopt.limits import CallbackError, Limits, Stop, check_repeatable, heed
+from hvpopt.limits import CallbackError, Limits, Stop, Watch, check_repeatable
 from hvpopt.models import Model
 from hvpopt.newton.method import Direction, Method, OutOfBudget, Stationary, Step
-from hvpopt.newton.problem import Budget, Point, Problem
+from hvpopt.newton.problem import Budget, Point, Problem, SumChanged
 from hvpopt.objective import Kind, Objective
+from hvpopt.recorder import Callback, Recorder
 from hvpopt.restart.checkpoint import Checkpoint, RunState
 from hvpopt.restart.journal import Journal, JournalObjective
-from hvpopt.restart.signals import SignalListener
-from hvpopt.result import (
-    IterationRecord,
-    MinimizeResult,
-    Status,
-    record_of,
-    sentence,
-)
+from hvpopt.restart.state_tree import StateError
+from hvpopt.result import MinimizeResult, Status, sentence
 from hvpopt.space import ModelSpace
-
-Callback = Callable[[Model, IterationRecord], Any]
 
 
 class Loop:
-    """The state of one run. ``point`` is always the best point so far.
+    """One run. ``point`` is always the best point so far.
 
     Args:
         objective: What to minimise.
         space: The model's coordinates and bounds.
         method: How to step.
         limits: When to end.
-        listener: Notes signals.
+        watch: Looks at the clock and at signals.
         callback: See ``minimize``.
         history_file: Grows with the history.
-        keep_events: Keep what each step evaluates, for a checkpoint.
+        saving: The run is saved: by the main process, which keeps what each step
+            evaluates for that.
     """
 
     def __init__(
@@ -53,30 +45,26 @@ class Loop:
         space: ModelSpace,
         method: Method,
         limits: Limits,
-        listener: SignalListener,
+        watch: Watch,
         *,
         callback: Callback | None = None,
         history_file: HistoryFile | None = None,
-        keep_events: bool = False,
+        saving: bool = False,
     ) -> None:
-        self.journal = Journal(recording=keep_events, after=self._pause)
+        processes = objective.processes
+        self.journal = Journal(recording=saving and processes.is_main, after=self._pause)
         self.problem = Problem(JournalObjective(objective, self.journal), space)
         self.method = method
         self.limits = limits
-        self.listener = listener
-        self.callback = callback
-        self.history_file = history_file
-        self.checkpoint: Checkpoint | None = None
-        self.began = time.monotonic()
-        self.deadline = self.began + limits.max_seconds
-        self.before = objective.counts.snapshot()
-        self.resuming = Counts()
-        self.history: list[IterationRecord] = []
+        self.watch = watch
+        # A step that a clock cuts short is not the one that an uninterrupted run takes,
+        # nor that of another process: then the clock ends the run within the step.
+        self.cut_short = not saving and processes.count == 1
+        self.recorder = Recorder(objective, self.journal, callback, history_file)
         self.point: Point
-        self.base: RunState | None = None
         self.pending: tuple[Tensor, float] | None = None
-        self.negative_curvature: Tensor | None = None
         self.drawn: dict[str, int] = {}
+        self.kind: Kind | None = None
         self.fresh = False
 
     # -- beginning --------------------------------------------------------------
@@ -92,54 +80,67 @@ class Loop:
         """
         value = self._start_value(start)
         state = self.method.start(self.problem)
-        self.drawn = self.problem.objective.state()
+        left_out = self._left_out()
         self.point = self._evaluate(start, state)
-        check_repeatable(value, self.point.value)
+        if self._left_out() == left_out:
+            check_repeatable(value, self.point.value)
         step = Step(start, self.point.value, 0.0, 0, Direction(start))
-        self.history.append(self._record(step, self.point, start))
+        self.recorder.add(step, self.point, start)
         if checkpoint is not None:
-            self.checkpoint = checkpoint(value)
+            self.recorder.checkpoint = checkpoint(value)
         self.fresh = True
-        self._commit(state, self.method.next_kind(state))
+        self._commit(state)
 
-    def restore(self, state: RunState, resuming: Counts, checkpoint: Checkpoint) -> None:
+    def restore(
+        self, state: RunState, resuming: Counts, checkpoint: Checkpoint | None
+    ) -> None:
         """Go to where a saved run was.
 
         Args:
             state: Of the run.
             resuming: What resuming has cost so far.
-            checkpoint: To save to.
+            checkpoint: To save to; None where another process does.
+
+        Raises:
+            StateError: If the objective is another sum than the run's.
         """
         objective = self.problem.objective
+        objective.leave_out(state.left_out)
+        if objective.left_out.keys() != state.left_out.keys():
+            raise StateError(
+                f"the state has left out {sorted(state.left_out)}, and this objective "
+                f"{sorted(objective.left_out)}; make the objective anew"
+            )
         objective.restore(state.objective)
-        self.drawn = dict(state.objective)
-        self.history = list(state.history)
-        self.negative_curvature = state.negative_curvature
-        self.began = time.monotonic() - state.seconds
+        self.drawn, self.kind = dict(state.objective), state.kind
+        self.recorder.restore(state)
         before = objective.counts.snapshot()
-        self.before = before - state.counts
         point = state.point(self.problem.space)
-        last = len(self.history) > self.limits.max_iter or self._spent_out()
+        last = len(state.history) > self.limits.max_iter or self._spent_out()
         self.point = self.problem.with_hessian(point, None if last else state.kind)
-        self.resuming = state.resuming + resuming + (objective.counts - before)
-        self.before = objective.counts - state.counts
+        spent = objective.counts.snapshot() - before
+        self.recorder.restore(state)  # once more: that was no cost of the run itself
+        self.recorder.resuming = state.resuming + resuming + spent
+        self.recorder.checkpoint = checkpoint
         self.journal.clear()
         self.journal.replay(state.events)
-        self.base = replace(state, events=())
-        self.checkpoint = checkpoint
 
     # -- the loop ---------------------------------------------------------------
 
     def run(self, bar: tqdm[Any]) -> MinimizeResult:
         """Step until a way out, and return what was reached."""
-        assert self.base is not None
+        assert self.recorder.base is not None
         discard = False
         try:
             if self.fresh:
-                self._announce(self.history[-1], 0)
-            state = self.base.method
+                self._announce()
+            state = self.recorder.base.method
             while True:
-                step = self._next_step(state)
+                try:
+                    step = self._next_step(state)
+                except SumChanged:
+                    state = self._evaluate_again()
+                    continue
                 state = self._advance(step, state)
                 bar.update()
                 bar.set_postfix(loss=f"{self.point.value:.4g}", refresh=False)
@@ -154,18 +155,18 @@ class Loop:
         except CallbackError as error:
             raise error.error from None
         except Exception as error:
-            if len(self.history) <= 1 and self.pending is None:
+            if self.steps == 0 and self.pending is None:
                 # nothing is lost yet, and the caller's input is the likely cause
                 discard = self.fresh
                 raise
             return self._result(Status.FAILED, f"{type(error).__name__}: {error}")
         finally:
             self._release()
-            if self.checkpoint is not None:
+            if self.recorder.checkpoint is not None:
                 if discard:
-                    self.checkpoint.discard()
+                    self.recorder.checkpoint.discard()
                 else:
-                    self.checkpoint.finish(self._state())
+                    self.recorder.checkpoint.finish(self.recorder.state())
 
     def _next_step(self, state: Any) -> Step:
         """Return an acceptable step, or stop."""
@@ -179,8 +180,17 @@ class Loop:
         else:
             step = self.method.step(self.problem, self.point, state, self._budget())
         if step.vector is None:
+            self._look_for_losses()
             raise Stop(Status.NO_DECREASE, step.reason)
         return step
+
+    def _look_for_losses(self) -> None:
+        """Raise SumChanged if what failed in trials fails, and is left out, here too."""
+        if isinstance(self.problem.last_error, FloatingPointError):
+            left_out = self._left_out()
+            self.problem.objective.value(self.problem.space.to_model(self.point.vector))
+            if self._left_out() != left_out:
+                raise SumChanged
 
     def _advance(self, step: Step, state: Any) -> Any:
         """Move to the step's end and evaluate what the next iteration will read."""
@@ -189,33 +199,56 @@ class Loop:
         self._release()
         # if evaluating the new point is interrupted or fails, it is still the best one
         self.pending = step.vector, step.value
-        kind = self.method.next_kind(state)
-        self.drawn = self.problem.objective.state()
+        left_out = self._left_out()
         after = self._evaluate(step.vector, state, step.point)
         self.point, self.pending = after, None
-        record = self._record(step, after, before.vector)
-        if step.direction.negative_curvature is not None:
-            self.negative_curvature = step.direction.negative_curvature
-        self.history.append(record)
-        state = self.method.remember(state, before, after, step)
-        self._commit(state, kind)
+        self.recorder.add(step, after, before.vector)
+        if self._left_out() == left_out:
+            state = self.method.remember(state, before, after, step)
+        else:  # points of different sums tell a method nothing of one another
+            state = self.method.start(self.problem)
+        self._commit(state)
         # the state is whole before anybody else's code runs
-        self._announce(record, record.iteration)
+        self._announce()
+        return state
+
+    def _evaluate_again(self) -> Any:
+        """Evaluate the point anew, where the objective has become another sum."""
+        self._release()
+        self.journal.clear()
+        state = self.method.start(self.problem)
+        self._note_state(state)
+        self.point = self.problem.linearise(self.point.vector, self.kind)
+        self.recorder.correct(self.point)
+        self._commit(state)
+        if self.recorder.checkpoint is not None:
+            self.recorder.checkpoint.save(self.recorder.state())
         return state
 
     def _evaluate(self, vector: Tensor, state: Any, known: Point | None = None) -> Point:
         """Linearise, or only differentiate where no further step will be taken."""
-        last = len(self.history) >= self.limits.max_iter or self._spent_out()
-        kind = None if last else self.method.next_kind(state)
+        last = len(self.recorder.history) >= self.limits.max_iter or self._spent_out()
+        self._note_state(state)
+        kind = None if last else self.kind
         if known is not None:
             return self.problem.with_hessian(known, kind)
         return self.problem.linearise(vector, kind)
 
+    def _note_state(self, state: Any) -> None:
+        # what linearising anew, after a restart, must begin with
+        self.kind = self.method.next_kind(state)
+        self.drawn = self.problem.objective.state()
+
     # -- limits -----------------------------------------------------------------
 
+    @property
+    def steps(self) -> int:
+        """Accepted steps so far."""
+        return len(self.recorder.history) - 1
+
     def _check_limits(self) -> None:
-        heed(self.listener)
-        last = len(self.history) > self.limits.max_iter
+        self.watch.heed()
+        last = self.steps >= self.limits.max_iter
         if (
             self._stationary()
             and (last or self._spent_out())
@@ -231,27 +264,25 @@ class Loop:
 
     def _pause(self) -> None:
         """Look at the clock and at signals; called after each evaluation."""
-        if self.base is None:
+        if self.recorder.base is None:
             return
-        if self.checkpoint is not None:
-            self.checkpoint.within_step(self._state)
-            if self._out_of_time():
-                raise Stop(Status.MAX_SECONDS)
-        heed(self.listener)
+        if self.recorder.checkpoint is not None:
+            self.recorder.checkpoint.within_step(self.recorder.state)
+        if not self.cut_short and self._out_of_time():
+            raise Stop(Status.MAX_SECONDS)
+        self.watch.heed()
 
     def _out_of_time(self) -> bool:
-        saving = 0.0 if self.checkpoint is None else 2.0 * self.checkpoint.slowest
-        return time.monotonic() > self.deadline - saving
+        saver = self.recorder.checkpoint
+        return self.watch.late(0.0 if saver is None else 2.0 * saver.slowest)
 
     def _spent_out(self) -> bool:
         return self._budget().products <= 0 or self._out_of_time()
 
     def _budget(self) -> Budget:
-        spent = self.problem.objective.counts.products - self.before.products
-        # A step that a clock cuts short would not be the one that an uninterrupted run
-        # takes: with a checkpoint the clock ends the run within the step instead.
-        deadline = math.inf if self.journal.recording else self.deadline
-        return Budget(self.limits.max_products - spent, deadline)
+        deadline = self.watch.deadline if self.cut_short else math.inf
+        left = self.limits.max_products - self.recorder.spent.products
+        return Budget(left, deadline)
 
     def _start_value(self, start: Tensor) -> float:
         value = self.problem.objective.value(self.problem.space.to_model(start))
@@ -262,65 +293,20 @@ class Loop:
         return value
 
     def _stationary(self) -> bool:
-        return self.history[-1].gradient_norm <= self.limits.gtol * max(
-            record.gradient_norm for record in self.history
-        )
+        history = self.recorder.history
+        largest = max(record.gradient_norm for record in history)
+        return history[-1].gradient_norm <= self.limits.gtol * largest
 
-    # -- records ----------------------------------------------------------------
+    # -- telling ----------------------------------------------------------------
 
-    def _record(self, step: Step, point: Point, before: Tensor) -> IterationRecord:
-        return record_of(
-            step,
-            point,
-            before,
-            iteration=len(self.history),
-            counts=self._spent(),
-            seconds=time.monotonic() - self.began,
-        )
+    def _commit(self, state: Any) -> None:
+        self.recorder.commit(self.point, state, self.kind, self.drawn)
 
-    def _commit(self, state: Any, kind: Kind | None) -> None:
-        """Note a whole step; what is saved from here on begins at it."""
-        self.journal.clear()
-        self.base = RunState(
-            vector=self.point.vector,
-            value=self.point.value,
-            gradient=self.point.gradient,
-            parts=self.point.parts,
-            kind=kind,
-            method=state,
-            objective=self.drawn,
-            history=tuple(self.history),
-            counts=self._spent(),
-            negative_curvature=self.negative_curvature,
-        )
+    def _announce(self) -> None:
+        self.recorder.announce(lambda: self.problem.space.to_model(self.point.vector))
 
-    def _state(self) -> RunState:
-        assert self.base is not None
-        return replace(
-            self.base,
-            resuming=self.resuming + self.journal.repeated,
-            seconds=time.monotonic() - self.began,
-            events=tuple(self.journal.known()),
-        )
-
-    def _announce(self, record: IterationRecord, iteration: int) -> None:
-        if self.history_file is not None:
-            self.history_file.add(record)
-        if self.checkpoint is not None:
-            self.checkpoint.after_step(iteration, self._state)
-        if self.callback is None:
-            return
-        try:
-            stop = self.callback(self.problem.space.to_model(self.point.vector), record)
-        except StopIteration:
-            stop = True
-        except Exception as error:
-            raise CallbackError(error) from error
-        if stop:
-            raise Stop(Status.CALLBACK)
-
-    def _spent(self) -> Counts:
-        return self.problem.objective.counts.snapshot() - self.before
+    def _left_out(self) -> dict[str, str]:
+        return self.problem.objective.left_out
 
     def _release(self) -> None:
         if self.point.hessian is not None:
@@ -332,19 +318,19 @@ class Loop:
         jac: Model | None = space.gradient_to_model(gradient)
         if self.pending is not None:
             (vector, value), jac = self.pending, None
-        curvature = self.negative_curvature
+        curvature = self.recorder.negative_curvature
         return MinimizeResult(
             x=space.to_model(vector),
             fun=value,
             jac=jac,
             success=status is Status.CONVERGED,
             status=status,
-            message=sentence(status, detail, self.history),
-            nit=len(self.history) - 1 + (self.pending is not None),
-            counts=self._spent(),
-            history=self.history,
+            message=sentence(status, detail, self.recorder.history),
+            nit=self.steps + (self.pending is not None),
+            counts=self.recorder.spent,
+            history=self.recorder.history,
             negative_curvature=(
                 None if curvature is None else space.step_to_model(curvature)
             ),
-            resume_counts=self.resuming + self.journal.repeated,
+            resume_counts=self.recorder.resuming + self.journal.repeated,
         )

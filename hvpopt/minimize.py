@@ -13,18 +13,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hvpopt.history import HistoryFile
-from hvpopt.limits import Limits
-from hvpopt.loop import Callback, Loop
+from hvpopt.limits import Limits, Watch
+from hvpopt.loop import Loop
 from hvpopt.models import Model, copy_model
 from hvpopt.newton.default import default_method
 from hvpopt.newton.method import Method
-from hvpopt.objective import Objective, as_objective
+from hvpopt.objective import Objective
+from hvpopt.recorder import Callback
 from hvpopt.restart.checkpoint import Checkpoint, ProblemState, check_checkpoint, load
 from hvpopt.restart.files import previous
 from hvpopt.restart.fingerprint import VALUE, check_same, fingerprint
 from hvpopt.restart.signals import SignalListener
 from hvpopt.result import MinimizeResult
 from hvpopt.space import ModelSpace, PerParameter
+from hvpopt.torch_objective import as_objective
 
 
 def minimize(
@@ -120,6 +122,7 @@ def minimize(
     space = ModelSpace(start, **options)
     objective = as_objective(loss)
     method = _check_method(method, objective)
+    main = objective.processes.is_main
 
     def first_checkpoint(value: float) -> Checkpoint:
         assert path is not None
@@ -136,12 +139,12 @@ def minimize(
             space,
             method,
             limits,
-            listener,
+            Watch(max_seconds, listener, objective.processes),
             callback=callback,
-            history_file=None if history_file is None else HistoryFile(history_file),
-            keep_events=path is not None,
+            history_file=HistoryFile(history_file) if history_file and main else None,
+            saving=path is not None,
         )
-        loop.start(space.to_vector(start), None if path is None else first_checkpoint)
+        loop.start(space.to_vector(start), first_checkpoint if path and main else None)
         return _run(loop, progress)
 
 
@@ -242,6 +245,7 @@ def resume(
     space = ModelSpace(start, **(problem.options if model is None else given))
     objective = as_objective(loss)
     method = _check_method(method, objective)
+    main = objective.processes.is_main
     own = fingerprint(objective, space, start, method, problem.fingerprint[VALUE])
     # all but the value: a model of another shape is told before the loss meets it
     check_same(problem.fingerprint, own)
@@ -254,12 +258,14 @@ def resume(
             space,
             method,
             limits,
-            listener,
+            Watch(max_seconds, listener, objective.processes),
             callback=callback,
             history_file=(
-                None if history_file is None else HistoryFile(history_file, state.history)
+                HistoryFile(history_file, state.history)
+                if history_file and main
+                else None
             ),
-            keep_events=True,
+            saving=True,
         )
         saver = Checkpoint(
             path,
@@ -268,14 +274,16 @@ def resume(
             seconds=checkpoint_seconds,
             keep=whole,
         )
-        loop.restore(state, objective.counts.snapshot() - before, saver)
+        spent = objective.counts.snapshot() - before
+        loop.restore(state, spent, saver if main else None)
         return _run(loop, progress)
 
 
 def _run(loop: Loop, progress: bool) -> MinimizeResult:
-    done = len(loop.history) - 1
+    done = loop.steps
     total = loop.limits.max_iter
-    with tqdm(total=total, initial=done, disable=not progress, unit="step") as bar:
+    shown = progress and loop.problem.objective.processes.is_main
+    with tqdm(total=total, initial=done, disable=not shown, unit="step") as bar:
         return loop.run(bar)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
-from hvpopt.hessian import HessianOperator, check_scalar, gradient_graph
-from hvpopt.models import Model, call_loss, named_tensors, rebuild
+from hvpopt.models import Model, named_tensors, rebuild
 from hvpopt.operators import SumOperator, SymmetricOperator
+from hvpopt.processes import ALONE, Processes
 from hvpopt.space import ModelSpace
 
 Kind = Literal["exact", "gauss-newton"]
@@ -122,6 +122,31 @@ class Objective(ABC):
         """Return the value of each named part; one part unless this is a sum."""
         return {self.name: self.value(model)}
 
+    @property
+    def processes(self) -> Processes:
+        """The processes that evaluate this together. Default this one alone."""
+        return ALONE
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What is no longer part of the sum, and why. Default nothing.
+
+        Values from before and after it grows are of different sums, not to be compared.
+        """
+        return {}
+
+    def leave_out(self, what: Mapping[str, str]) -> None:
+        """Leave out what another run of this objective has left out.
+
+        Args:
+            what: From ``left_out``.
+
+        Raises:
+            ValueError: If there is no such part.
+        """
+        if what:
+            raise ValueError(f"{self.name!r} has no part that could be left out: {what}")
+
     def state(self) -> dict[str, int]:
         """Return what makes the next evaluations others than the last, as counters.
 
@@ -144,102 +169,6 @@ class Objective(ABC):
 
     def __rmul__(self, weight: float) -> SumObjective:
         return SumObjective([(float(weight) * w, o) for w, o in _weighted_terms(self)])
-
-
-class TorchObjective(Objective):
-    """Any scalar torch function of one or several tensors.
-
-    Args:
-        loss: Called as the model is arranged: ``loss(t)``, ``loss(a, b)`` or
-            ``loss(vp=a, vs=b)``.
-        name: What its part is called in a sum. Default the function's own name.
-        convex: Says that the loss is convex in the model (most regularisers are). Its
-            exact Hessian then serves where Gauss-Newton is asked for.
-
-    Raises:
-        TypeError: If ``loss`` cannot be called.
-    """
-
-    def __init__(
-        self,
-        loss: Callable[..., Tensor],
-        *,
-        name: str | None = None,
-        convex: bool = False,
-    ) -> None:
-        if not callable(loss):
-            raise TypeError(
-                f"the loss is a {type(loss).__name__}, which cannot be called"
-            )
-        super().__init__(name or str(getattr(loss, "__name__", type(loss).__name__)))
-        self._loss = loss
-        self.convex = convex
-
-    @property
-    def has_gauss_newton(self) -> bool:
-        """True if the loss is declared convex."""
-        return self.convex
-
-    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Return the loss as a differentiable torch scalar."""
-        return self._loss(*args, **kwargs)
-
-    def value(self, model: Model) -> float:
-        """Return the objective, building no graph. NaN and infinity are returned."""
-        with torch.no_grad():
-            detached = rebuild(model, [t.detach() for t in named_tensors(model).values()])
-            value = call_loss(self._loss, detached)
-        self.counts.tally(values=1)
-        if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
-            return float(value)
-        check_scalar(value)
-        return float(value)
-
-    def value_and_gradient(self, model: Model) -> tuple[float, Model]:
-        """Return the objective and its gradient, shaped like the model."""
-        value, _, gradients = gradient_graph(self._loss, model, create_graph=False)
-        self.counts.tally(gradients=1)
-        # autograd may hand one buffer to two parameters, or an expanded scalar
-        return float(value.detach()), rebuild(model, [g.clone() for g in gradients])
-
-    def hessian(
-        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
-    ) -> HessianOperator:
-        """Return the Hessian by double backprop, one graph for every product.
-
-        Args:
-            model: Where to linearise.
-            kind: ``"exact"``; ``"gauss-newton"`` only for a loss declared convex.
-            space: Flat coordinates. Default ``ModelSpace(model)``.
-
-        Returns:
-            An operator that also carries ``value`` and ``gradient``.
-
-        Raises:
-            ValueError: For Gauss-Newton of a loss that is not declared convex.
-        """
-        if kind == "gauss-newton" and not self.convex:
-            raise ValueError(
-                f"{self.name!r} is a plain torch function, without the residual that "
-                "Gauss-Newton needs; use kind='exact', or declare a convex function with "
-                "TorchObjective(..., convex=True)"
-            )
-        check_kind(kind)
-        return HessianOperator(self._loss, model, space=space, counts=self.counts.child())
-
-    def linearise(
-        self,
-        model: Model,
-        kind: Kind | None = "exact",
-        *,
-        space: ModelSpace | None = None,
-    ) -> Linearisation:
-        """Return value, gradient and Hessian from one graph."""
-        if kind is None:
-            return super().linearise(model, None)
-        # the graph's own forward and backward pass are the value and the gradient
-        operator = self.hessian(model, kind, space=space)
-        return Linearisation(operator.value, operator.gradient, operator)
 
 
 class SumObjective(Objective):
@@ -269,6 +198,39 @@ class SumObjective(Objective):
     def has_gauss_newton(self) -> bool:
         """True if every term has one."""
         return all(term.has_gauss_newton for _, term in self.terms)
+
+    @property
+    def processes(self) -> Processes:
+        """Those of the first term that is evaluated by several."""
+        found = (term.processes for _, term in self.terms)
+        return next((processes for processes in found if processes.count > 1), ALONE)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What any term has left out, under the term's name."""
+        return {
+            f"{name}: {what}": why
+            for name, (_, term) in zip(self._names, self.terms, strict=True)
+            for what, why in term.left_out.items()
+        }
+
+    def leave_out(self, what: Mapping[str, str]) -> None:
+        """Leave out what the terms of another such sum have left out.
+
+        Args:
+            what: From ``left_out``.
+
+        Raises:
+            ValueError: If no term has such a part.
+        """
+        shares: dict[str, dict[str, str]] = {name: {} for name in self._names}
+        for told, why in what.items():
+            name, _, part = told.rpartition(": ")
+            if name not in shares:
+                raise ValueError(f"no term of {self.name!r} has a part {told!r}")
+            shares[name][part] = why
+        for name, (_, term) in zip(self._names, self.terms, strict=True):
+            term.leave_out(shares[name])
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the weighted sum as a differentiable torch scalar."""
@@ -391,6 +353,12 @@ class SumObjective(Objective):
         return rebuild(gradients[0], totals)
 
 
+def check_kind(kind: str) -> None:
+    """Raise ValueError unless ``kind`` is a Hessian's name."""
+    if kind not in ("exact", "gauss-newton"):
+        raise ValueError(f"kind is {kind!r}; it must be 'exact' or 'gauss-newton'")
+
+
 def _distinct(names: list[str]) -> list[str]:
     """Number the names that repeat, by place, and again where that is taken."""
     taken = {name for name in names if names.count(name) == 1}
@@ -403,17 +371,6 @@ def _distinct(names: list[str]) -> list[str]:
             taken.add(name)
         distinct.append(name)
     return distinct
-
-
-def check_kind(kind: str) -> None:
-    """Raise ValueError unless ``kind`` is a Hessian's name."""
-    if kind not in ("exact", "gauss-newton"):
-        raise ValueError(f"kind is {kind!r}; it must be 'exact' or 'gauss-newton'")
-
-
-def as_objective(loss: Objective | Callable[..., Tensor]) -> Objective:
-    """Return ``loss`` itself if it is an Objective, else a TorchObjective of it."""
-    return loss if isinstance(loss, Objective) else TorchObjective(loss)
 
 
 def _weighted_terms(objective: Objective) -> list[tuple[float, Objective]]:

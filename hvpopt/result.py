@@ -59,6 +59,8 @@ class IterationRecord:
         parts: Value of each named part of a sum.
         counts: Spent since the run began.
         seconds: Since the run began.
+        left_out: What the objective has left out so far (a bad shot), and why. Values of
+            records that left out different things are not to be compared.
     """
 
     iteration: int
@@ -80,6 +82,7 @@ class IterationRecord:
     parts: dict[str, float] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     seconds: float = 0.0
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain numbers and strings, for JSON."""
@@ -148,6 +151,7 @@ def record_of(
     iteration: int,
     counts: Counts,
     seconds: float,
+    left_out: dict[str, str],
 ) -> IterationRecord:
     """Return the record of a step; of the start, which has none, for iteration 0.
 
@@ -158,6 +162,7 @@ def record_of(
         iteration: Its number.
         counts: Spent since the run began.
         seconds: Likewise.
+        left_out: Of the objective.
     """
     record = IterationRecord(
         iteration=iteration,
@@ -170,6 +175,7 @@ def record_of(
         parts=point.parts,
         counts=counts,
         seconds=seconds,
+        left_out=left_out,
     )
     if iteration == 0:
         return record
@@ -194,7 +200,8 @@ def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str
     Args:
         status: Why.
         detail: What more there is to say; may be empty.
-        history: Told where the linear algebra missed a tolerance.
+        history: Told where the linear algebra missed a tolerance, and what the objective
+            has left out.
     """
     message = status.message + (f": {detail}" if detail else "")
     missed = [
@@ -207,4 +214,7 @@ def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str
             f"; in {len(missed)} of {len(history) - 1} steps the linear algebra "
             f"missed a tolerance (last: {missed[-1].message})"
         )
+    if history and history[-1].left_out:
+        told = "; ".join(f"{what}: {why}" for what, why in history[-1].left_out.items())
+        message += f"; left out of the objective ({told})"
     return message

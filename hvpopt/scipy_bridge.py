@@ -14,9 +14,10 @@ from torch import Tensor
 
 from hvpopt.counts import Counts
 from hvpopt.models import Model
-from hvpopt.objective import Kind, Objective, as_objective, check_kind
+from hvpopt.objective import Kind, Objective, check_kind
 from hvpopt.operators import SymmetricOperator
 from hvpopt.space import ModelSpace, PerParameter
+from hvpopt.torch_objective import as_objective
 
 Vector: TypeAlias = npt.NDArray[np.float64]
 

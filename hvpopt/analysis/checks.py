@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from hvpopt.models import Model, named_tensors
-from hvpopt.objective import Objective, as_objective
+from hvpopt.objective import Objective
 from hvpopt.operators import SymmetricOperator
 from hvpopt.space import ModelSpace
+from hvpopt.torch_objective import as_objective
 
 #: Consecutive steps that a slope is fitted to.
 WINDOW = 4

@@ -190,7 +190,7 @@ class WaveformMisfit(ShotSum):
 
     def restore(self, state: dict[str, int]) -> None:
         """Go back to a state."""
-        self._product_shots.restore(state)
+        self._product_shots.restore(state, self.live_shots)
 
     def encoded_hessian(
         self,

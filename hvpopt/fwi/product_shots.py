@@ -51,8 +51,7 @@ class ProductShots:
         Raises:
             ValueError: If none of fixed shots is left.
         """
-        if live != self._live:
-            self._restrict(live)
+        self._restrict(live)
         return [self._live[place] for place in self._subset.next()]
 
     def next_seed(self) -> int:
@@ -77,6 +76,8 @@ class ProductShots:
 
     def _restrict(self, live: list[int]) -> None:
         """Choose among the shots that are left, as if the survey had no others."""
+        if live == self._live:
+            return
         self._live = list(live)
         which, size = self._which, self._size
         if which is not None and not isinstance(which, str):
@@ -85,14 +86,22 @@ class ProductShots:
                 raise ValueError(f"all of product_shots={self._which} were dropped")
         if size is not None:
             size = min(size, len(live))
+        drawn = self._subset._drawn
         self._subset = ShotSubset(len(live), which, size, self._seed)
+        self._subset._drawn = drawn
 
     def state(self) -> dict[str, int]:
         """Return how much has been drawn."""
         return {"codes": self._drawn, "subsets": self._subset._drawn}
 
-    def restore(self, state: dict[str, int]) -> None:
-        """Go back to a state."""
+    def restore(self, state: dict[str, int], live: list[int]) -> None:
+        """Go back to a state.
+
+        Args:
+            state: From ``state``.
+            live: Those that take part in the misfit.
+        """
+        self._restrict(live)
         self._drawn, self._subset._drawn = state["codes"], state["subsets"]
 
 

@@ -97,6 +97,19 @@ class ShotSum(Objective):
         """What is no longer part of the sum, and why, for reports."""
         return {f"shot {shot}": why for shot, why in self.why_dropped.items()}
 
+    def leave_out(self, what: Mapping[str, str]) -> None:
+        """Drop the shots that another run of this misfit has dropped.
+
+        Args:
+            what: From ``left_out``.
+
+        Raises:
+            ValueError: If a shot is not in the survey, or none would be left.
+        """
+        reasons = {int(name.removeprefix("shot ")): why for name, why in what.items()}
+        if reasons.keys() - self._live.reasons.keys():
+            self.drop(reasons)
+
     def drop(self, reasons: Mapping[int, str]) -> None:
         """Leave shots out of the misfit from now on.
 

@@ -67,7 +67,7 @@ class Backtracking:
             The step; without a vector if no trial was acceptable.
         """
         length = 1.0
-        problem.last_failure = ""
+        problem.last_error = None
         # where this much decrease is all there is to expect, the gradient is asked too
         hidden = 0.0 if direction.curvature_step else _rounding(problem, point)
         for trial in range(1, self.max_trials + 1):

@@ -150,12 +150,21 @@ class Problem:
     Args:
         objective: What to minimise.
         space: The model's coordinates and bounds.
+
+    Attributes:
+        last_error: What the loss raised when it last refused a trial, or None.
     """
 
     def __init__(self, objective: Objective, space: ModelSpace) -> None:
         self.objective = objective
         self.space = space
-        self.last_failure = ""
+        self.last_error: Exception | None = None
+
+    @property
+    def last_failure(self) -> str:
+        """The last error in words; empty without one."""
+        error = self.last_error
+        return "" if error is None else f"{type(error).__name__}: {error}"
 
     def value(self, vector: Tensor) -> float:
         """Return the objective at a trial point; infinite where it cannot be evaluated.
@@ -195,7 +204,7 @@ class Problem:
         except (ValueError, ArithmeticError, RuntimeError) as error:
             if getattr(error, "ends_run", False):
                 raise  # a lost process is no refusal of this model
-            self.last_failure = f"{type(error).__name__}: {error}"
+            self.last_error = error
             logger.info("trial refused by the loss: %s", self.last_failure)
             return None
 

@@ -134,7 +134,7 @@ class RadiusSearch:
         Returns:
             The step; without a vector if no trial was acceptable.
         """
-        self.problem.last_failure = ""
+        self.problem.last_error = None
         first = radius = self._first_radius() if radius is None else radius
         asked, status = self.tol, InnerStatus.RESIDUAL
         while True:

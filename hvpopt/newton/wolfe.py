@@ -114,7 +114,7 @@ class _Search:
         slope = float(point.gradient @ direction.vector)
         self.start = _Trial(0.0, point.value, slope, point)
         self.best = self.start
-        problem.last_failure = ""
+        problem.last_error = None
 
     def run(self) -> Step:
         """Return the accepted step, or the best there is."""

@@ -57,6 +57,7 @@ class RunState:
         kind: Of the Hessian that the method wants here.
         method: The method's state.
         objective: The objective's state before it was linearised here.
+        left_out: What the objective has left out.
         history: All records.
         counts: Spent up to here.
         resuming: Spent on resuming, on top.
@@ -74,6 +75,7 @@ class RunState:
     objective: dict[str, int]
     history: tuple[IterationRecord, ...]
     counts: Counts
+    left_out: dict[str, str] = field(default_factory=dict)
     resuming: Counts = field(default_factory=Counts)
     seconds: float = 0.0
     negative_curvature: Tensor | None = None

@@ -113,7 +113,7 @@ def describe(tree: Any) -> Any:
     if tree is None or isinstance(tree, (bool, int, str)):
         return tree
     if isinstance(tree, float):
-        return float.hex(tree)
+        return repr(float(tree))  # exact, and to be read in a message
     if isinstance(tree, Tensor):
         return f"tensor {hash_tensor(tree)}"
     if isinstance(tree, Mapping):

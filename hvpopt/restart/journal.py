@@ -10,7 +10,7 @@ a hash of its vector, so that an answer is never given to another question.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from hvpopt.counts import Counts
 from hvpopt.models import Model, named_tensors, rebuild
 from hvpopt.objective import Kind, Linearisation, Objective
 from hvpopt.operators import SymmetricOperator
+from hvpopt.processes import Processes
 from hvpopt.restart.fingerprint import hash_model, hash_tensor
 from hvpopt.space import ModelSpace
 
@@ -104,8 +105,9 @@ class Journal:
         before = counts.snapshot()
         # what fails or is not finite was no event then either, and is none now
         event = make()
-        if self.recording and _finite(event):
+        if _finite(event):
             self._give_up_waiting()
+        if self.recording and _finite(event):
             spent = counts.snapshot() - before
             event = replace(event, question=asked, counts=spent)
             self.events.append(event)
@@ -286,6 +288,20 @@ class JournalObjective(Objective):
         assert event.value is not None
         gradient = rebuild(model, [torch.clone(t) for t in event.tensors])
         return Linearisation(event.value, gradient, None, dict(event.parts))
+
+    @property
+    def processes(self) -> Processes:
+        """As the objective's."""
+        return self.objective.processes
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """As the objective's."""
+        return self.objective.left_out
+
+    def leave_out(self, what: Mapping[str, str]) -> None:
+        """As the objective's."""
+        self.objective.leave_out(what)
 
     def state(self) -> dict[str, int]:
         """As the objective's."""
