@@ -36,6 +36,10 @@ bench: $(STAMP)
 		--benchmark-json=benchmarks/published.json
 	$(RUN) -m pytest benchmarks/bench_waveform.py \
 		--benchmark-json=benchmarks/waveform.json
+	$(RUN) -m pytest benchmarks/bench_distributed.py \
+		--benchmark-json=benchmarks/distributed.json
+	$(RUN) -m pytest benchmarks/bench_checkpoint.py \
+		--benchmark-json=benchmarks/checkpoint.json
 	$(RUN) benchmarks/report.py
 
 race: $(STAMP)

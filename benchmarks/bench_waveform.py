@@ -24,12 +24,12 @@ def layered(ny, nx, bottom, dtype):
     return depth[:, None].expand(ny, nx).contiguous()
 
 
-def surface_survey(ny, nx, n_shots, dtype=torch.float32):
+def surface_survey(ny, nx, n_shots, dtype=torch.float32, steps=STEPS):
     """Return a misfit and a starting model, m/s, over a layered one."""
     v_true = layered(ny, nx, 2500, dtype)
     v_true[ny // 2 :] += 200
     start = layered(ny, nx, 2600, dtype)
-    wavelet = deepwave.wavelets.ricker(10.0, STEPS, 0.001, 0.1, dtype=dtype)
+    wavelet = deepwave.wavelets.ricker(10.0, steps, 0.001, 0.1, dtype=dtype)
     source = torch.full((n_shots, 1, 2), 2)
     source[:, 0, 1] = torch.linspace(5, nx - 6, n_shots).long()
     receivers = torch.full((n_shots, nx - 10, 2), 2)

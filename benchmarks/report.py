@@ -1,4 +1,4 @@
-"""Write RESULTS.md from published.json and waveform.json: tables and machine."""
+"""Write RESULTS.md from the JSON files of ``make bench``: tables and machine."""
 
 import json
 from pathlib import Path
@@ -136,13 +136,112 @@ def floor_lines(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def scaling_lines(row: dict[str, Any]) -> list[str]:
+    """Return the table of ranks beside threads."""
+    survey, cores, ways = row["survey"], row["cores"], row["scaling"]
+    kinds = list(ways[0]["seconds"])
+    lines = [
+        "## Strong scaling over ranks",
+        "",
+        f"One scalar survey on {survey['ny']} × {survey['nx']} cells, "
+        f"{survey['n_shots']} shots, {survey['steps']} steps, float32, shared out by "
+        "`hvpopt.distributed.shard` over processes of one machine (gloo). All ways run "
+        "in each round; seconds are of the slowest rank, speed-ups are over one process "
+        "of one thread in the same round, both medians over rounds. What uses more "
+        f"threads than the {cores} cores is marked, and says nothing of scaling. All "
+        "ways find the same product, and what a rank reduces for it is one model vector, "
+        "asserted in the run.",
+        "",
+        "| ranks × threads | "
+        + " | ".join(f"{kind} | speed-up" for kind in kinds)
+        + " | bytes reduced in a product | in model vectors |",
+        "|---|" + "--:|" * (2 * len(kinds) + 2),
+    ]
+    for way in ways:
+        many = way["ranks"] * way["threads"] > cores
+        mark = " (more than the cores)" if many else ""
+        cells = [f"{way['ranks']} × {way['threads']}{mark}"]
+        for kind in kinds:
+            cells += [f"{way['seconds'][kind]:.2f} s", f"{way['speed_up'][kind]:.2f}"]
+        reduced = way["bytes_reduced_per_product"]
+        cells += [f"{reduced}", f"{reduced / row['bytes_of_a_model_vector']:g}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def percent(share: float) -> str:
+    """Return a share in words."""
+    return f"{100 * share:.2f} %"
+
+
+def checkpoint_lines(pairs: dict[str, Any], journal: dict[str, Any]) -> list[str]:
+    """Return the table of what saving costs, and where its time goes."""
+    full, found, kept = pairs["full"], pairs["pairs"], journal["journal"]
+    every = journal["every_seconds"]
+    lines = [
+        "## What saving a run costs",
+        "",
+        f"An inversion of Marmousi's size: {full['cells'][0]} × {full['cells'][1]} cells "
+        f"({found['unknowns']} unknowns), {full['n_shots']} shots of "
+        f"{full['recorded']:g} s, float32. The file is on "
+        f"{found['file_system'] or 'an unknown file system'}. A share is of an iteration "
+        "of the same run, without what saving adds to it; all are under 2 %, asserted in "
+        "the run. `QuasiNewton` saves once an iteration, and recording is the hashing "
+        "and keeping of what the iteration evaluates, besides. `TrustRegionNewton` also "
+        f"saves the products of the step under way, every {every:g} s by default: the "
+        "share is of that time.",
+        "",
+        "| method | in the file | size | a save (worst) | recording | an iteration "
+        "| share |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| `QuasiNewton` | {held} pairs | {row['bytes'] / 1e6:.1f} MB "
+        f"| {row['seconds'] * 1e3:.0f} ({row['worst_seconds'] * 1e3:.0f}) ms "
+        f"| {found['recording_seconds'] * 1e3:.1f} ms "
+        f"| {found['iteration_seconds']:.2f} s | {percent(row['share'])} |"
+        for held, row in found["saves"].items()
+    ]
+    lines += [
+        f"| `TrustRegionNewton` | {held} products | {row['bytes'] / 1e6:.1f} MB "
+        f"| {row['seconds'] * 1e3:.0f} ({row['worst_seconds'] * 1e3:.0f}) ms | "
+        f"| {every:g} s between saves | {percent(row['share'])} |"
+        for held, row in kept["saves"].items()
+    ]
+    both, short = found["alternated"], pairs["short"]
+    low, high = both["quartiles"]
+    parts = list(found["saves"].values())[-1]["parts"]
+    told = ", ".join(
+        f"{name} {seconds * 1e3:.0f} ms"
+        for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
+    )
+    lines += [
+        "",
+        "In the runs themselves, saving and recording together took "
+        f"{percent(found['share'])} of an iteration of `QuasiNewton` with its first "
+        f"pairs, and {percent(kept['share'])} of one of `TrustRegionNewton` with "
+        f"{kept['products']} products that saved every {kept['checkpoint_seconds']:g} s "
+        f"(recording: {kept['recording_seconds'] * 1e3:.0f} ms).",
+        "",
+        f"Runs with and without a checkpoint in turn, on {short['n_shots']} shots of "
+        f"{short['recorded']:g} s with as many cells, from no pair to "
+        f"{next(iter(found['saves']))}: an iteration of "
+        f"{both['iteration_seconds']:.2f} s took {both['added_seconds'] * 1e3:.0f} ms "
+        f"more (the faster of two runs each way; median, quartiles {low * 1e3:.0f} and "
+        f"{high * 1e3:.0f} ms), {percent(both['share'])} of the iteration above.",
+        "",
+        f"A save of {list(found['saves'])[-1]} pairs: {told}.",
+    ]
+    return lines
+
+
 def main() -> None:
     """Write the page."""
     runs = {
         name: json.loads((HERE / f"{name}.json").read_text())
-        for name in ("published", "waveform")
+        for name in ("published", "waveform", "distributed", "checkpoint")
     }
-    first, second = (
+    first, second, third, fourth = (
         [bench["extra_info"] for bench in data["benchmarks"]] for data in runs.values()
     )
     dense = [row for row in first if "dense_seconds" in row]
@@ -160,6 +259,13 @@ def main() -> None:
         limit_lines([row for row in second if "limit_bytes" in row]),
         floor_lines([row for row in second if "float32_floor" in row]),
         machine_lines(runs["waveform"]),
+        scaling_lines(third[0]),
+        machine_lines(runs["distributed"]),
+        checkpoint_lines(
+            *[row for row in fourth if "pairs" in row],
+            *[row for row in fourth if "journal" in row],
+        ),
+        machine_lines(runs["checkpoint"]),
     ]
     page = "\n\n".join("\n".join(section) for section in sections) + "\n"
     (HERE / "RESULTS.md").write_text(page)

@@ -1,0 +1,57 @@
+"""Benchmarks that run in several processes or write files, on tiny surveys."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from test_distributed import fork_server
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import bench_checkpoint
+import bench_distributed
+import report
+
+__all__ = ["fork_server"]
+TINY = {"cells": (20, 30), "n_shots": 2, "recorded": 0.6}
+
+
+def test_scaling_is_measured_on_ranks():
+    survey = {"ny": 12, "nx": 30, "n_shots": 2, "steps": 20}
+    vector = 4 * 12 * 30
+    runs = bench_distributed.measure(survey, 1, ways=((1, 1), (2, 1)))
+    one, two = ways = bench_distributed.summary([runs])
+    assert set(one["speed_up"].values()) == {1.0}
+    for kind, seconds in two["seconds"].items():
+        assert two["speed_up"][kind] == pytest.approx(one["seconds"][kind] / seconds)
+    assert [way["bytes_reduced_per_product"] for way in ways] == [0, vector]
+    lines = report.scaling_lines(
+        {"survey": survey, "cores": 1, "scaling": ways, "bytes_of_a_model_vector": vector}
+    )
+    assert lines[-2].startswith("| 1 × 1 |")
+    assert lines[-1].startswith("| 2 × 1 (more than the cores) |")
+    assert lines[-1].endswith(f"| {vector} | 1 |")
+
+
+def test_cost_of_a_checkpoint_is_measured(tmp_path):
+    pairs = bench_checkpoint.quasi_newton(tmp_path, TINY, TINY, pairs=3, rounds=2)
+    journal = bench_checkpoint.trust_region(
+        tmp_path, TINY, products=3, seconds=0.0, rounds=2
+    )
+    vector = 8 * pairs["unknowns"]
+    # two vectors a pair, and one a product
+    for found, vectors in ((pairs, 2), (journal, 1)):
+        (held, few), (most, many) = found["saves"].items()
+        assert held == "3"
+        more = (int(most) - 3) * vectors * vector
+        assert more < many["bytes"] - few["bytes"] < 1.2 * more
+        for row in (few, many):
+            assert row["parts"]["sync"] > 0
+            assert sum(row["parts"].values()) == pytest.approx(row["seconds"])
+        for seconds in ("saving_seconds", "recording_seconds", "iteration_seconds"):
+            assert found[seconds] > 0
+    lines = report.checkpoint_lines(
+        {"pairs": pairs, "full": TINY, "short": TINY},
+        {"journal": journal, "every_seconds": 60.0},
+    )
+    assert "| `TrustRegionNewton` | 300 products |" in "\n".join(lines)
