@@ -76,7 +76,8 @@ def minimize(
             early enough to save, instead of cutting the step short; and the values and
             products of the step under way stay in memory, as much again as a Lanczos
             basis takes. Default none.
-        checkpoint_every: Steps between saves. Default 1.
+        checkpoint_every: Steps between saves. A save is synced to disk: where steps are
+            quick, take more of them. Default 1.
         checkpoint_seconds: Within a step, save between products when this long has
             passed since the last save. Default 60.
         history_file: File of JSON lines that grows by one record at each step. What is

@@ -200,8 +200,8 @@ def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str
     Args:
         status: Why.
         detail: What more there is to say; may be empty.
-        history: Told where the linear algebra missed a tolerance, and what the objective
-            has left out.
+        history: Told where the linear algebra ended early, and what the objective has
+            left out.
     """
     message = status.message + (f": {detail}" if detail else "")
     missed = [
@@ -212,7 +212,7 @@ def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str
     if missed and missed[-1] is not None:
         message += (
             f"; in {len(missed)} of {len(history) - 1} steps the linear algebra "
-            f"missed a tolerance (last: {missed[-1].message})"
+            f"ended before its tolerance (last: {missed[-1].message})"
         )
     if history and history[-1].left_out:
         told = "; ".join(f"{what}: {why}" for what, why in history[-1].left_out.items())

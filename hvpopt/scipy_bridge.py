@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hvpopt.counts import Counts
 from hvpopt.models import Model
+from hvpopt.newton.problem import trials
 from hvpopt.objective import Kind, Objective, check_kind
 from hvpopt.operators import SymmetricOperator
 from hvpopt.space import ModelSpace, PerParameter
@@ -86,6 +87,9 @@ class ScipyProblem:
     newest gradient's point, the point of the newest product is kept until a product is
     asked for elsewhere: a trust-region method that refuses a trial goes on from there.
 
+    SciPy compares every value with the others, so a waveform misfit drops no bad shot in
+    here: it raises, whatever its ``on_bad_shot``.
+
     Attributes:
         x0: The start ``[n]``, float64.
         bounds: A ``scipy.optimize.Bounds``, or None if no cell has a bound. What bounds
@@ -118,7 +122,8 @@ class ScipyProblem:
         if known is not None:
             return known.value
         if self._valued is None or not np.array_equal(self._valued[0], vector):
-            self._valued = vector, self.objective.value(self.to_model(vector))
+            with trials():
+                self._valued = vector, self.objective.value(self.to_model(vector))
         value: float = self._valued[1]
         return value
 
@@ -173,7 +178,8 @@ class ScipyProblem:
         # forgotten first: two graphs at most are held, and none that is closed
         self._newest = self._base
         model = self.to_model(vector)
-        lin = self.objective.linearise(model, self.kind, space=self.space)
+        with trials():
+            lin = self.objective.linearise(model, self.kind, space=self.space)
         gradient = _to_numpy(self.space.gradient_to_vector(lin.gradient))
         self._newest = _Evaluated(vector, lin.value, gradient, lin.hessian)
         return self._newest

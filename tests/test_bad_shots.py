@@ -381,6 +381,19 @@ def test_a_trial_drops_nothing(problem, monkeypatch):
     assert not in_trial()
 
 
+def test_scipy_never_compares_values_of_two_sums(problem, monkeypatch):
+    there, observed, v, _ = problem
+    misfit = dropping(there, observed)
+    bridge = hvpopt.as_scipy(misfit, v)
+    value = bridge.fun(bridge.x0)
+    Faults(monkeypatch, there, "data")
+    for evaluate in (bridge.fun, bridge.jac):
+        with pytest.raises(BadShotError, match=f"shot {BAD}: "):
+            evaluate(bridge.x0 + 1.0)
+    assert misfit.dropped_shots == []
+    assert bridge.fun(bridge.x0) == value
+
+
 def test_trial_that_fails_shortens_the_step(problem, monkeypatch):
     there, observed, v, _ = problem
     misfit = dropping(there, observed)

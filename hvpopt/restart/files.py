@@ -19,7 +19,7 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
 from hvpopt.restart.state_tree import StateError
@@ -58,17 +58,16 @@ def write(
     content = json.dumps(skeleton, allow_nan=False)
     metadata = {VERSION: str(FORMAT), CONTENT: content}
     metadata[CHECKSUM] = checksum(content, tensors)
-    data = save_tensors(dict(tensors), metadata)
     new = path.with_name(path.name + ".new")
     try:
-        with open(new, "wb") as file:
-            file.write(data)
-            file.flush()
+        # straight from the tensors: no second copy of them is made on the way
+        save_tensors(dict(tensors), new, metadata)
+        with open(new, "rb+") as file:
             os.fsync(file.fileno())
-    except OSError:
+    except (OSError, safetensors.SafetensorError) as error:
         with suppress(OSError):
             new.unlink()
-        raise
+        raise OSError(f"{new} cannot be written: {error}") from error
     if keep and path.exists():
         _keep(path)
     os.replace(new, path)
