@@ -7,8 +7,9 @@ Each rank runs its share of seven shots; values, gradients and products are summ
 ranks in a fixed order, so that the loop takes the same decisions everywhere. With GPUs
 each rank takes the one of its number, and messages go by NCCL.
 
-If a rank fails, all end, and torchrun starts the script again. Keep the state of a long
-run on disk where it should go on from there.
+If a rank fails, all end, and torchrun starts the script again: it goes on from the state
+that rank 0 has saved after the last step, or within it. So does the script itself when it
+is run again; remove the folder to begin anew.
 """
 
 from __future__ import annotations
@@ -65,14 +66,21 @@ def main() -> None:
     with distributed.session(timeout=60.0):
         whole, start = problem(distributed.device())
         misfit = distributed.shard(whole)
-        result = hvpopt.minimize(
-            misfit,
-            start,
-            lower=1400.0,
-            upper=2400.0,
-            max_iter=5,
-            progress=distributed.is_main(),
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        state = folder / "run.safetensors"
+        if state.exists():
+            result = hvpopt.resume(state, misfit, progress=True)
+        else:
+            result = hvpopt.minimize(
+                misfit,
+                start,
+                lower=1400.0,
+                upper=2400.0,
+                max_iter=5,
+                checkpoint=state,
+                history_file=folder / "history.jsonl",
+                progress=True,
+            )
         if distributed.is_main():
             n_ranks = distributed.size()
             print(f"{n_ranks} rank{'s' if n_ranks > 1 else ''}, {N_SHOTS} shots")
@@ -83,7 +91,6 @@ def main() -> None:
             print(result.message)
             print(f"final misfit {result.fun:.15e}")
             print(f"{misfit.bytes_reduced / 1e3:.1f} kB of vectors summed over ranks")
-            folder.mkdir(parents=True, exist_ok=True)
             torch.save(result.x.cpu(), folder / "model.pt")
 
 

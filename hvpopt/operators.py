@@ -23,6 +23,7 @@ from hvpopt.counts import Counts
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
+    from hvpopt.krylov.holding import Holding
     from hvpopt.models import Model
     from hvpopt.space import ModelSpace
 
@@ -45,9 +46,13 @@ class SymmetricOperator(ABC):
     Attributes:
         cost: Of a product, relative to one with the whole matrix that this one stands
             for: under 1 for an estimate from some of its parts.
+        holding: How a Krylov basis of this operator may be held by processes that all
+            make its products; None for whole vectors. Operators made of others take
+            theirs.
     """
 
     cost = 1.0
+    holding: Holding | None = None
 
     def __init__(
         self,
@@ -312,6 +317,8 @@ class SumOperator(SymmetricOperator):
         self.terms = terms
         # beside a sketch of waves a term that is whole, a regulariser, costs nothing
         self.cost = min(term.cost for _, term in terms)
+        holdings = (term.holding for _, term in terms)
+        self.holding = next((h for h in holdings if h is not None), None)
 
     def _product(self, vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)
@@ -341,6 +348,7 @@ class ShiftedOperator(SymmetricOperator):
             noise=operator.noise,
         )
         self.operator = operator
+        self.holding = operator.holding
         self.shift = shift
 
     def _product(self, vector: Tensor) -> Tensor:
@@ -365,6 +373,7 @@ class RestrictedOperator(SymmetricOperator):
             noise=operator.noise,
         )
         self.operator = operator
+        self.holding = operator.holding
 
     def restrict(self, vector: Tensor) -> Tensor:
         """Return the kept entries of a full vector ``[n]``."""

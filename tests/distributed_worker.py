@@ -1,8 +1,6 @@
-"""What the ranks of test_distributed.py run, each in a process of its own.
+"""What the ranks of test_distributed.py run, each in a process of its own."""
 
-Under torchrun it is a script: rank 1 fails in its first life and all ranks start again.
-"""
-
+import importlib
 import logging
 import os
 import signal
@@ -218,16 +216,7 @@ def main(task, rank, size, folder, timeout, options):
             timeout=timedelta(seconds=timeout),
         )
     with distributed.session(timeout):
-        torch.save(globals()[task](**options), Path(folder, f"{rank}.pt"))
+        module, _, name = task.rpartition(".")
+        tasks = vars(importlib.import_module(module)) if module else globals()
+        torch.save(tasks[name](**options), Path(folder, f"{rank}.pt"))
     torch.save(True, Path(folder, f"{rank}.left"))
-
-
-if __name__ == "__main__":
-    with distributed.session(timeout=20):
-        life = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-        print(f"rank {distributed.rank()} of {distributed.size()} in life {life}")
-        if life == 0 and distributed.rank() == 1:
-            raise OSError("first life")
-        x, fun, *_ = invert(int(sys.argv[1]), "quasi-newton", max_iter=1)
-        if distributed.is_main():
-            print(f"reached {fun!r}")

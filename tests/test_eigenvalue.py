@@ -107,7 +107,9 @@ def test_zero_operator_has_eigenvalue_zero():
 def test_scipy_backend_agrees(generator):
     matrix = symmetric(60, generator)
     ours, scipys = (
-        hvpopt.smallest_eigenvalue(hvpopt.MatrixOperator(matrix), 1e-8, backend=backend)
+        hvpopt.smallest_eigenvalue(
+            hvpopt.MatrixOperator(matrix), 1e-8, backend=backend, max_products=3000
+        )
         for backend in ("lanczos", "scipy")
     )
     assert ours.value == pytest.approx(scipys.value, rel=1e-8)

@@ -5,82 +5,34 @@ rank's part succeeded, what it was asked for and the checksum of its input; it c
 the scalar part as well. Only if all agree do vectors follow: each rank adds one slice of
 them, in float64 and in the order of ranks, and sends the sum to all. That is the traffic
 of a ring all-reduce, 2 (W − 1)/W vectors out of each of W ranks, and no rank holds more
-than two vectors for it.
+than two vectors for it. What ranks hold in parts is gathered behind the same first
+message.
 """
 
 from __future__ import annotations
 
-import struct
+import weakref
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-#: What a sum can be of; ranks that ask for different ones have parted.
-SUMS = ("value", "gradient", "hessian", "product", "costs", "flag", "end")
-_FINE, _REFUSED, _FAILED, _INTERRUPTED = range(4)
+from hvpopt.distributed.messages import (
+    FINE,
+    INTERRUPTED,
+    REFUSED,
+    SUMS,
+    Header,
+    Part,
+    RankError,
+    status_of,
+)
+
 #: Bytes of an error's text that other ranks are told.
 _TEXT = 2048
-
-
-class RankError(RuntimeError):
-    """A rank failed, is lost, or differs from the others; raised alike on every rank.
-
-    Args:
-        message: What happened.
-        ranks: Those that it happened to.
-        ends_run: True if no further sum is possible; False for a model that was refused.
-
-    Attributes:
-        ranks: As given; empty where that is not known.
-        ends_run: As given.
-    """
-
-    def __init__(
-        self, message: str, ranks: tuple[int, ...] = (), *, ends_run: bool = True
-    ) -> None:
-        super().__init__(message)
-        self.ranks = ranks
-        self.ends_run = ends_run
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one rank contributes to a sum, or the sum.
-
-    Attributes:
-        value: A scalar.
-        vector: ``[n]``, of the same dtype on every rank; or None.
-        propagations: Wave propagations that it took.
-    """
-
-    value: float = 0.0
-    vector: Tensor | None = None
-    propagations: int = 0
-
-
-@dataclass(frozen=True)
-class _Header:
-    """The first message of a rank."""
-
-    status: int
-    what: int
-    step: int
-    agreed: int
-    value: float
-    propagations: int
-
-    def pack(self) -> Tensor:
-        raw = struct.pack("<4qdq", *vars(self).values())
-        return torch.frombuffer(bytearray(raw), dtype=torch.int64)
-
-    @classmethod
-    def unpack(cls, row: Tensor) -> _Header:
-        return cls(*struct.unpack("<4qdq", row.numpy().tobytes()))
 
 
 class Exchange:
@@ -93,11 +45,20 @@ class Exchange:
     """
 
     def __init__(self) -> None:
-        self.group = default_group()
-        self.rank = dist.get_rank() if self.group is not None else 0
-        self.size = dist.get_world_size() if self.group is not None else 1
+        group = default_group()
+        # held by nobody but torch: its threads end when it goes, which must be before the
+        # interpreter does (one of them would want the lock then, and abort the process)
+        self._group = None if group is None else weakref.ref(group)
+        self.rank = 0 if group is None else dist.get_rank()
+        self.size = 1 if group is None else dist.get_world_size()
         self.failure: RankError | None = None
         self._step = 0
+
+    @property
+    def is_current(self) -> bool:
+        """True as long as the default group is the one that this was made for."""
+        group = None if self._group is None else self._group()
+        return (self._group is None or group is not None) and group is default_group()
 
     def total(self, what: str, agreed: int, work: Callable[[], Part]) -> Part:
         """Return the sum of every rank's part.
@@ -128,22 +89,70 @@ class Exchange:
             part = work()
         except BaseException as raised:
             error = raised
-        self._step += 1
-        header = _Header(
-            _status(error),
-            SUMS.index(what),
-            self._step,
-            agreed,
-            part.value,
-            part.propagations,
-        )
-        headers = [_Header.unpack(row) for row in self._gather(header.pack())]
-        self._check(headers, error)
+        headers = self._agree(what, agreed, part, error)
         return Part(
             sum(h.value for h in headers),
             None if part.vector is None else self._sum(part.vector),
             sum(h.propagations for h in headers),
         )
+
+    def gather(self, row: Tensor, agreed: int) -> Tensor:
+        """Return a row of numbers of every rank, for what ranks hold in parts.
+
+        As before a sum, a header first says whether all ranks are here. A single number
+        travels in it; more than one take a second message.
+
+        Args:
+            row: ``[k]``, as long on every rank.
+            agreed: Checksum of what all ranks must hold alike.
+
+        Returns:
+            ``[W, k]`` in float64, the same bits on every rank.
+
+        Raises:
+            RankError: If a rank failed, is lost, or differs.
+        """
+        if self.size == 1:
+            return row.double().reshape(1, -1)
+        if self.failure is not None:
+            raise RankError(str(self.failure), self.failure.ranks)
+        alone = row.numel() == 1
+        part = Part(float(row)) if alone else Part()
+        headers = self._agree("basis", agreed, part, None)
+        if alone:
+            return row.new_tensor([[h.value] for h in headers], dtype=torch.float64)
+        return self._rows(row.double()).to(row.device)
+
+    def largest(self, number: float) -> float:
+        """Return the largest of the numbers that ranks give; one message.
+
+        Args:
+            number: This rank's.
+
+        Raises:
+            RankError: If a rank failed, is lost, or asks for something else.
+        """
+        if self.size == 1:
+            return number
+        if self.failure is not None:
+            raise RankError(str(self.failure), self.failure.ranks)
+        headers = self._agree("flag", 0, Part(number), None)
+        return max(h.value for h in headers)
+
+    def tell(self, text: str) -> list[str]:
+        """Return what each rank tells, in their order; two messages.
+
+        Args:
+            text: This rank's, of any length.
+
+        Raises:
+            RankError: If a rank failed, is lost, or asks for something else.
+        """
+        if self.size == 1:
+            return [text]
+        raw = text.encode()
+        length = int(self.largest(len(raw)))
+        return self._texts(raw, max(1, length))
 
     def leave(self, error: BaseException | None) -> None:
         """Part from the others: the last sum, which tells them of an error.
@@ -174,9 +183,26 @@ class Exchange:
 
     # -- inside -----------------------------------------------------------------
 
-    def _check(self, headers: list[_Header], error: BaseException | None) -> None:
+    def _agree(
+        self, what: str, agreed: int, part: Part, error: BaseException | None
+    ) -> list[Header]:
+        """Exchange the first message; return every rank's, all fine and alike."""
+        self._step += 1
+        header = Header(
+            status_of(error),
+            SUMS.index(what),
+            self._step,
+            agreed,
+            part.value,
+            part.propagations,
+        )
+        headers = [Header.unpack(row) for row in self._gather(header.pack())]
+        self._check(headers, error)
+        return headers
+
+    def _check(self, headers: list[Header], error: BaseException | None) -> None:
         """Raise what every rank must raise, if anything."""
-        failed = [rank for rank, h in enumerate(headers) if h.status != _FINE]
+        failed = [rank for rank, h in enumerate(headers) if h.status != FINE]
         if failed:
             self._raise(headers, failed, error)
         for name, held in (
@@ -196,16 +222,12 @@ class Exchange:
                 raise self.failure
 
     def _raise(
-        self, headers: list[_Header], failed: list[int], error: BaseException | None
+        self, headers: list[Header], failed: list[int], error: BaseException | None
     ) -> None:
         text = "" if error is None else f"{type(error).__name__}: {error}"
-        raw = text.encode()[:_TEXT].ljust(_TEXT, b"\0")
-        rows = self._gather(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
-        texts = [
-            row.numpy().tobytes().rstrip(b"\0").decode(errors="replace") for row in rows
-        ]
+        texts = self._texts(text.encode()[:_TEXT], _TEXT)
         statuses = {headers[rank].status for rank in failed}
-        if statuses == {_INTERRUPTED}:
+        if statuses == {INTERRUPTED}:
             raise KeyboardInterrupt
         kinds = {texts[rank].partition(":")[0] for rank in failed}
         if len(failed) == self.size and len(kinds) == 1 and error is not None:
@@ -215,18 +237,29 @@ class Exchange:
             f"{SUMS[headers[failed[0]].what]!r}: "
             + "; ".join(f"rank {rank}: {texts[rank]}" for rank in failed),
             tuple(failed),
-            ends_run=statuses != {_REFUSED},
+            ends_run=statuses != {REFUSED},
         )
         if found.ends_run:
             self.failure = found
         raise found from error
 
+    def _texts(self, raw: bytes, length: int) -> list[str]:
+        padded = bytearray(raw.ljust(length, b"\0"))
+        rows = self._gather(torch.frombuffer(padded, dtype=torch.uint8))
+        return [
+            row.numpy().tobytes().rstrip(b"\0").decode(errors="replace") for row in rows
+        ]
+
     def _gather(self, row: Tensor) -> Tensor:
         """Return a row of every rank ``[W, k]``, on the CPU."""
+        return self._rows(row).cpu()
+
+    def _rows(self, row: Tensor) -> Tensor:
+        """Return a row of every rank ``[W, k]``, where messages are made."""
         sent = row.to(self._device)
         rows = sent.new_empty(self.size, sent.numel())
         self._call(dist.all_gather, list(rows.unbind(0)), sent)
-        return rows.cpu()
+        return rows
 
     def _sum(self, vector: Tensor) -> Tensor:
         n = vector.numel()
@@ -268,14 +301,6 @@ def default_group() -> Any:
     if dist.is_available() and dist.is_initialized():
         return dist.group.WORLD
     return None
-
-
-def _status(error: BaseException | None) -> int:
-    if error is None:
-        return _FINE
-    if isinstance(error, KeyboardInterrupt):
-        return _INTERRUPTED
-    return _REFUSED if isinstance(error, (ValueError, ArithmeticError)) else _FAILED
 
 
 def _ranks(ranks: tuple[int, ...]) -> str:

@@ -27,13 +27,23 @@ class MisfitOfShots(WaveformMisfit):
         # not built anew: the whole one has checked its data and knows its constants
         self.__dict__.update(vars(whole))
         self.counts = Counts()
+        self._live = copy.deepcopy(whole._live)
+        if mine is not None:
+            # others must leave a shot out too, at the same time
+            self._live.may_drop = False
         self._product_shots = copy.deepcopy(whole._product_shots)
-        self._runner = GroupRunner(self._shrink)
+        self._runner = GroupRunner(self._shrink, alone=mine is None)
         self._mine = mine
+
+    @property
+    def shots(self) -> list[int]:
+        """Those of this part that take part."""
+        live = self.live_shots
+        return live if self._mine is None else [s for s in self._mine if s in set(live)]
 
     def groups(self, model: Model, shots: Sequence[int] | None = None) -> list[list[int]]:
         """Return the groups of some shots, by default of this part's."""
-        return super().groups(model, self._mine if shots is None else shots)
+        return super().groups(model, self.shots if shots is None else shots)
 
     def seconds(self, model: Model, shots: Sequence[int]) -> Tensor:
         """Return the seconds of the value of some shots, one by one; not counted.

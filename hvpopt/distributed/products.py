@@ -9,9 +9,13 @@ from torch import Tensor
 
 from hvpopt.counts import Counts
 from hvpopt.distributed.checksum import checksum, combined
-from hvpopt.distributed.exchange import Exchange, Part
+from hvpopt.distributed.dropping import Dropping
+from hvpopt.distributed.exchange import Exchange
+from hvpopt.distributed.messages import Part, RankError
+from hvpopt.fwi.bad_shots import BadShotError, ShotDropped
 from hvpopt.fwi.born import WaveformHessian
 from hvpopt.fwi.groups import groups_of
+from hvpopt.krylov.holding import Holding
 from hvpopt.operators import SymmetricOperator
 
 
@@ -29,6 +33,8 @@ class ShardedHessian(SymmetricOperator):
             digits, whatever the dtype of flat vectors.
         counts: The tally to advance.
         note_reduced: Told each vector that is summed.
+        dropping: Asked when a product has failed.
+        holding: How a Krylov basis is held. Default None: whole on every rank.
 
     Attributes:
         kind: ``"exact"`` or ``"gauss-newton"``.
@@ -46,6 +52,8 @@ class ShardedHessian(SymmetricOperator):
         wire: torch.dtype,
         counts: Counts,
         note_reduced: Callable[[Tensor | None], None],
+        dropping: Dropping,
+        holding: Holding | None = None,
     ) -> None:
         super().__init__(
             operator.size,
@@ -56,10 +64,12 @@ class ShardedHessian(SymmetricOperator):
             noise=operator.noise,
         )
         self.cost = operator.cost
+        self.holding = holding
         self.kind = operator.kind
         self.shots = operator.shots
         self._exchange, self._agreed = exchange, agreed
         self._wire, self._note_reduced = wire, note_reduced
+        self._dropping = dropping
         largest = max(len(group) for group in operator.groups)
         # narrowed before its first product, so that no graph has been built
         operator.shots = [operator.shots[place] for place in places]
@@ -82,8 +92,9 @@ class ShardedHessian(SymmetricOperator):
         return self.part.curvature
 
     def _product(self, vector: Tensor) -> Tensor:
+        before = self.part.counts.propagations
+
         def work() -> Part:
-            before = self.part.counts.propagations
             if self.part.shots:
                 row = self.part.matvec(vector)
             else:
@@ -93,7 +104,15 @@ class ShardedHessian(SymmetricOperator):
 
         alone = self._exchange.size == 1
         agreed = 0 if alone else combined(self._agreed, checksum(vector))
-        total = self._exchange.total("product", agreed, work)
+        try:
+            total = self._exchange.total("product", agreed, work)
+        except (RankError, BadShotError) as error:
+            spent = self.part.counts.propagations - before
+            dropped = self._dropping.settle(error, spent)
+            self.counts.tally(propagations=dropped.propagations)
+            if dropped.reasons:
+                raise ShotDropped("product", dropped.reasons) from error
+            raise
         assert total.vector is not None
         self._note_reduced(total.vector)
         self.counts.tally(products=1, propagations=total.propagations)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from hvpopt.distributed.exchange import Exchange, Part, default_group
+from hvpopt.distributed.exchange import Exchange
+from hvpopt.processes import Processes
 
 _current: Exchange | None = None
 
@@ -20,7 +22,7 @@ _current: Exchange | None = None
 def current_exchange() -> Exchange:
     """Return this process's exchange with the others of the default group."""
     global _current
-    if _current is None or _current.group is not default_group():
+    if _current is None or not _current.is_current:
         _current = Exchange()
     return _current
 
@@ -43,9 +45,9 @@ def is_main() -> bool:
 def any_rank(flag: bool) -> bool:
     """Return True on every rank if ``flag`` is true on one.
 
-    For decisions that ranks would not take alike, such as those by a clock:
-    ``callback=lambda model, record: any_rank(time.monotonic() > deadline)``. Every rank
-    must call it.
+    For decisions of a callback that ranks would not take alike, such as
+    ``callback=lambda model, record: any_rank(stop_file.exists())``. Every rank must call
+    it.
 
     Args:
         flag: This rank's.
@@ -53,7 +55,7 @@ def any_rank(flag: bool) -> bool:
     Returns:
         The same on every rank.
     """
-    return current_exchange().total("flag", 0, lambda: Part(float(flag))).value > 0
+    return current_exchange().largest(float(flag)) > 0
 
 
 def device() -> torch.device:
@@ -62,6 +64,34 @@ def device() -> torch.device:
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     return torch.device("cuda", local % torch.cuda.device_count())
+
+
+class Ranks(Processes):
+    """The ranks that evaluate an objective together; rank 0 writes.
+
+    Args:
+        exchange: With the other ranks.
+
+    Attributes:
+        count: Ranks.
+        is_main: True on rank 0.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.count = exchange.size
+        self.is_main = exchange.rank == 0
+        self._exchange = exchange
+
+    def largest(self, number: float) -> float:
+        """Return the largest of the numbers that ranks give; every rank must call it.
+
+        Args:
+            number: This rank's.
+
+        Raises:
+            RankError: If a rank failed, is lost, or asks for something else.
+        """
+        return self._exchange.largest(float(number))
 
 
 @contextmanager
@@ -78,6 +108,8 @@ def session(timeout: float = 60.0, *, backend: str | None = None) -> Iterator[No
     ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` for that, see pytorch issue 135712). A
     process that is killed ends the others when its connection breaks, or after
     ``timeout``.
+
+    Rank 0 alone speaks: in the block the others neither log nor warn.
 
     Args:
         timeout: Seconds that a rank waits for the others in one message. It must be
@@ -96,21 +128,30 @@ def session(timeout: float = 60.0, *, backend: str | None = None) -> Iterator[No
         raise ValueError(f"timeout is {timeout} s; it must be positive")
     joined = _join(timeout, backend)
     others = current_exchange()
-    logger = logging.getLogger("hvpopt")
-    level = logger.level
-    if others.rank:
-        logger.setLevel(logging.CRITICAL)
     try:
         try:
-            yield
+            with _quiet() if others.rank else nullcontext():
+                yield
         except BaseException as error:
             others.leave(error)
             raise
         others.leave(None)
     finally:
-        logger.setLevel(level)
         if joined:
             dist.destroy_process_group()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("hvpopt")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _join(timeout: float, backend: str | None) -> bool:

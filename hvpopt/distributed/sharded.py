@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -12,84 +10,23 @@ import torch
 from torch import Tensor
 
 from hvpopt.distributed.checksum import checksum
-from hvpopt.distributed.exchange import Exchange, Part
+from hvpopt.distributed.dropping import Dropping
+from hvpopt.distributed.exchange import Exchange
+from hvpopt.distributed.messages import Part, RankError
 from hvpopt.distributed.part import MisfitOfShots
 from hvpopt.distributed.products import ShardedHessian
-from hvpopt.distributed.ranks import current_exchange
+from hvpopt.distributed.ranks import Ranks
 from hvpopt.distributed.shares import shares
+from hvpopt.distributed.slices import Slices
+from hvpopt.fwi.bad_shots import BadShotError
 from hvpopt.fwi.born import WaveformHessian
 from hvpopt.fwi.misfit import WaveformMisfit
 from hvpopt.fwi.survey import Survey
 from hvpopt.fwi.waveforms import Waveforms
 from hvpopt.models import Model, copy_model, named_tensors, rebuild
 from hvpopt.objective import Kind, Objective
+from hvpopt.processes import Processes
 from hvpopt.space import ModelSpace
-
-logger = logging.getLogger(__name__)
-
-
-def shard(
-    misfit: WaveformMisfit,
-    model: Model | None = None,
-    *,
-    costs: Sequence[float] | None = None,
-) -> ShardedMisfit:
-    """Return a waveform misfit whose shots are shared out over the ranks.
-
-    Call it on every rank, with the same misfit of the whole survey. Shots need not divide
-    by ranks; where there are more ranks than shots, the last ranks stay idle and a
-    warning says so. Without a process group it behaves like the misfit itself.
-
-    Args:
-        misfit: Of the whole survey, whose constants and weights stay those of all shots.
-        model: Where to measure the seconds of each shot, by one value on the rank that
-            would run it, so that ranks take equally long. Default: all cost the same,
-            and ranks get equal numbers.
-        costs: Of each shot, relative; instead of a measurement.
-
-    Returns:
-        An objective; its parts are summed over ranks.
-
-    Raises:
-        TypeError: For anything but a WaveformMisfit.
-        ValueError: For costs that do not fit; a survey with ``survey_pad``, whose
-            waves depend on which shots run together, or with ``on_bad_shot="drop"`` on
-            several ranks.
-    """
-    if not isinstance(misfit, WaveformMisfit):
-        raise TypeError(
-            f"shard() takes a WaveformMisfit, got {type(misfit).__name__}; of a sum "
-            "shard the waveform terms and add the others, which run on every rank"
-        )
-    exchange = current_exchange()
-    n_shots, n_live = misfit.survey.n_shots, len(misfit.live_shots)
-    if exchange.size > 1 and misfit.survey.options.get("survey_pad") is not None:
-        raise ValueError(
-            "a survey with survey_pad cannot be shared out: its waves depend on which "
-            "shots run together; cut the models instead"
-        )
-    if exchange.size > 1 and misfit.on_bad_shot == "drop":
-        raise ValueError(
-            "on_bad_shot='drop' does not hold on several ranks, which would drop other "
-            "shots each; use 'raise', and drop() what it names before sharding"
-        )
-    if costs is not None and model is not None:
-        raise ValueError("give costs, or a model to measure them at, not both")
-    given = [1.0] * n_shots if costs is None else [float(c) for c in costs]
-    if len(given) != n_shots or not all(0 < c < math.inf for c in given):
-        raise ValueError(f"costs must be {n_shots} positive numbers, one for each shot")
-    if exchange.size > n_live and exchange.rank == 0:
-        logger.warning(
-            "%d of %d ranks have no shot and stay idle",
-            exchange.size - n_live,
-            exchange.size,
-        )
-    sharded = ShardedMisfit(misfit, given, exchange)
-    if model is None or exchange.size == 1:
-        return sharded
-    measured = ShardedMisfit(misfit, sharded.measure(model), exchange)
-    measured.counts.tally(**sharded.counts.as_dict())
-    return measured
 
 
 class ShardedMisfit(Objective):
@@ -105,33 +42,75 @@ class ShardedMisfit(Objective):
         misfit: Of the whole survey.
         costs: Of each shot.
         exchange: With the other ranks.
+        share_basis: Share the vectors of a Lanczos basis out over ranks.
 
     Attributes:
         part: This rank's shots; its ``counts`` are this rank's own work.
-        shots: Of this rank.
         costs: As given, or measured, seconds.
         bytes_reduced: Sizes of the vectors that this rank has put into sums: one model
             vector for each gradient and product, none without a process group. What
             leaves the rank is 2 (W − 1)/W of that, and 48 bytes to each other rank for
             every sum.
+        bytes_gathered: Sizes of the vectors that were put together from slices of a
+            shared basis: one in float64 for each product and each vector that the basis
+            returns. What leaves the rank is (W − 1)/W of that.
     """
 
     def __init__(
-        self, misfit: WaveformMisfit, costs: list[float], exchange: Exchange
+        self,
+        misfit: WaveformMisfit,
+        costs: list[float],
+        exchange: Exchange,
+        *,
+        share_basis: bool = False,
     ) -> None:
         super().__init__(misfit.name)
         self.exchange = exchange
         self.costs = costs
         live = misfit.live_shots
         places = shares([costs[shot] for shot in live], exchange.size)[exchange.rank]
-        self.shots = [live[place] for place in places]
-        self.part = MisfitOfShots(misfit, None if exchange.size == 1 else self.shots)
-        self.bytes_reduced = 0
+        mine = None if exchange.size == 1 else [live[place] for place in places]
+        self.part = MisfitOfShots(misfit, mine)
+        self._dropping = Dropping(self.part, exchange, misfit.on_bad_shot)
+        self.share_basis = share_basis
+        self.bytes_reduced = self.bytes_gathered = 0
 
     @property
     def has_gauss_newton(self) -> bool:
         """True, as of every waveform misfit."""
         return self.part.has_gauss_newton
+
+    @property
+    def processes(self) -> Processes:
+        """The ranks."""
+        return Ranks(self.exchange)
+
+    @property
+    def on_bad_shot(self) -> str:
+        """As of the misfit: ``"raise"``, or ``"drop"`` on all ranks."""
+        return self._dropping.on_bad_shot
+
+    @property
+    def shots(self) -> list[int]:
+        """Those of this rank."""
+        return self.part.shots
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The dropped shots of all ranks, and why."""
+        return self.part.left_out
+
+    def leave_out(self, what: Mapping[str, str]) -> None:
+        """Drop the shots that another run of this misfit has dropped."""
+        self.part.leave_out(what)
+
+    def state(self) -> dict[str, int]:
+        """Return how many subsets and codes have been drawn, the same on every rank."""
+        return self.part.state()
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go back to a state."""
+        self.part.restore(state)
 
     @property
     def survey(self) -> Survey:
@@ -300,19 +279,35 @@ class ShardedMisfit(Objective):
 
     def _total(self, what: str, agreed: int, work: Callable[[], Part]) -> Part:
         """Return a sum over ranks; its propagations are those that all have run."""
+        before = self.part.counts.propagations
 
         def counted() -> Part:
-            before = self.part.counts.propagations
             part = work()
             return replace(part, propagations=self.part.counts.propagations - before)
 
-        total = self.exchange.total(what, agreed, counted)
+        try:
+            total = self.exchange.total(what, agreed, counted)
+        except (RankError, BadShotError) as error:
+            spent = self.part.counts.propagations - before
+            dropped = self._dropping.settle(error, spent)
+            if not dropped.reasons:
+                raise
+            self.counts.tally(propagations=dropped.propagations)
+            return self._total(what, agreed, work)
         self._note_reduced(total.vector)
         return total
 
     def _note_reduced(self, vector: Tensor | None) -> None:
         if vector is not None and self.exchange.size > 1:
             self.bytes_reduced += vector.numel() * vector.element_size()
+
+    def _note_gathered(self, vector: Tensor) -> None:
+        self.bytes_gathered += vector.numel() * vector.element_size()
+
+    def _slices(self, agreed: int) -> Slices | None:
+        if not self.share_basis or self.exchange.size == 1:
+            return None
+        return Slices(self.exchange, agreed, self._note_gathered)
 
     def _share_out(
         self, model: Model, make: Callable[[], WaveformHessian]
@@ -337,6 +332,8 @@ class ShardedMisfit(Objective):
             wire=reduce(torch.promote_types, [t.dtype for t in _tensors(model)]),
             counts=self.counts.child(),
             note_reduced=self._note_reduced,
+            dropping=self._dropping,
+            holding=self._slices(agreed),
         )
 
     def _agreed(self, model: Model) -> int:

@@ -91,13 +91,17 @@ class GroupRunner:
 
     Args:
         on_smaller: Called with the new group size when memory ran out. Default nothing.
+        alone: False if other shots run elsewhere, so that all of these may be bad while
+            the model is good. Default True.
 
     Attributes:
         largest: Shots that run together at most; None until memory ran out.
     """
 
-    def __init__(self, on_smaller: Callable[[int], None] | None = None) -> None:
-        self._on_smaller = on_smaller
+    def __init__(
+        self, on_smaller: Callable[[int], None] | None = None, *, alone: bool = True
+    ) -> None:
+        self._on_smaller, self._alone = on_smaller, alone
         self.largest: int | None = None
 
     def split(self, groups: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -174,7 +178,7 @@ class GroupRunner:
                 group=met,
                 parameter=next(iter(bad.values())).parameter,
                 unit=task.unit,
-                to_blame=len(bad) < n_shots,
+                to_blame=len(bad) < n_shots or not self._alone,
             )
         assert total is not None
         return total

@@ -12,6 +12,9 @@ are from those of a symmetric operator.
 
 A start that is not random at all can be orthogonal to the lowest eigenvector (the hard
 case): the space never sees it, and bounds nothing. Hence ``probe``.
+
+Where the operator says that vectors are shared out over processes (``holding``), each
+holds its part of every basis vector; what is read off T is the same on all.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from torch import Tensor
 
 from hvpopt.krylov.asymmetry import Asymmetry
 from hvpopt.krylov.bounds import log_component, log_mass, lower_bound
+from hvpopt.krylov.holding import Rows, Whole
+from hvpopt.krylov.right_hand_side import RightHandSide
 from hvpopt.krylov.start import first_vector
 from hvpopt.krylov.trust_region import BoundedMinimum, bounded_minimum
 from hvpopt.operators import SymmetricOperator
@@ -57,6 +62,9 @@ class KrylovStep:
 
 class LanczosBasis:
     """An orthonormal basis of a Krylov space, extendable and never restarted.
+
+    Where the operator's ``holding`` shares vectors out, all processes must make the same
+    calls: the constructor, ``extend``, ``solve`` and ``ritz_vector`` exchange messages.
 
     Args:
         operator: The symmetric operator H.
@@ -93,17 +101,15 @@ class LanczosBasis:
         self.invariant = False
         self._eigen: tuple[np.ndarray, np.ndarray] | None = None
         self._asymmetry = Asymmetry()
+        self._held = Whole() if operator.holding is None else operator.holding
 
-        first, self._certainty = first_vector(operator, start, probe, seed)
-        # what of g lies outside the basis; a clone, shrunk as the basis grows
-        self._outside = None if start is None else start.to(first.dtype, copy=True)
-        # rows are basis vectors: an extension appends, a product with Q is one gemv
-        self._rows = first.new_empty(min(16, operator.size + 1), operator.size)
-        self._rows[0] = first
-        self._rhs_norm = 0.0 if start is None else float(start.to(first.dtype).norm())
-        self._rhs_coordinates: list[float] = []
-        self._outside_norms: list[float] = []
-        self._note_coordinate(first)
+        whole, self._certainty = first_vector(operator, start, probe, seed)
+        first = self._held.narrow(whole)
+        self._rows = Rows(first, operator.size + 1)
+        self._rhs: RightHandSide | None = None
+        if start is not None:
+            self._rhs = RightHandSide(start.to(whole.dtype), self._held)
+            self._rhs.note(first)
 
     # -- growing ----------------------------------------------------------------
 
@@ -114,8 +120,11 @@ class LanczosBasis:
 
     @property
     def vectors(self) -> Tensor:
-        """The basis as rows ``[k, n]``, a view."""
-        return self._rows[: self.size]
+        """The basis as rows ``[k, n]``, a view; where it is shared out, this part's.
+
+        Then ``[k, m]`` with m the entries of a vector that this process holds, maybe 0.
+        """
+        return self._rows.first(self.size)
 
     def extend(self, k: int = 1) -> int:
         """Add up to ``k`` vectors, at one product each.
@@ -133,19 +142,19 @@ class LanczosBasis:
         return k
 
     def _add_vector(self) -> None:
-        j = self.size
-        q = self._rows[j]
+        j, held = self.size, self._held
+        basis = self._rows.first(j + 1)
+        q = basis[j]
         # w = H q_j − α_j q_j − β_{j−1} q_{j−1}, with the recurrence and its rounding
         # both taken care of by orthogonalising against the whole basis
-        w = self.operator.matvec(q)
-        self.diagonal.append(float(q @ w))
-        basis = self._rows[: j + 1]
-        for again in (False, True):
-            projections = basis @ w
-            if not again:
-                self._asymmetry.note(projections[:-1], self.off_diagonal)
-            w = w - basis.mT @ projections
-        beta = float(w.norm())
+        w = held.narrow(self.operator.matvec(held.widen(q, self.operator.size)))
+        numbers = held.total(torch.cat([basis @ w, (q @ w).reshape(1)]))
+        projections = numbers[:-1]
+        self.diagonal.append(float(numbers[-1]))
+        self._asymmetry.note(projections[:-1], self.off_diagonal)
+        w = w - basis.mT @ projections
+        w = w - basis.mT @ held.total(basis @ w)
+        beta = held.norm(w)
         self.off_diagonal.append(beta)
         self._eigen = None
         if j + 1 == self.operator.size:
@@ -158,24 +167,15 @@ class LanczosBasis:
             # alone does not prove that no eigenvalue hides.
             self.invariant = True
             return
-        if j + 1 == self._rows.shape[0]:
-            self._grow()
-        self._rows[j + 1] = w / beta
-        self._note_coordinate(self._rows[j + 1])
+        self._rows.append(w / beta)
+        if self._rhs is not None:
+            self._rhs.note(self._rows.first(j + 2)[-1])
 
-    def _grow(self) -> None:
-        held, n = self._rows.shape
-        rows = self._rows.new_empty(min(2 * held, n + 1), n)
-        rows[:held] = self._rows
-        self._rows = rows
-
-    def _note_coordinate(self, q: Tensor) -> None:
-        # once more than there are products: q_{k+1} counts in the residual
-        if self._outside is not None:
-            coordinate = float(q @ self._outside)
-            self._outside.sub_(q, alpha=coordinate)
-            self._rhs_coordinates.append(coordinate)
-            self._outside_norms.append(float(self._outside.norm()))
+    def _combine(self, coordinates: np.ndarray) -> Tensor:
+        """Return the vector ``[n]`` of coordinates in the basis ``[k]``."""
+        basis = self.vectors
+        part = basis.mT @ torch.from_numpy(coordinates.copy()).to(basis)
+        return self._held.widen(part, self.operator.size)
 
     @property
     def _complete(self) -> bool:
@@ -185,7 +185,7 @@ class LanczosBasis:
     @property
     def rounding(self) -> float:
         """The rounding of one operation on numbers of size ‖H‖; never 0."""
-        eps = float(torch.finfo(self._rows.dtype).eps)
+        eps = float(torch.finfo(self.vectors.dtype).eps)
         return max(eps * self.norm_estimate, 1e-300)
 
     @property
@@ -221,8 +221,7 @@ class LanczosBasis:
 
     def ritz_vector(self, index: int = 0) -> Tensor:
         """Return the unit Ritz vector ``[n]`` of a Ritz value."""
-        coordinates = self._eigenpairs()[1][:, index]
-        return self.vectors.mT @ torch.from_numpy(coordinates.copy()).to(self._rows)
+        return self._combine(self._eigenpairs()[1][:, index])
 
     def ritz_residual(self, index: int = 0) -> float:
         """Return ``‖H x − θ x‖``, the distance from θ to some eigenvalue at most."""
@@ -245,7 +244,8 @@ class LanczosBasis:
             return False
         if self._complete:
             return True
-        return self._log_mass(value) + 2 * self._log_component(confidence) >= 0.0
+        mass = log_mass(value, self.diagonal, self.off_diagonal, self.rounding)
+        return mass + 2 * self._log_component(confidence) >= 0.0
 
     def lower_bound(self, confidence: float = 0.999) -> float:
         """Return a lower bound on λ_min that holds with probability ``confidence``.
@@ -269,9 +269,6 @@ class LanczosBasis:
 
     def _log_component(self, confidence: float) -> float:
         return log_component(self._certainty, confidence, self.operator.size)
-
-    def _log_mass(self, value: float) -> float:
-        return log_mass(value, self.diagonal, self.off_diagonal, self.rounding)
 
     # -- steps ------------------------------------------------------------------
 
@@ -299,12 +296,10 @@ class LanczosBasis:
         """
         found = self._coordinates(shift, radius)
         y = found.coordinates
-        g = np.array(self._rhs_coordinates[: self.size])
-        curvature = _quadratic(self.diagonal, self.off_diagonal, y)
         return KrylovStep(
-            vector=self.vectors.mT @ torch.from_numpy(y).to(self._rows),
+            vector=self._combine(y),
             residual_norm=self._residual(y),
-            decrease=-(float(g @ y) + 0.5 * curvature),
+            decrease=self._known_rhs.decrease(y, self.diagonal, self.off_diagonal),
             norm=float(np.linalg.norm(y)),
             multiplier=found.multiplier,
             on_boundary=found.on_boundary,
@@ -329,13 +324,17 @@ class LanczosBasis:
         """
         length = float(np.linalg.norm(self._coordinates(shift, radius).coordinates))
         error = max(self._asymmetry.error(self.operator.size), self.rounding)
-        return error * length / max(self._rhs_norm, 1e-300)
+        return error * length / max(self._known_rhs.norm, 1e-300)
+
+    @property
+    def _known_rhs(self) -> RightHandSide:
+        if self._rhs is None:
+            raise ValueError("a basis with a random start solves nothing; pass start=g")
+        return self._rhs
 
     def _coordinates(self, shift: float, radius: float | None = None) -> BoundedMinimum:
-        if self._outside is None:
-            raise ValueError("a basis with a random start solves nothing; pass start=g")
+        g = self._known_rhs.coordinates(self.size)
         theta, vectors = self._eigenpairs()
-        g = np.array(self._rhs_coordinates[: self.size])
         if radius is not None:
             found = bounded_minimum(theta + shift, vectors.T @ g, radius)
             return replace(found, coordinates=vectors @ found.coordinates)
@@ -348,17 +347,4 @@ class LanczosBasis:
         return BoundedMinimum(y, multiplier=0.0, on_boundary=False, hard_case=False)
 
     def _residual(self, y: np.ndarray) -> float:
-        # (H + τI) Q y + g = (I − Q Qᵀ) g + β_k y_k q_{k+1}, and what of g lies outside
-        # splits into its part along q_{k+1} and the rest
-        k = self.size
-        last = self.off_diagonal[-1] * float(y[-1])
-        if len(self._rhs_coordinates) > k:
-            last += self._rhs_coordinates[k]
-            return math.hypot(self._outside_norms[k], last)
-        return math.hypot(self._outside_norms[-1], last)
-
-
-def _quadratic(diagonal: list[float], off_diagonal: list[float], y: np.ndarray) -> float:
-    """Return yᵀ T y."""
-    cross = np.array(off_diagonal[:-1]) * y[:-1] * y[1:]
-    return float(np.array(diagonal) @ (y * y) + 2.0 * cross.sum())
+        return self._known_rhs.residual(self.size, self.off_diagonal[-1] * float(y[-1]))

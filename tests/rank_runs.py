@@ -1,0 +1,212 @@
+"""What the ranks of test_distributed_runs.py run: whole inversions, saved and resumed.
+
+Under torchrun it is a script: ``rank_runs.py SEED FOLDER HOW`` inverts with a checkpoint,
+rank 1 ends in its first life as HOW says, and the next life goes on.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from unittest import mock
+
+import torch
+from distributed_worker import problem
+
+import hvpopt
+from hvpopt import distributed
+from hvpopt.fwi import Survey
+from hvpopt.restart import files
+
+BOUNDS = {"lower": 1500.0, "upper": 2400.0}
+METHODS = {
+    "quasi-newton": hvpopt.QuasiNewton,
+    "trust-region": hvpopt.TrustRegionNewton,
+}
+
+
+def told(result, written):
+    """Return what is compared of a result, and what this rank wrote."""
+    records = [
+        (r.iteration, r.value, r.counts.as_dict(), r.left_out) for r in result.history
+    ]
+    return (result.x, result.fun, result.status.name, records), written
+
+
+def invert(seed, path=None, method="trust-region", ending=None, resume=False, **options):
+    """Invert, saving to a path; with an ``ending`` something happens on rank 1.
+
+    Args:
+        seed: Of the problem.
+        path: Of the checkpoint and, with another suffix, of the history.
+        method: A key of METHODS.
+        ending: ``"late"`` (its clock leaps), ``"terminated"`` (SIGTERM) or a way of
+            ``fail``, after some products.
+        resume: Go on from the path.
+        options: Of minimize, and ``misfit``: those of the misfit.
+    """
+    misfit, start = problem(seed, **options.pop("misfit", {}))
+    sharded = distributed.shard(misfit)
+    if ending is not None and distributed.rank() == min(1, distributed.size() - 1):
+        end(sharded, ending)
+    if ending == "late":
+        options["max_seconds"] = 1e6
+    written = []
+    write = files.write
+
+    def noting(file, *args, **kwargs):
+        written.append(Path(file).name)
+        write(file, *args, **kwargs)
+
+    saving = {}
+    if path is not None:
+        history = Path(path).with_suffix(".jsonl")
+        saving = {"history_file": history, "checkpoint_seconds": 0.0}
+    options["method"] = METHODS[method]()
+    with mock.patch.object(files, "write", noting):
+        if resume:
+            result = hvpopt.resume(path, sharded, **options, **saving)
+        else:
+            more = {} if path is None else {"checkpoint": path, **saving}
+            result = hvpopt.minimize(sharded, start, **BOUNDS, **options, **more)
+    return told(result, written)
+
+
+def end(sharded, how, after=5):
+    """Let something happen on this rank after some of its products."""
+    made = 0
+    original = sharded.part.hessian
+
+    def hessian(*args, **kwargs):
+        operator = original(*args, **kwargs)
+        matvec = operator.matvec
+
+        def product(vector):
+            nonlocal made
+            made += 1
+            if made == after:
+                happen(how)
+            return matvec(vector)
+
+        operator.matvec = product
+        return operator
+
+    sharded.part.hessian = hessian
+
+
+def happen(how):
+    if how == "late":
+        leap = time.monotonic() + 1e7
+        mock.patch.object(time, "monotonic", return_value=leap).start()
+    elif how == "terminated":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        raise OSError("the disk of this rank is gone")
+
+
+def several(seed, runs):
+    """Run several inversions one after the other; what each told."""
+    return [invert(seed, **run) for run in runs]
+
+
+class Spoilt:
+    """Makes the data of one shot NaN, wherever it runs.
+
+    Args:
+        shot: Its index.
+        after: Propagations with a perturbation, of any shot, before it begins.
+    """
+
+    def __init__(self, shot, after=0):
+        self.shot, self.left = shot, after
+        self.patches = []
+
+    def spoil(self, name):
+        original = getattr(Survey, name)
+        born = name == "propagate_born"
+
+        def call(survey, *args, **kwargs):
+            found = original(survey, *args, **kwargs)
+            self.left -= born
+            place = 2 if born else 1
+            shots = args[place] if len(args) > place else kwargs["shots"]
+            if self.left > 0 or survey.n_shots != 7 or self.shot not in shots:
+                return found
+            data = found[0] if born else found
+            factor = torch.ones(len(shots), 1, 1, dtype=torch.float64)
+            factor[shots.index(self.shot)] = torch.nan
+            spoilt = {channel: factor * d for channel, d in data.items()}
+            return (spoilt, *found[1:]) if born else spoilt
+
+        return call
+
+    def __enter__(self):
+        for name in ("propagate", "propagate_born"):
+            self.patches.append(mock.patch.object(Survey, name, self.spoil(name)))
+            self.patches[-1].start()
+
+    def __exit__(self, *_):
+        for patch in self.patches:
+            patch.stop()
+
+
+def lose(seed, cases, shard=True):
+    """Invert while a shot is bad; what is left, and what this rank warned of."""
+    found = []
+    for shot, after, on_bad_shot in cases:
+        misfit, start = problem(seed, on_bad_shot=on_bad_shot)
+        objective = distributed.shard(misfit) if shard else misfit
+        with warnings.catch_warnings(record=True) as warned, Spoilt(shot, after):
+            if distributed.is_main():  # the session has quietened the others
+                warnings.simplefilter("always", RuntimeWarning)
+            try:
+                result = hvpopt.minimize(
+                    objective,
+                    start,
+                    method=hvpopt.TrustRegionNewton(max_products=4),
+                    max_iter=3,
+                    **BOUNDS,
+                )
+            except Exception as error:
+                found.append((f"{type(error).__name__}: {error}", None, None))
+                continue
+        texts = [str(w.message) for w in warned if "left out" in str(w.message)]
+        found.append((*told(result, []), texts))
+    return found
+
+
+def lose_all(seed):
+    """Ask for the value of a model at which every shot is bad; the error."""
+    misfit, start = problem(seed, on_bad_shot="drop")
+    sharded = distributed.shard(misfit)
+    every = [Spoilt(shot) for shot in range(7)]
+    with ExitStack() as stack:
+        for spoilt in every:
+            stack.enter_context(spoilt)
+        try:
+            sharded.value(start)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}", sharded.left_out
+    return None
+
+
+if __name__ == "__main__":
+    seed, folder, how = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    logging.basicConfig()
+    torch.set_num_threads(1)
+    with distributed.session(timeout=20):
+        life = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        path = folder / "run.safetensors"
+        there = path.exists()
+        (x, fun, status, _), written = invert(
+            seed, path, ending=how if life == 0 else None, resume=there, max_iter=3
+        )
+        print(f"rank {distributed.rank()} in life {life}, state {there}: {status}")
+        if distributed.is_main():
+            torch.save(x, folder / "model.pt")

@@ -1,0 +1,134 @@
+"""Whole runs on many ranks: saved by one, resumed by all, ended and mended alike."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import rank_runs
+import torch
+from test_distributed import ROOT, TORCHRUN, fork_server, gap, run, same_bits
+from tolerances import SAME_INVERSION
+
+import hvpopt
+
+__all__ = ["fork_server", "run"]
+
+
+def everywhere(ran):
+    """Return what rank 0 told, once all have told the same, and what each wrote."""
+    found = ran.all()
+    assert all(same_bits(found[0][0], other[0]) for other in found)
+    return found[0][0], [written for _, written in found]
+
+
+def test_one_rank_saves_and_all_resume(run, tmp_path):
+    whole, _ = everywhere(run("rank_runs.invert", 2, max_iter=3))
+    path = tmp_path / "run.safetensors"
+    first, written = everywhere(run("rank_runs.invert", 2, path=path, max_iter=1))
+    assert first[2] == "MAX_ITERATIONS"
+    assert len(written[0]) > 2
+    assert written[1] == []
+    resuming = {"path": path, "resume": True, "max_iter": 3}
+    found, written = everywhere(run("rank_runs.invert", 2, **resuming))
+    assert same_bits(found, whole)
+    assert written[0]
+    assert written[1] == []
+    lines = path.with_suffix(".jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2, 3]
+
+
+def test_other_numbers_of_ranks_go_on_with_a_state(run, tmp_path):
+    whole, _ = everywhere(run("rank_runs.invert", 1, max_iter=3))
+    for before, after in ((2, 1), (1, 3)):
+        path = tmp_path / f"{before}.safetensors"
+        run("rank_runs.invert", before, path=path, max_iter=2).all()
+        ran = run("rank_runs.invert", after, path=path, resume=True, max_iter=3)
+        found, _ = everywhere(ran)
+        assert gap(found[0], whole[0]) <= SAME_INVERSION
+        assert found[2] == whole[2]
+        assert [row[2] for row in found[3]] == [row[2] for row in whole[3]]
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"), [("late", "MAX_SECONDS"), ("terminated", "TERMINATED")]
+)
+def test_what_one_rank_hears_ends_all_and_nothing_is_lost(run, tmp_path, ending, status):
+    path = tmp_path / "run.safetensors"
+    ran = run("rank_runs.invert", 3, path=path, ending=ending, max_iter=3)
+    ended, _ = everywhere(ran)
+    assert ended[2] == status
+    resuming = {"path": path, "resume": True, "max_iter": 3}
+    found, _ = everywhere(run("rank_runs.invert", 3, **resuming))
+    whole, _ = everywhere(run("rank_runs.invert", 3, max_iter=3))
+    assert same_bits(found, whole)
+
+
+def test_clock_ends_all_ranks_alike_without_a_state_too(run):
+    ended, _ = everywhere(run("rank_runs.invert", 2, ending="late", max_iter=3))
+    assert ended[2] == "MAX_SECONDS"
+
+
+@pytest.mark.parametrize("how", ["raised", "killed"])
+def test_torchrun_goes_on_from_the_state(seed, tmp_path, how):
+    """A rank that fails within its second step, all others with it, and the end."""
+    command = [*TORCHRUN, "--max-restarts", "1", "tests/rank_runs.py"]
+    done = subprocess.run(
+        [sys.executable, *command, str(seed), str(tmp_path), how],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # two ranks may write into one line
+    ended = re.findall(r"rank (\d) in life 1, state (\w+): ([A-Z_]+)", done.stdout)
+    assert sorted(ended) == [(rank, "True", "MAX_ITERATIONS") for rank in "01"]
+    if how == "raised":
+        assert "rank 1: OSError: the disk of this rank is gone" in done.stderr
+    misfit, start = rank_runs.problem(seed)
+    whole = hvpopt.minimize(
+        misfit, start, method=hvpopt.TrustRegionNewton(), max_iter=3, **rank_runs.BOUNDS
+    )
+    assert gap(torch.load(tmp_path / "model.pt"), whole.x) <= SAME_INVERSION
+
+
+def test_shot_that_is_bad_on_one_rank_is_dropped_by_all(run, seed):
+    cases = [
+        (3, 0, "drop"),  # from the start
+        (3, 3, "drop"),  # later, in a product or a value
+        (6, 0, "drop"),  # the only shot of its rank
+        (3, 0, "raise"),
+    ]
+    alone = rank_runs.lose(seed, cases[:3:2], shard=False)
+    found = run("rank_runs.lose", 4, cases=cases).all()
+    for case, ranks in zip(cases, zip(*found, strict=True), strict=True):
+        assert all(same_bits(ranks[0][0], other[0]) for other in ranks)
+        if case[2] == "raise":
+            assert "shot 3: the misfit is nan" in ranks[0][0]
+            continue
+        told, _, warned = ranks[0]
+        assert [left for *_, left in told[3]][-1].keys() == {f"shot {case[0]}"}
+        assert len(warned) == 1
+        assert [other[2] for other in ranks[1:]] == [[]] * 3
+    for (expected, _, _), place in zip(alone, (0, 2), strict=True):
+        told = found[0][place][0]
+        assert gap(told[0], expected[0]) <= SAME_INVERSION
+        assert told[2] == expected[2]
+        assert [row[2:] for row in told[3]] == [row[2:] for row in expected[3]]
+
+
+def test_if_every_shot_of_all_ranks_fails_none_is_dropped(run):
+    found = run("rank_runs.lose_all", 2).all()
+    assert "every shot fails" in found[0][0]
+    assert "shot 6: the misfit is nan" in found[0][0]
+    assert found[0] == found[1]
+    assert found[0][1] == {}
