@@ -160,6 +160,10 @@ def test_slope_decides_where_rounding_hides_the_decrease(generator):
     # too far is still too far: the slope has turned and grown
     beyond = Direction(-2.5 * start)
     assert Wolfe().search(problem, point, beyond).length < 1.0
+    # and backtracking asks whether the gradient has shrunk
+    assert Backtracking().search(problem, point, newton).length == 1.0
+    refused_or_shorter = Backtracking().search(problem, point, beyond)
+    assert refused_or_shorter.vector is None or refused_or_shorter.length < 1.0
 
 
 @pytest.mark.parametrize(

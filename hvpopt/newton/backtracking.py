@@ -82,9 +82,10 @@ class Backtracking:
                 value = math.inf if end is None else end.value
             elif expected < 0.0:
                 value = problem.value(vector)
-            if value <= point.value + self.decrease * expected:
+            # differences, since a sum with the value would round what is asked away
+            if value - point.value <= self.decrease * expected:
                 return Step(vector, value, length, trial, direction, point=end)
-            if drowned and end is not None and value <= point.value + hidden:
+            if drowned and end is not None and value - point.value <= hidden:
                 before = float(point.projected_gradient.norm())
                 if float(end.projected_gradient.norm()) <= GRADIENT_PROGRESS * before:
                     return Step(vector, value, length, trial, direction, point=end)

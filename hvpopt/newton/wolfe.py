@@ -172,10 +172,12 @@ class _Search:
 
     def _decreases(self, trial: _Trial) -> bool:
         asked = self.rule.decrease * trial.length * self.start.slope
-        if trial.value <= self.start.value + asked:
+        # differences, since a sum with the value would round what is asked away
+        change = trial.value - self.start.value
+        if change <= asked:
             return True
         hidden = self.rule.rounding * abs(self.start.value)
-        if trial.value > self.start.value + hidden:
+        if change > hidden:
             return False
         return trial.slope <= (2.0 * self.rule.decrease - 1.0) * self.start.slope
 
