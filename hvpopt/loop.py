@@ -18,8 +18,8 @@ from hvpopt.newton.problem import Budget, Point, Problem, SumChanged
 from hvpopt.objective import Kind, Objective
 from hvpopt.recorder import Callback, Recorder
 from hvpopt.restart.checkpoint import Checkpoint, RunState
+from hvpopt.restart.fingerprint import leave_out
 from hvpopt.restart.journal import Journal, JournalObjective
-from hvpopt.restart.state_tree import StateError
 from hvpopt.result import MinimizeResult, Status, sentence
 from hvpopt.space import ModelSpace
 
@@ -52,7 +52,11 @@ class Loop:
         saving: bool = False,
     ) -> None:
         processes = objective.processes
-        self.journal = Journal(recording=saving and processes.is_main, after=self._pause)
+        self.journal = Journal(
+            recording=saving and processes.is_main,
+            after=self._pause,
+            keeps=lambda: not self._lost_something(),
+        )
         self.problem = Problem(JournalObjective(objective, self.journal), space)
         self.method = method
         self.limits = limits
@@ -70,24 +74,25 @@ class Loop:
     # -- beginning --------------------------------------------------------------
 
     def start(
-        self, start: Tensor, checkpoint: Callable[[float], Checkpoint] | None
+        self,
+        start: Tensor,
+        checkpoint: Callable[[float, dict[str, str]], Checkpoint] | None,
     ) -> None:
         """Evaluate the first point; what fails here is raised.
 
         Args:
             start: ``[n]``.
-            checkpoint: Makes one, given the value at the start.
+            checkpoint: Makes one, given the value at the start and what it leaves out.
         """
-        value = self._start_value(start)
+        value, left_out = self._start_value(start), self._left_out()
         state = self.method.start(self.problem)
-        left_out = self._left_out()
         self.point = self._evaluate(start, state)
         if self._left_out() == left_out:
             check_repeatable(value, self.point.value)
         step = Step(start, self.point.value, 0.0, 0, Direction(start))
         self.recorder.add(step, self.point, start)
         if checkpoint is not None:
-            self.recorder.checkpoint = checkpoint(value)
+            self.recorder.checkpoint = checkpoint(value, left_out)
         self.fresh = True
         self._commit(state)
 
@@ -105,12 +110,7 @@ class Loop:
             StateError: If the objective is another sum than the run's.
         """
         objective = self.problem.objective
-        objective.leave_out(state.left_out)
-        if objective.left_out.keys() != state.left_out.keys():
-            raise StateError(
-                f"the state has left out {sorted(state.left_out)}, and this objective "
-                f"{sorted(objective.left_out)}; make the objective anew"
-            )
+        leave_out(objective, state.left_out)
         objective.restore(state.objective)
         self.drawn, self.kind = dict(state.objective), state.kind
         self.recorder.restore(state)
@@ -137,6 +137,8 @@ class Loop:
             state = self.recorder.base.method
             while True:
                 try:
+                    # a callback may have met a bad shot too
+                    self._look_for_losses()
                     step = self._next_step(state)
                 except SumChanged:
                     state = self._evaluate_again()
@@ -156,17 +158,15 @@ class Loop:
             raise error.error from None
         except Exception as error:
             if self.steps == 0 and self.pending is None:
-                # nothing is lost yet, and the caller's input is the likely cause
-                discard = self.fresh
+                # the caller's input is the likely cause, and the start all that is known;
+                # unless products of the first step are, or a process was lost
+                ended = getattr(error, "ends_run", False)
+                discard = self.fresh and not ended and not self.journal.known()
                 raise
             return self._result(Status.FAILED, f"{type(error).__name__}: {error}")
         finally:
             self._release()
-            if self.recorder.checkpoint is not None:
-                if discard:
-                    self.recorder.checkpoint.discard()
-                else:
-                    self.recorder.checkpoint.finish(self.recorder.state())
+            self.recorder.finish(discard=discard)
 
     def _next_step(self, state: Any) -> Step:
         """Return an acceptable step, or stop."""
@@ -180,17 +180,27 @@ class Loop:
         else:
             step = self.method.step(self.problem, self.point, state, self._budget())
         if step.vector is None:
-            self._look_for_losses()
+            self._look_again()
             raise Stop(Status.NO_DECREASE, step.reason)
         return step
 
-    def _look_for_losses(self) -> None:
+    def _look_again(self) -> None:
         """Raise SumChanged if what failed in trials fails, and is left out, here too."""
-        if isinstance(self.problem.last_error, FloatingPointError):
-            left_out = self._left_out()
+        error = self.problem.last_error
+        # of several processes some may have refused: an error that does not end the run
+        refused = getattr(error, "ends_run", None) is False
+        if refused or isinstance(error, FloatingPointError):
             self.problem.objective.value(self.problem.space.to_model(self.point.vector))
-            if self._left_out() != left_out:
-                raise SumChanged
+            self._look_for_losses()
+
+    def _look_for_losses(self) -> None:
+        """Raise SumChanged if the point was evaluated with what is left out by now."""
+        if self._lost_something():
+            raise SumChanged
+
+    def _lost_something(self) -> bool:
+        base = self.recorder.base
+        return base is not None and self._left_out().keys() != base.left_out.keys()
 
     def _advance(self, step: Step, state: Any) -> Any:
         """Move to the step's end and evaluate what the next iteration will read."""
@@ -294,8 +304,14 @@ class Loop:
 
     def _stationary(self) -> bool:
         history = self.recorder.history
-        largest = max(record.gradient_norm for record in history)
-        return history[-1].gradient_norm <= self.limits.gtol * largest
+        last = history[-1]
+        # of the same sum: what is left out may have been most of the gradient
+        largest = max(
+            record.gradient_norm
+            for record in history
+            if record.left_out.keys() == last.left_out.keys()
+        )
+        return last.gradient_norm <= self.limits.gtol * largest
 
     # -- telling ----------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from hvpopt.objective import Objective
 from hvpopt.recorder import Callback
 from hvpopt.restart.checkpoint import Checkpoint, ProblemState, check_checkpoint, load
 from hvpopt.restart.files import previous
-from hvpopt.restart.fingerprint import VALUE, check_same, fingerprint
+from hvpopt.restart.fingerprint import VALUE, check_same, fingerprint, value_of_same_sum
 from hvpopt.restart.signals import SignalListener
 from hvpopt.result import MinimizeResult
 from hvpopt.space import ModelSpace, PerParameter
@@ -66,7 +66,8 @@ def minimize(
         max_products: Hessian-vector products at most. The last step may be cut short.
         max_seconds: Seconds at most; looked at between products.
         gtol: Converged when the norm of the projected gradient is at most ``gtol``
-            times the largest met so far, and no negative curvature is found.
+            times the largest met so far (since a shot was dropped, if one was), and no
+            negative curvature is found.
         callback: Called with the model and its record after the start and each step.
             Returning a true value, or raising StopIteration, ends the run.
         progress: Show a tqdm bar with loss and gradient.
@@ -125,11 +126,13 @@ def minimize(
     method = _check_method(method, objective)
     main = objective.processes.is_main
 
-    def first_checkpoint(value: float) -> Checkpoint:
+    def first_checkpoint(value: float, left_out: dict[str, str]) -> Checkpoint:
         assert path is not None
         own = fingerprint(objective, space, start, method, value)
         device = str(space.device)
-        problem = ProblemState(start, _plain(options), device, _saved(limits), own)
+        problem = ProblemState(
+            start, _plain(options), device, _saved(limits), own, left_out
+        )
         return Checkpoint(
             path, problem, every=checkpoint_every, seconds=checkpoint_seconds
         )
@@ -252,7 +255,14 @@ def resume(
     check_same(problem.fingerprint, own)
     with SignalListener() as listener:
         before = objective.counts.snapshot()
-        own[VALUE] = objective.value(space.to_model(space.to_vector(start)))
+        at_start = space.to_model(space.to_vector(start))
+        own[VALUE] = value_of_same_sum(
+            objective,
+            at_start,
+            problem.fingerprint[VALUE],
+            problem.left_out,
+            state.left_out,
+        )
         check_same(problem.fingerprint, own)
         loop = Loop(
             objective,
@@ -277,6 +287,8 @@ def resume(
         )
         spent = objective.counts.snapshot() - before
         loop.restore(state, spent, saver if main else None)
+        # what the step under way has evaluated is the journal's, and not held twice
+        del state
         return _run(loop, progress)
 
 

@@ -331,8 +331,10 @@ class SumObjective(Objective):
         results = []
         for _, term in self.terms:
             before = term.counts.propagations
-            results.append(evaluate(term))
-            self.counts.tally(propagations=term.counts.propagations - before)
+            try:
+                results.append(evaluate(term))
+            finally:  # also what has failed was run
+                self.counts.tally(propagations=term.counts.propagations - before)
         return results
 
     def _weighted(self, values: list[float]) -> dict[str, float]:

@@ -324,8 +324,10 @@ class SumOperator(SymmetricOperator):
         total = torch.zeros_like(vector)
         for weight, term in self.terms:
             before = term.counts.propagations
-            total.add_(term.matvec(vector), alpha=weight)
-            self.counts.tally(propagations=term.counts.propagations - before)
+            try:
+                total.add_(term.matvec(vector), alpha=weight)
+            finally:  # also what has failed was run
+                self.counts.tally(propagations=term.counts.propagations - before)
         self.counts.tally(products=1)
         return total
 

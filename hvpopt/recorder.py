@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,8 @@ from hvpopt.objective import Kind, Objective
 from hvpopt.restart.checkpoint import Checkpoint, RunState
 from hvpopt.restart.journal import Journal
 from hvpopt.result import IterationRecord, Status, record_of
+
+logger = logging.getLogger(__name__)
 
 Callback = Callable[[Model, IterationRecord], Any]
 
@@ -149,6 +152,25 @@ class Recorder:
             seconds=time.monotonic() - self._began,
             events=tuple(self._journal.known()),
         )
+
+    def finish(self, *, discard: bool) -> None:
+        """Save the state that a run ends with, or remove what was saved.
+
+        Args:
+            discard: Remove it.
+        """
+        if self.checkpoint is None:
+            return
+        if discard:
+            self.checkpoint.discard()
+            return
+        try:
+            self.checkpoint.finish(self.state())
+        except KeyboardInterrupt:
+            logger.warning(
+                "interrupted while saving: %s holds the state saved before",
+                self.checkpoint.path,
+            )
 
     def announce(self, model: Callable[[], Model]) -> None:
         """Tell the history file, the checkpoint and the callback of the last record.

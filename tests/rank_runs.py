@@ -19,6 +19,7 @@ from distributed_worker import problem
 
 import hvpopt
 from hvpopt import distributed
+from hvpopt.distributed import messages
 from hvpopt.fwi import Survey
 from hvpopt.restart import files
 
@@ -179,6 +180,45 @@ def lose(seed, cases, shard=True):
         texts = [str(w.message) for w in warned if "left out" in str(w.message)]
         found.append((*told(result, []), texts))
     return found
+
+
+def lose_in_trials(seed, shard=True):
+    """Invert while a shot goes bad that no product meets: only trials do."""
+    misfit, start = problem(seed, on_bad_shot="drop")
+    objective = distributed.shard(misfit) if shard else misfit
+    with ExitStack() as stack:
+
+        def spoil(_, record):
+            if record.iteration == 1:
+                stack.enter_context(Spoilt(3))
+
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = hvpopt.minimize(objective, start, max_iter=3, callback=spoil, **BOUNDS)
+    return told(result, [])
+
+
+def lack_room(seed):
+    """Let rank 1 find no memory for its second vector; what the others see, and when."""
+    misfit, start = problem(seed, n_shots=3)
+    sharded = distributed.shard(misfit)
+    room, calls = messages.Room.__init__, 0
+
+    def full(*args):
+        nonlocal calls
+        calls += 1
+        if distributed.rank() == 1 and calls == 2:
+            raise MemoryError("no room for it")
+        room(*args)
+
+    began = time.monotonic()
+    with mock.patch.object(messages.Room, "__init__", full):
+        try:
+            for _ in range(3):
+                sharded.value_and_gradient(start)
+        except distributed.RankError as error:
+            return str(error), time.monotonic() - began
+    return None
 
 
 def lose_all(seed):

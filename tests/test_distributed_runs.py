@@ -13,6 +13,8 @@ from test_distributed import ROOT, TORCHRUN, fork_server, gap, run, same_bits
 from tolerances import SAME_INVERSION
 
 import hvpopt
+from hvpopt.distributed.exchange import Exchange
+from hvpopt.distributed.messages import RankError
 
 __all__ = ["fork_server", "run"]
 
@@ -124,6 +126,36 @@ def test_shot_that_is_bad_on_one_rank_is_dropped_by_all(run, seed):
         assert gap(told[0], expected[0]) <= SAME_INVERSION
         assert told[2] == expected[2]
         assert [row[2:] for row in told[3]] == [row[2:] for row in expected[3]]
+
+
+def test_shot_that_only_trials_meet_is_dropped_by_all(run, seed):
+    found, _ = everywhere(run("rank_runs.lose_in_trials", 2))
+    (x, _, status, records), _ = rank_runs.lose_in_trials(seed, shard=False)
+    assert [list(left_out) for *_, left_out in records][-1] == ["shot 3"]
+    assert gap(found[0], x) <= SAME_INVERSION
+    assert found[2] == status
+    assert [row[3] for row in found[3]] == [row[3] for row in records]
+
+
+def test_rank_without_memory_for_a_sum_tells_the_others(run):
+    ran = run("rank_runs.lack_room", 3, timeout=10.0)
+    for told, seconds in ran.found:
+        assert "rank 1: MemoryError: no room for it" in told
+        assert seconds < 5.0
+    assert ran.exits == [1, 1, 1]
+
+
+def test_what_fails_within_a_sum_parts_from_the_others():
+    """Also in a trial, where a loss may refuse a model: they are a message ahead."""
+    exchange = Exchange()
+    with pytest.raises(RankError, match="out of step") as raised, exchange._in_step():
+        raise RuntimeError("not enough memory")
+    assert raised.value.ends_run
+    assert exchange.failure is raised.value
+    exchange.failure = None
+    with pytest.raises(KeyboardInterrupt), exchange._in_step():
+        raise KeyboardInterrupt
+    assert exchange.failure is not None
 
 
 def test_if_every_shot_of_all_ranks_fails_none_is_dropped(run):

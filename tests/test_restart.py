@@ -16,6 +16,7 @@ from hvpopt.objective import Objective
 from hvpopt.operators import MatrixOperator
 from hvpopt.restart import files
 from hvpopt.restart.checkpoint import load
+from hvpopt.restart.journal import Event, Journal
 from hvpopt.restart.state_tree import StateError, decode, encode, non_finite, register
 
 
@@ -385,6 +386,82 @@ def test_run_that_fails_at_once_leaves_no_state(start, path):
     with pytest.raises(LookupError):
         hvpopt.minimize(rosenbrock, start, method=Broken(), checkpoint=path)
     assert not path.exists()
+
+
+def test_first_step_that_fails_leaves_the_state_of_its_products(start, path):
+    method = hvpopt.TrustRegionNewton(tol=1e-10)
+    whole = hvpopt.minimize(rosenbrock, start, method=method, max_iter=3)
+    failing = hvpopt.TorchObjective(rosenbrock)
+    hessian = failing.hessian
+
+    def broken(*args, **kwargs):
+        operator = hessian(*args, **kwargs)
+        matvec = operator.matvec
+
+        def product(vector):
+            if failing.counts.products == 2:
+                raise OSError("gone")
+            return matvec(vector)
+
+        operator.matvec = product
+        return operator
+
+    failing.hessian = broken
+    failing.name = hvpopt.TorchObjective(rosenbrock).name
+    with pytest.raises(OSError, match="gone"):
+        hvpopt.minimize(failing, start, method=method, max_iter=3, checkpoint=path)
+    assert len(load(path)[1].events) == 2
+    found = hvpopt.resume(path, rosenbrock, method=method)
+    same(found, whole)
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+def test_memory_that_runs_out_in_saving_ends_no_run(
+    start, path, monkeypatch, caplog, error
+):
+    def full(*_, **__):
+        raise error("not enough memory")
+
+    monkeypatch.setattr(files, "write", full)
+    found = hvpopt.minimize(rosenbrock, start, max_iter=3, checkpoint=path)
+    assert found.nit == 3
+    assert caplog.text.count("cannot be saved") == 1
+
+
+def test_interrupt_in_the_last_save_loses_no_result(start, path, monkeypatch):
+    write, calls = files.write, 0
+
+    def interrupted(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # after the start, after two steps, at the end
+            raise KeyboardInterrupt
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(files, "write", interrupted)
+    found = hvpopt.minimize(
+        rosenbrock, start, max_iter=3, checkpoint=path, checkpoint_every=2
+    )
+    assert found.nit == 3
+    assert len(load(path)[1].history) == 3
+
+
+def test_state_has_the_mode_that_the_umask_gives(start, path):
+    before = os.umask(0o027)
+    try:
+        hvpopt.minimize(rosenbrock, start, max_iter=1, checkpoint=path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_journal_that_does_not_record_keeps_nothing_that_it_replays():
+    journal = Journal(recording=False)
+    journal.replay((Event("a", 1.0), Event("b", 2.0)))
+    found = journal.answer(lambda: "a", hvpopt.Counts(), lambda: Event("", 3.0))
+    assert found.value == 1.0
+    assert journal.events == []
+    assert [event.question for event in journal.known()] == ["b"]
 
 
 # -- files and trees ------------------------------------------------------------

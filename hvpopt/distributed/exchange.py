@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hvpopt.counts import Counts
 from hvpopt.distributed.messages import (
     FINE,
     INTERRUPTED,
@@ -28,6 +30,7 @@ from hvpopt.distributed.messages import (
     Header,
     Part,
     RankError,
+    Room,
     status_of,
 )
 
@@ -60,7 +63,15 @@ class Exchange:
         group = None if self._group is None else self._group()
         return (self._group is None or group is not None) and group is default_group()
 
-    def total(self, what: str, agreed: int, work: Callable[[], Part]) -> Part:
+    def total(
+        self,
+        what: str,
+        agreed: int,
+        work: Callable[[], Part],
+        *,
+        own: Counts | None = None,
+        whole: Counts | None = None,
+    ) -> Part:
         """Return the sum of every rank's part.
 
         An error in some rank's work is raised on all. Where every rank meets the same
@@ -72,6 +83,8 @@ class Exchange:
             what: One of ``SUMS``.
             agreed: Checksum of what all ranks must hold alike.
             work: Returns this rank's part.
+            own: Counts the propagations of this rank's work.
+            whole: Is told those of all ranks, also if the work of one fails.
 
         Returns:
             The sum, the same bits on every rank.
@@ -80,21 +93,34 @@ class Exchange:
             RankError: If a rank failed, is lost, or differs.
             KeyboardInterrupt: If a rank was interrupted in its work.
         """
-        if self.size == 1:
-            return work()
-        if self.failure is not None:
+        own = own or Counts()
+        before = own.propagations
+        if self.size > 1 and self.failure is not None:
             raise RankError(str(self.failure), self.failure.ranks)
-        part, error = Part(), None
+        part, error, room = Part(), None, None
         try:
             part = work()
+            if self.size > 1 and part.vector is not None:
+                # before the others count on this rank to send it
+                room = Room(part.vector, self.size, self._device)
         except BaseException as raised:
             error = raised
-        headers = self._agree(what, agreed, part, error)
-        return Part(
-            sum(h.value for h in headers),
-            None if part.vector is None else self._sum(part.vector),
-            sum(h.propagations for h in headers),
-        )
+        spent = own.propagations - before
+        if self.size == 1:
+            if whole is not None:
+                whole.tally(propagations=spent)
+            if error is not None:
+                raise error
+            return part
+        headers = self._headers(what, agreed, part.value, spent, error)
+        if whole is not None:
+            whole.tally(propagations=sum(h.propagations for h in headers))
+        self._check(headers, error)
+        value = sum(h.value for h in headers)
+        if room is None:
+            return Part(value)
+        with self._in_step():
+            return Part(value, self._sum(room).to(room.home))
 
     def gather(self, row: Tensor, agreed: int) -> Tensor:
         """Return a row of numbers of every rank, for what ranks hold in parts.
@@ -117,11 +143,11 @@ class Exchange:
         if self.failure is not None:
             raise RankError(str(self.failure), self.failure.ranks)
         alone = row.numel() == 1
-        part = Part(float(row)) if alone else Part()
-        headers = self._agree("basis", agreed, part, None)
+        headers = self._agree("basis", agreed, float(row) if alone else 0.0)
         if alone:
             return row.new_tensor([[h.value] for h in headers], dtype=torch.float64)
-        return self._rows(row.double()).to(row.device)
+        with self._in_step():
+            return self._rows(row.double()).to(row.device)
 
     def largest(self, number: float) -> float:
         """Return the largest of the numbers that ranks give; one message.
@@ -136,7 +162,7 @@ class Exchange:
             return number
         if self.failure is not None:
             raise RankError(str(self.failure), self.failure.ranks)
-        headers = self._agree("flag", 0, Part(number), None)
+        headers = self._agree("flag", 0, number)
         return max(h.value for h in headers)
 
     def tell(self, text: str) -> list[str]:
@@ -152,7 +178,8 @@ class Exchange:
             return [text]
         raw = text.encode()
         length = int(self.largest(len(raw)))
-        return self._texts(raw, max(1, length))
+        with self._in_step():
+            return self._texts(raw, max(1, length))
 
     def leave(self, error: BaseException | None) -> None:
         """Part from the others: the last sum, which tells them of an error.
@@ -183,22 +210,41 @@ class Exchange:
 
     # -- inside -----------------------------------------------------------------
 
-    def _agree(
-        self, what: str, agreed: int, part: Part, error: BaseException | None
-    ) -> list[Header]:
+    def _agree(self, what: str, agreed: int, value: float) -> list[Header]:
         """Exchange the first message; return every rank's, all fine and alike."""
-        self._step += 1
-        header = Header(
-            status_of(error),
-            SUMS.index(what),
-            self._step,
-            agreed,
-            part.value,
-            part.propagations,
-        )
-        headers = [Header.unpack(row) for row in self._gather(header.pack())]
-        self._check(headers, error)
+        headers = self._headers(what, agreed, value)
+        self._check(headers, None)
         return headers
+
+    def _headers(
+        self,
+        what: str,
+        agreed: int,
+        value: float,
+        spent: int = 0,
+        error: BaseException | None = None,
+    ) -> list[Header]:
+        self._step += 1
+        place = SUMS.index(what)
+        header = Header(status_of(error), place, self._step, agreed, value, spent)
+        with self._in_step():
+            return [Header.unpack(row) for row in self._gather(header.pack())]
+
+    @contextmanager
+    def _in_step(self) -> Iterator[None]:
+        """A block that the other ranks are in too: what fails in it parts from them."""
+        try:
+            yield
+        except BaseException as error:
+            if self.failure is None:
+                self.failure = RankError(
+                    f"rank {self.rank} failed in a sum, and is out of step with the "
+                    f"others ({type(error).__name__}: {error})",
+                    (self.rank,),
+                )
+            if isinstance(error, Exception) and error is not self.failure:
+                raise self.failure from error
+            raise
 
     def _check(self, headers: list[Header], error: BaseException | None) -> None:
         """Raise what every rank must raise, if anything."""
@@ -225,7 +271,8 @@ class Exchange:
         self, headers: list[Header], failed: list[int], error: BaseException | None
     ) -> None:
         text = "" if error is None else f"{type(error).__name__}: {error}"
-        texts = self._texts(text.encode()[:_TEXT], _TEXT)
+        with self._in_step():
+            texts = self._texts(text.encode()[:_TEXT], _TEXT)
         statuses = {headers[rank].status for rank in failed}
         if statuses == {INTERRUPTED}:
             raise KeyboardInterrupt
@@ -261,20 +308,15 @@ class Exchange:
         self._call(dist.all_gather, list(rows.unbind(0)), sent)
         return rows
 
-    def _sum(self, vector: Tensor) -> Tensor:
-        n = vector.numel()
-        slice_size = -(-n // self.size)
-        sent = vector.new_zeros(self.size * slice_size, device=self._device)
-        sent[:n] = vector
-        parts = torch.empty_like(sent)
-        self._call(dist.all_to_all_single, parts, sent)
-        rows = parts.reshape(self.size, slice_size)
-        total = rows[0].double()
+    def _sum(self, room: Room) -> Tensor:
+        self._call(dist.all_to_all_single, room.parts, room.sent)
+        rows = room.parts.reshape(self.size, -1)
+        room.total.copy_(rows[0])
         for row in rows[1:]:
-            total += row
-        slices = list(sent.reshape(self.size, slice_size).unbind(0))
-        self._call(dist.all_gather, slices, total.to(vector.dtype))
-        return sent[:n].to(vector.device)
+            room.total += row
+        slices = list(room.sent.reshape(self.size, -1).unbind(0))
+        self._call(dist.all_gather, slices, room.total.to(room.sent.dtype))
+        return room.sent[: room.n]
 
     def _call(self, collective: Callable[..., Any], *tensors: Any) -> None:
         try:

@@ -42,12 +42,10 @@ class Part:
     Attributes:
         value: A scalar.
         vector: ``[n]``, of the same dtype on every rank; or None.
-        propagations: Wave propagations that it took.
     """
 
     value: float = 0.0
     vector: Tensor | None = None
-    propagations: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Header:
         step: Number of the sum.
         agreed: Checksum of what all ranks must hold alike.
         value: Of its part.
-        propagations: Likewise.
+        propagations: Wave propagations that its work took.
     """
 
     status: int
@@ -79,6 +77,24 @@ class Header:
     def unpack(cls, row: Tensor) -> Header:
         """Return the header of such a row."""
         return cls(*struct.unpack("<4qdq", row.numpy().tobytes()))
+
+
+class Room:
+    """Where a vector is summed: two of its size, and a slice in float64.
+
+    Args:
+        vector: This rank's.
+        size: Ranks.
+        device: Where messages are made.
+    """
+
+    def __init__(self, vector: Tensor, size: int, device: torch.device) -> None:
+        self.n, self.home = vector.numel(), vector.device
+        each = -(-self.n // size)
+        self.sent = vector.new_zeros(size * each, device=device)
+        self.sent[: self.n] = vector
+        self.parts = torch.empty_like(self.sent)
+        self.total = self.sent.new_empty(each, dtype=torch.float64)
 
 
 def status_of(error: BaseException | None) -> int:

@@ -46,7 +46,7 @@ class MisfitOfShots(WaveformMisfit):
         return super().groups(model, self.shots if shots is None else shots)
 
     def seconds(self, model: Model, shots: Sequence[int]) -> Tensor:
-        """Return the seconds of the value of some shots, one by one; not counted.
+        """Return the seconds of the value of some shots, one by one.
 
         Args:
             model: Where.
@@ -61,5 +61,6 @@ class MisfitOfShots(WaveformMisfit):
             for shot in [*shots[:1], *shots]:
                 began = time.perf_counter()
                 float(self.waveforms.loss(models, [shot]))
+                self.counts.tally(propagations=1)
                 seconds[shot] = time.perf_counter() - began
         return seconds

@@ -92,30 +92,26 @@ class ShardedHessian(SymmetricOperator):
         return self.part.curvature
 
     def _product(self, vector: Tensor) -> Tensor:
-        before = self.part.counts.propagations
-
         def work() -> Part:
             if self.part.shots:
                 row = self.part.matvec(vector)
             else:
                 row = torch.zeros_like(vector)
-            spent = self.part.counts.propagations - before
-            return Part(0.0, row.to(self._wire), spent)
+            return Part(0.0, row.to(self._wire))
 
         alone = self._exchange.size == 1
         agreed = 0 if alone else combined(self._agreed, checksum(vector))
         try:
-            total = self._exchange.total("product", agreed, work)
+            total = self._exchange.total(
+                "product", agreed, work, own=self.part.counts, whole=self.counts
+            )
         except (RankError, BadShotError) as error:
-            spent = self.part.counts.propagations - before
-            dropped = self._dropping.settle(error, spent)
-            self.counts.tally(propagations=dropped.propagations)
-            if dropped.reasons:
-                raise ShotDropped("product", dropped.reasons) from error
+            if dropped := self._dropping.settle(error):
+                raise ShotDropped("product", dropped) from error
             raise
         assert total.vector is not None
         self._note_reduced(total.vector)
-        self.counts.tally(products=1, propagations=total.propagations)
+        self.counts.tally(products=1)
         return total.vector
 
     def close(self) -> None:

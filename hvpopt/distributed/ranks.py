@@ -113,7 +113,8 @@ def session(timeout: float = 60.0, *, backend: str | None = None) -> Iterator[No
 
     Args:
         timeout: Seconds that a rank waits for the others in one message. It must be
-            longer than the fastest rank waits for the slowest in one evaluation. Ranks
+            longer than the fastest rank waits for the slowest in one evaluation, and
+            than rank 0 takes to save. Ranks
             end within this time of a failure, and of what they are computing.
         backend: Default ``"nccl"`` where every local rank has a GPU, else ``"gloo"``.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import reduce
 
 import torch
@@ -162,7 +161,7 @@ class ShardedMisfit(Objective):
             return Part()
 
         total = self._total("value", self._agreed(model), work)
-        self.counts.tally(values=1, propagations=total.propagations)
+        self.counts.tally(values=1)
         return total.value
 
     def value_and_gradient(self, model: Model) -> tuple[float, Model]:
@@ -186,7 +185,8 @@ class ShardedMisfit(Objective):
             return Part(0.0, torch.cat(zeros))
 
         total = self._total("gradient", self._agreed(model), work)
-        self.counts.tally(gradients=1, propagations=total.propagations)
+        self._note_reduced(total.vector)
+        self.counts.tally(gradients=1)
         assert total.vector is not None
         rows = torch.split(total.vector, [t.numel() for t in tensors])
         return total.value, rebuild(
@@ -258,15 +258,13 @@ class ShardedMisfit(Objective):
         """Return the seconds of each shot's value, measured on the rank that runs it.
 
         Args:
-            model: Where to measure. It counts one propagation a shot.
+            model: Where to measure. It takes one propagation a shot, and one on top.
         """
 
         def work() -> Part:
-            seconds = self.part.seconds(model, self.shots)
-            return Part(0.0, seconds, len(self.shots) + bool(self.shots))
+            return Part(0.0, self.part.seconds(model, self.shots))
 
-        total = self.exchange.total("costs", self._agreed(model), work)
-        self.counts.tally(propagations=total.propagations)
+        total = self._total("costs", self._agreed(model), work)
         assert total.vector is not None
         return [float(s) for s in total.vector.clamp(min=1e-9)]
 
@@ -278,24 +276,15 @@ class ShardedMisfit(Objective):
             self.waveforms.models(copy_model(model))
 
     def _total(self, what: str, agreed: int, work: Callable[[], Part]) -> Part:
-        """Return a sum over ranks; its propagations are those that all have run."""
-        before = self.part.counts.propagations
-
-        def counted() -> Part:
-            part = work()
-            return replace(part, propagations=self.part.counts.propagations - before)
-
+        """Return a sum over ranks, without the shots that were dropped in it."""
         try:
-            total = self.exchange.total(what, agreed, counted)
+            return self.exchange.total(
+                what, agreed, work, own=self.part.counts, whole=self.counts
+            )
         except (RankError, BadShotError) as error:
-            spent = self.part.counts.propagations - before
-            dropped = self._dropping.settle(error, spent)
-            if not dropped.reasons:
+            if not self._dropping.settle(error):
                 raise
-            self.counts.tally(propagations=dropped.propagations)
-            return self._total(what, agreed, work)
-        self._note_reduced(total.vector)
-        return total
+        return self._total(what, agreed, work)
 
     def _note_reduced(self, vector: Tensor | None) -> None:
         if vector is not None and self.exchange.size > 1:
@@ -319,8 +308,7 @@ class ShardedMisfit(Objective):
             return Part()
 
         agreed = self._agreed(model)
-        total = self._total("hessian", agreed, work)
-        self.counts.tally(propagations=total.propagations)
+        self._total("hessian", agreed, work)
         (operator,) = made
         encoded = operator._waveforms.survey is not self.survey
         costs = [1.0 if encoded else self.costs[shot] for shot in operator.shots]

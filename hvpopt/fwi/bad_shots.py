@@ -5,10 +5,11 @@ Where the caller allows it, bad shots are dropped: from then on value, gradient 
 products are those of the survey without them, normalised by the data that are left.
 
 A minimiser must never compare a value with a shot to one without it. Therefore no shot is
-dropped in a trial, whose step is shortened instead. At a new point value and gradient are
-both evaluated again without the shot before anything is compared to them. A product
-belongs to a point whose value is known already: it drops the shot and raises
-``ShotDropped``, for the caller to evaluate that point again.
+dropped in a trial, whose step is shortened instead; only if all trials fail is the point
+that they left evaluated once more, and what is bad there dropped. At a new point value
+and gradient are both evaluated again without the shot before anything is compared to
+them. A product belongs to a point whose value is known already: it drops the shot and
+raises ``ShotDropped``, for the caller to evaluate that point again.
 """
 
 from __future__ import annotations

@@ -65,8 +65,9 @@ class WaveformMisfit(ShotSum):
         seed: For ``"random"`` and ``"encoded"``. Default 0.
         on_bad_shot: What becomes of a shot that keeps failing. ``"raise"`` (default):
             ``BadShotError`` names it. ``"drop"``: it is left out, with a warning, and
-            the misfit is that of the survey without it from then on; except in a trial
-            of ``minimize``, where it shortens the step.
+            the misfit is that of the survey without it from then on. Not in a trial of
+            ``minimize``, where it shortens the step; if no trial is left, the point that
+            they started from is looked at, and what is bad there is dropped.
         name: What its part is called in a sum. Default ``"waveforms"``.
 
     Attributes:

@@ -36,6 +36,7 @@ class ProblemState:
         device: Of the model.
         limits: ``max_iter``, ``max_products`` and ``gtol``.
         fingerprint: See ``fingerprint``.
+        left_out: What the objective had left out when its value at the start was taken.
     """
 
     model: Any
@@ -43,6 +44,7 @@ class ProblemState:
     device: str
     limits: dict[str, float]
     fingerprint: dict[str, Any]
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class Checkpoint:
             files.write(self.path, skeleton, tensors, keep=self._keep)
             self._keep = True
             self._newest = len(state.history), len(state.events)
-        except (OSError, StateError, TypeError) as error:
+        except (OSError, StateError, TypeError, MemoryError, RuntimeError) as error:
             level = logging.DEBUG if self._warned else logging.WARNING
             logger.log(
                 level,

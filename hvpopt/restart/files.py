@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -60,8 +61,11 @@ def write(
     metadata[CHECKSUM] = checksum(content, tensors)
     new = path.with_name(path.name + ".new")
     try:
+        with open(new, "wb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         # straight from the tensors: no second copy of them is made on the way
         save_tensors(dict(tensors), new, metadata)
+        os.chmod(new, mode)  # as the umask has it, which safetensors does not heed
         with open(new, "rb+") as file:
             os.fsync(file.fileno())
     except (OSError, safetensors.SafetensorError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -17,6 +18,8 @@ from hvpopt.objective import Objective
 from hvpopt.restart.files import tensor_bytes
 from hvpopt.restart.state_tree import StateError
 from hvpopt.space import ModelSpace
+
+logger = logging.getLogger(__name__)
 
 #: Relative difference of the loss at the start that is another loss. Threads may add in
 #: another order, and other machines round otherwise; other data differ by far more.
@@ -97,6 +100,70 @@ def check_same(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             differences.append(f"{key}: {there!r} there, {here!r} here")
     if differences:
         raise StateError("the state is of another problem. " + "; ".join(differences))
+
+
+def leave_out(objective: Objective, what: Mapping[str, str]) -> None:
+    """Make an objective the sum that another one was, and no smaller one.
+
+    Args:
+        objective: To leave something out.
+        what: The other's ``left_out``.
+
+    Raises:
+        StateError: If it has no such parts, or has left out more.
+    """
+    try:
+        objective.leave_out(what)
+    except ValueError as error:
+        raise StateError(f"the state is of another problem: {error}") from error
+    if objective.left_out.keys() != what.keys():
+        raise StateError(
+            f"the state has left out {sorted(what)}, and this objective "
+            f"{sorted(objective.left_out)}; make the objective anew"
+        )
+
+
+def value_of_same_sum(
+    objective: Objective,
+    start: Model,
+    saved: float,
+    then: Mapping[str, str],
+    later: Mapping[str, str],
+) -> float:
+    """Return an objective's value at the start of a run, to be compared with the saved.
+
+    Args:
+        objective: To evaluate.
+        start: Where.
+        saved: The value then; returned where the two cannot be compared, with a warning:
+            a shot that went bad during the run is bad now.
+        then: What the objective had left out when the saved value was taken.
+        later: What it had left out when it was saved.
+
+    Returns:
+        The value.
+
+    Raises:
+        StateError: If it leaves out what the run did not.
+    """
+    try:
+        objective.leave_out(then)
+    except ValueError as error:
+        raise StateError(f"the state is of another problem: {error}") from error
+    value = objective.value(start)
+    now = objective.left_out
+    if now.keys() == then.keys():
+        return value
+    if now.keys() <= later.keys():
+        logger.warning(
+            "the loss at the start cannot be compared with the saved one: %s, which the "
+            "run left out later, is left out already",
+            ", ".join(sorted(now.keys() - then.keys())),
+        )
+        return saved
+    raise StateError(
+        f"the objective leaves out {sorted(now)}, and the saved run only {sorted(later)}"
+    )
 
 
 def describe(tree: Any) -> Any:

@@ -53,6 +53,8 @@ class Journal:
     Args:
         recording: Keep events at all. Default True.
         after: Called after each evaluation that was really made.
+        keeps: Says after an evaluation whether it is of the sum that the step began
+            with; one that has lost a shot is not to be answered with. Default always.
 
     Attributes:
         events: Of this step, oldest first, replayed ones included.
@@ -61,13 +63,17 @@ class Journal:
     """
 
     def __init__(
-        self, *, recording: bool = True, after: Callable[[], None] | None = None
+        self,
+        *,
+        recording: bool = True,
+        after: Callable[[], None] | None = None,
+        keeps: Callable[[], bool] = lambda: True,
     ) -> None:
         self.recording = recording
         self.events: list[Event] = []
         self.repeated = Counts()
         self._waiting: list[Event] = []
-        self._after = after
+        self._after, self._keeps = after, keeps
 
     @property
     def replaying(self) -> bool:
@@ -100,14 +106,15 @@ class Journal:
         if self._waiting and self._waiting[0].question == asked:
             event = self._waiting.pop(0)
             counts.tally(**event.counts.as_dict())
-            self.events.append(event)
+            if self.recording:
+                self.events.append(event)
             return event
         before = counts.snapshot()
         # what fails or is not finite was no event then either, and is none now
         event = make()
         if _finite(event):
             self._give_up_waiting()
-        if self.recording and _finite(event):
+        if self.recording and _finite(event) and self._keeps():
             spent = counts.snapshot() - before
             event = replace(event, question=asked, counts=spent)
             self.events.append(event)
