@@ -124,6 +124,7 @@ class RadiusSearch:
         self.rounding = self.free.operator.noise * abs(point.value)
         self.slack = 0.0 if exacting else self.rounding
         self.trials = 0
+        self.refused = math.inf  # the shortest step of this basis that was no good
 
     def run(self, radius: float | None) -> Step:
         """Return the step of the best radius met.
@@ -144,12 +145,13 @@ class RadiusSearch:
             trial = self._try(radius)
             if trial.accepted:
                 return self._finish(*self._larger(trial), status)
+            self.refused = min(self.refused, trial.step.norm)
             radius = self._shorter(trial)
             hopeless = trial.drowned or self._vanishes(radius)
             if self.trials >= self.max_trials or (hopeless and not self._refine(first)):
                 return self._give_up(trial, status)
             if hopeless:
-                radius = first
+                radius, self.refused = first, math.inf
 
     # -- the Krylov space -------------------------------------------------------
 
@@ -242,7 +244,10 @@ class RadiusSearch:
             and not trial.drowned
             and self.trials < self.max_trials
         ):
-            larger = self._try(self.radii.grow * trial.radius)
+            radius = self.radii.grow * trial.radius
+            if radius >= self.refused:  # it would be that step again, or a longer one
+                return trial, True
+            larger = self._try(radius)
             if not larger.accepted or larger.value >= trial.value:
                 return trial, True
             trial = larger
