@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
+from hvpopt.holding import WHOLE, Holding
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-    from hvpopt.krylov.holding import Holding
     from hvpopt.models import Model
     from hvpopt.space import ModelSpace
 
@@ -47,12 +47,11 @@ class SymmetricOperator(ABC):
         cost: Of a product, relative to one with the whole matrix that this one stands
             for: under 1 for an estimate from some of its parts.
         holding: How a Krylov basis of this operator may be held by processes that all
-            make its products; None for whole vectors. Operators made of others take
-            theirs.
+            make its products. Default whole. Operators made of others take theirs.
     """
 
     cost = 1.0
-    holding: Holding | None = None
+    holding: Holding = WHOLE
 
     def __init__(
         self,
@@ -318,7 +317,7 @@ class SumOperator(SymmetricOperator):
         # beside a sketch of waves a term that is whole, a regulariser, costs nothing
         self.cost = min(term.cost for _, term in terms)
         holdings = (term.holding for _, term in terms)
-        self.holding = next((h for h in holdings if h is not None), None)
+        self.holding = next((h for h in holdings if h is not WHOLE), WHOLE)
 
     def _product(self, vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)

@@ -9,7 +9,7 @@ import hvpopt
 from hvpopt import distributed
 from hvpopt.distributed.ranks import current_exchange
 from hvpopt.distributed.slices import Slices
-from hvpopt.krylov.holding import Rows
+from hvpopt.krylov.rows import Rows
 
 
 def smooth(v):

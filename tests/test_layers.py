@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "hvpopt"
 #: Data flows to the right; a module imports only what stands to the left of it.
 ORDER = (
     "counts",
+    "holding",
     "models",
     "space",
     "operators",

@@ -11,7 +11,8 @@ from tolerances import SAME_INVERSION, SHARED_BASIS
 import hvpopt
 from hvpopt.distributed.ranks import current_exchange
 from hvpopt.distributed.slices import Slices
-from hvpopt.krylov.holding import FIRST_ROWS
+from hvpopt.holding import WHOLE
+from hvpopt.krylov.rows import FIRST_ROWS
 from hvpopt.operators import RestrictedOperator, ShiftedOperator
 from hvpopt.restart.journal import Journal, JournalOperator
 
@@ -34,7 +35,7 @@ def test_operators_made_of_others_hold_a_basis_as_they_do():
         JournalOperator(shared, Journal(), "product"),
     ):
         assert operator.holding is shared.holding
-    assert (plain + plain).holding is None
+    assert (plain + plain).holding is WHOLE
 
 
 def test_without_other_ranks_nothing_is_shared(seed):

@@ -15,7 +15,7 @@ from hvpopt.distributed.messages import Part, RankError
 from hvpopt.fwi.bad_shots import BadShotError, ShotDropped
 from hvpopt.fwi.born import WaveformHessian
 from hvpopt.fwi.groups import groups_of
-from hvpopt.krylov.holding import Holding
+from hvpopt.holding import WHOLE, Holding
 from hvpopt.operators import SymmetricOperator
 
 
@@ -34,7 +34,7 @@ class ShardedHessian(SymmetricOperator):
         counts: The tally to advance.
         note_reduced: Told each vector that is summed.
         dropping: Asked when a product has failed.
-        holding: How a Krylov basis is held. Default None: whole on every rank.
+        holding: How a Krylov basis is held. Default whole on every rank.
 
     Attributes:
         kind: ``"exact"`` or ``"gauss-newton"``.
@@ -53,7 +53,7 @@ class ShardedHessian(SymmetricOperator):
         counts: Counts,
         note_reduced: Callable[[Tensor | None], None],
         dropping: Dropping,
-        holding: Holding | None = None,
+        holding: Holding = WHOLE,
     ) -> None:
         super().__init__(
             operator.size,

@@ -22,6 +22,7 @@ from hvpopt.fwi.born import WaveformHessian
 from hvpopt.fwi.misfit import WaveformMisfit
 from hvpopt.fwi.survey import Survey
 from hvpopt.fwi.waveforms import Waveforms
+from hvpopt.holding import WHOLE, Holding
 from hvpopt.models import Model, copy_model, named_tensors, rebuild
 from hvpopt.objective import Kind, Objective
 from hvpopt.processes import Processes
@@ -293,9 +294,9 @@ class ShardedMisfit(Objective):
     def _note_gathered(self, vector: Tensor) -> None:
         self.bytes_gathered += vector.numel() * vector.element_size()
 
-    def _slices(self, agreed: int) -> Slices | None:
+    def _holding(self, agreed: int) -> Holding:
         if not self.share_basis or self.exchange.size == 1:
-            return None
+            return WHOLE
         return Slices(self.exchange, agreed, self._note_gathered)
 
     def _share_out(
@@ -321,7 +322,7 @@ class ShardedMisfit(Objective):
             counts=self.counts.child(),
             note_reduced=self._note_reduced,
             dropping=self._dropping,
-            holding=self._slices(agreed),
+            holding=self._holding(agreed),
         )
 
     def _agreed(self, model: Model) -> int:

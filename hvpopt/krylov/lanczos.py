@@ -29,8 +29,8 @@ from torch import Tensor
 
 from hvpopt.krylov.asymmetry import Asymmetry
 from hvpopt.krylov.bounds import log_component, log_mass, lower_bound
-from hvpopt.krylov.holding import Rows, Whole
 from hvpopt.krylov.right_hand_side import RightHandSide
+from hvpopt.krylov.rows import Rows
 from hvpopt.krylov.start import first_vector
 from hvpopt.krylov.trust_region import BoundedMinimum, bounded_minimum
 from hvpopt.operators import SymmetricOperator
@@ -101,7 +101,7 @@ class LanczosBasis:
         self.invariant = False
         self._eigen: tuple[np.ndarray, np.ndarray] | None = None
         self._asymmetry = Asymmetry()
-        self._held = Whole() if operator.holding is None else operator.holding
+        self._held = operator.holding
 
         whole, self._certainty = first_vector(operator, start, probe, seed)
         first = self._held.narrow(whole)

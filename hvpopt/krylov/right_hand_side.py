@@ -15,7 +15,7 @@ import math
 import numpy as np
 from torch import Tensor
 
-from hvpopt.krylov.holding import Holding
+from hvpopt.holding import Holding
 
 
 class RightHandSide:
