@@ -1,0 +1,189 @@
+"""The loss of a closure as an Objective, and its Hessian by double backprop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from hvpopt.hessian import HessianOperator, check_scalar, model_noise
+from hvpopt.models import Model, named_tensors
+from hvpopt.objective import Kind, Linearisation, Objective
+from hvpopt.operators import SymmetricOperator
+from hvpopt.space import ModelSpace
+
+Closure = Callable[[], Tensor]
+
+
+class ClosureObjective(Objective):
+    """The loss of a closure, which reads the parameters where they are.
+
+    A graph must find the values that it was built with, while trials need others. Each
+    evaluation therefore lends the parameters the memory of its own model and gives theirs
+    back: nothing is overwritten, and autograd sees no change in place.
+
+    Args:
+        params: The parameters, leaves.
+
+    Attributes:
+        closure: Computes the loss and returns it; set before each step.
+    """
+
+    def __init__(self, params: list[Tensor]) -> None:
+        super().__init__("closure")
+        self.params = params
+        self.closure: Closure | None = None
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Raise TypeError: there is nothing to pass."""
+        raise TypeError("a closure reads its parameters, and takes no tensors")
+
+    @contextmanager
+    def placed(self, model: Model) -> Iterator[None]:
+        """Let the parameters be a model for as long as the context lasts."""
+        homes = [p.data for p in self.params]
+        try:
+            for parameter, tensor in zip(
+                self.params, named_tensors(model).values(), strict=True
+            ):
+                parameter.data = tensor.detach()
+            yield
+        finally:
+            for parameter, home in zip(self.params, homes, strict=True):
+                parameter.data = home
+
+    def value(self, model: Model) -> float:
+        """Return the loss, building no graph."""
+        with self.placed(model), torch.no_grad():
+            value = self._call()
+        self.counts.tally(values=1)
+        return float(value)
+
+    def differentiate(
+        self, model: Model, *, create_graph: bool
+    ) -> tuple[float, list[Tensor]]:
+        """Return the loss and its gradient, one tensor for each parameter; not counted.
+
+        Args:
+            model: Where.
+            create_graph: Keep the graph, for second derivatives.
+
+        Raises:
+            ValueError: If the loss is no scalar, carries no graph, ignores a parameter,
+                or the closure called ``backward()``.
+        """
+        with self.placed(model), torch.enable_grad():
+            value = self._without_backward()
+            check_scalar(value)
+            if not value.requires_grad:
+                raise ValueError(
+                    "the loss does not depend on the parameters: it carries no graph; "
+                    "check for .detach(), .item() or torch.no_grad() in the closure"
+                )
+            found = torch.autograd.grad(
+                value, self.params, create_graph=create_graph, allow_unused=True
+            )
+        ignored = [i for i, g in enumerate(found) if g is None]
+        if ignored:
+            raise ValueError(
+                f"the loss ignores the parameters of index {ignored} among those that "
+                "require a gradient; leave them out, or set requires_grad to False"
+            )
+        return float(value.detach()), [g for g in found if g is not None]
+
+    def _call(self) -> Tensor:
+        assert self.closure is not None
+        return self.closure()
+
+    def _without_backward(self) -> Tensor:
+        """Call the closure, and refuse one that frees its graph."""
+        kept = [p.grad for p in self.params]
+        try:
+            for parameter in self.params:
+                parameter.grad = None
+            value = self._call()
+            if any(p.grad is not None and bool(p.grad.any()) for p in self.params):
+                raise ValueError(
+                    "the closure called backward(); it must only return the loss, whose "
+                    "graph Hessian-vector products need"
+                )
+        finally:
+            for parameter, gradient in zip(self.params, kept, strict=True):
+                parameter.grad = gradient
+        return value
+
+    def value_and_gradient(self, model: Model) -> tuple[float, Model]:
+        """Return the loss and its gradient."""
+        value, gradients = self.differentiate(model, create_graph=False)
+        self.counts.tally(gradients=1)
+        return value, tuple(g.clone() for g in gradients)
+
+    def hessian(
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+    ) -> HessianOperator:
+        """Return the Hessian by double backprop, one graph for every product.
+
+        Args:
+            model: Where to linearise.
+            kind: ``"exact"``.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+
+        Raises:
+            ValueError: For Gauss-Newton, which a plain loss has not.
+        """
+        if kind == "gauss-newton":
+            raise ValueError(
+                "a closure's loss has no residual for Gauss-Newton; use a method with "
+                "the exact Hessian"
+            )
+        space = ModelSpace(model) if space is None else space
+        return ClosureHessian(self, model, space)
+
+    def linearise(
+        self,
+        model: Model,
+        kind: Kind | None = "exact",
+        *,
+        space: ModelSpace | None = None,
+    ) -> Linearisation:
+        """Return value, gradient and Hessian from one graph."""
+        if kind is None:
+            return super().linearise(model, None)
+        operator = self.hessian(model, kind, space=space)
+        return Linearisation(operator.value, operator.gradient, operator)
+
+
+class ClosureHessian(HessianOperator):
+    """Products from the graph of a closure's gradient, each at the graph's own model.
+
+    Args:
+        objective: Of the closure.
+        model: Where to linearise.
+        space: Flat coordinates.
+    """
+
+    def __init__(
+        self, objective: ClosureObjective, model: Model, space: ModelSpace
+    ) -> None:
+        # the parameters are the leaves here, where HessianOperator makes its own
+        SymmetricOperator.__init__(
+            self,
+            space.size,
+            dtype=space.dtype,
+            device=space.device,
+            space=space,
+            counts=objective.counts.child(),
+            noise=model_noise(model),
+        )
+        self._objective = objective
+        self._model = space.arrange(model)
+        self.value, gradients = objective.differentiate(model, create_graph=True)
+        self.counts.tally(gradients=1)
+        self.gradient = tuple(g.detach().clone() for g in gradients)
+        self._graph = (objective.params, gradients)
+
+    def _product(self, vector: Tensor) -> Tensor:
+        with self._objective.placed(self._model):
+            return super()._product(vector)
