@@ -228,7 +228,9 @@ class Loop:
         self.journal.clear()
         state = self.method.start(self.problem)
         self._note_state(state)
-        self.point = self.problem.linearise(self.point.vector, self.kind)
+        last = self.steps >= self.limits.max_iter or self._spent_out()
+        kind = None if last else self.kind
+        self.point = self.problem.linearise(self.point.vector, kind)
         self.recorder.correct(self.point)
         self._commit(state)
         if self.recorder.checkpoint is not None:

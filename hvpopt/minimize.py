@@ -66,8 +66,9 @@ def minimize(
         max_products: Hessian-vector products at most. The last step may be cut short.
         max_seconds: Seconds at most; looked at between products.
         gtol: Converged when the norm of the projected gradient is at most ``gtol``
-            times the largest met so far (since a shot was dropped, if one was), and no
-            negative curvature is found.
+            times the largest met so far, and no negative curvature is found. Where a
+            shot was dropped, the largest since: after a late loss that is small already,
+            and a run then ends by another limit as a rule.
         callback: Called with the model and its record after the start and each step.
             Returning a true value, or raising StopIteration, ends the run.
         progress: Show a tqdm bar with loss and gradient.

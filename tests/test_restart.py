@@ -422,10 +422,11 @@ def test_memory_that_runs_out_in_saving_ends_no_run(
     def full(*_, **__):
         raise error("not enough memory")
 
-    monkeypatch.setattr(files, "write", full)
+    monkeypatch.setattr(files, "save_tensors", full)
     found = hvpopt.minimize(rosenbrock, start, max_iter=3, checkpoint=path)
     assert found.nit == 3
     assert caplog.text.count("cannot be saved") == 1
+    assert list(path.parent.iterdir()) == []
 
 
 def test_interrupt_in_the_last_save_loses_no_result(start, path, monkeypatch):

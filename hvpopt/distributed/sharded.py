@@ -305,7 +305,7 @@ class ShardedMisfit(Objective):
         made: list[WaveformHessian] = []
 
         def work() -> Part:
-            made.append(make())
+            made[:] = [make()]
             return Part()
 
         agreed = self._agreed(model)

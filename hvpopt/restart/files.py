@@ -68,10 +68,13 @@ def write(
         os.chmod(new, mode)  # as the umask has it, which safetensors does not heed
         with open(new, "rb+") as file:
             os.fsync(file.fileno())
-    except (OSError, safetensors.SafetensorError) as error:
+    except BaseException as error:
+        # also where memory ran out or somebody interrupted: no part of a state stays
         with suppress(OSError):
             new.unlink()
-        raise OSError(f"{new} cannot be written: {error}") from error
+        if isinstance(error, safetensors.SafetensorError):
+            raise OSError(f"{new} cannot be written: {error}") from error
+        raise
     if keep and path.exists():
         _keep(path)
     os.replace(new, path)
