@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from hvpopt.restart.checkpoint import Checkpoint, ProblemState, check_checkpoint
 from hvpopt.restart.files import previous
 from hvpopt.restart.fingerprint import VALUE, check_same, fingerprint, value_of_same_sum
 from hvpopt.restart.signals import SignalListener
-from hvpopt.result import MinimizeResult
+from hvpopt.result import IterationRecord, MinimizeResult
 from hvpopt.space import ModelSpace, PerParameter
 from hvpopt.torch_objective import as_objective
 
@@ -146,10 +146,11 @@ def minimize(
             limits,
             Watch(max_seconds, listener, objective.processes),
             callback=callback,
-            history_file=HistoryFile(history_file) if history_file and main else None,
+            history_file=_history(history_file) if main else None,
             saving=path is not None,
         )
-        loop.start(space.to_vector(start), first_checkpoint if path and main else None)
+        saves = path is not None and main
+        loop.start(space.to_vector(start), first_checkpoint if saves else None)
         return _run(loop, progress)
 
 
@@ -272,11 +273,7 @@ def resume(
             limits,
             Watch(max_seconds, listener, objective.processes),
             callback=callback,
-            history_file=(
-                HistoryFile(history_file, state.history)
-                if history_file and main
-                else None
-            ),
+            history_file=_history(history_file, state.history) if main else None,
             saving=True,
         )
         saver = Checkpoint(
@@ -299,6 +296,12 @@ def _run(loop: Loop, progress: bool) -> MinimizeResult:
     shown = progress and loop.problem.objective.processes.is_main
     with tqdm(total=total, initial=done, disable=not shown, unit="step") as bar:
         return loop.run(bar)
+
+
+def _history(
+    path: str | os.PathLike[str] | None, known: Iterable[IterationRecord] = ()
+) -> HistoryFile | None:
+    return None if path is None else HistoryFile(path, known)
 
 
 def _check_method(method: object, objective: Objective) -> Method:

@@ -409,7 +409,8 @@ def test_checksum_goes_by_blocks(generator):
 # -- torchrun -------------------------------------------------------------------------
 
 
-def output(*command):
+def launched(*command):
+    """Return what a Python command that went well has told."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -424,7 +425,7 @@ def output(*command):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -435,7 +436,7 @@ def test_example_runs_alike_under_python_and_torchrun(tmp_path, capsys, monkeypa
     monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "alone")])
     runpy.run_path(script, run_name="__main__")
     alone = capsys.readouterr().out
-    ranks = output(*TORCHRUN, script, str(tmp_path / "ranks"))
+    ranks = launched(*TORCHRUN, script, str(tmp_path / "ranks")).stdout
     assert "1 rank," in alone
     assert "2 ranks," in ranks
     models = [torch.load(tmp_path / name / "model.pt") for name in ("alone", "ranks")]

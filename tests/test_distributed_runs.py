@@ -1,15 +1,12 @@
 """Whole runs on many ranks: saved by one, resumed by all, ended and mended alike."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import rank_runs
 import torch
-from test_distributed import ROOT, TORCHRUN, fork_server, gap, run, same_bits
+from test_distributed import TORCHRUN, fork_server, gap, launched, run, same_bits
 from tolerances import SAME_INVERSION
 
 import hvpopt
@@ -77,20 +74,7 @@ def test_clock_ends_all_ranks_alike_without_a_state_too(run):
 def test_torchrun_goes_on_from_the_state(seed, tmp_path, how):
     """A rank that fails within its second step, all others with it, and the end."""
     command = [*TORCHRUN, "--max-restarts", "1", "tests/rank_runs.py"]
-    done = subprocess.run(
-        [sys.executable, *command, str(seed), str(tmp_path), how],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = launched(*command, str(seed), str(tmp_path), how)
     # two ranks may write into one line
     ended = re.findall(r"rank (\d) in life 1, state (\w+): ([A-Z_]+)", done.stdout)
     assert sorted(ended) == [(rank, "True", "MAX_ITERATIONS") for rank in "01"]

@@ -113,6 +113,11 @@ def test_a_path_of_another_type_is_refused(start, bad):
         hvpopt.minimize(loss, start, history_file=bad)
 
 
+def test_an_empty_path_is_no_wish_for_none(start):
+    with pytest.raises(ValueError, match="directory"):
+        hvpopt.minimize(loss, start, history_file="")
+
+
 def test_a_directory_is_refused(start, tmp_path):
     with pytest.raises(ValueError, match="directory"):
         hvpopt.minimize(loss, start, history_file=tmp_path)

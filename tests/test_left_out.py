@@ -340,6 +340,10 @@ def test_what_is_no_part_cannot_be_left_out(problem):
     misfit = dropping(there, observed)
     with pytest.raises(ValueError, match="not in the survey"):
         misfit.leave_out({f"shot {N_SHOTS}": "?"})
+    with pytest.raises(
+        ValueError, match=r"has shots to leave out, and no \['receiver 2'\]"
+    ):
+        misfit.leave_out({"receiver 2": "?"})
     loss = hvpopt.TorchObjective(lambda x: (x**2).sum(), name="size")
     with pytest.raises(ValueError, match="'size' has no part"):
         loss.leave_out({"shot 0": "?"})

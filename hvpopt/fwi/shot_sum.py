@@ -106,7 +106,10 @@ class ShotSum(Objective):
         Raises:
             ValueError: If a shot is not in the survey, or none would be left.
         """
-        reasons = {int(name.removeprefix("shot ")): why for name, why in what.items()}
+        parts = {name: name.removeprefix("shot ") for name in what}
+        if unknown := [name for name, shot in parts.items() if not shot.isdecimal()]:
+            raise ValueError(f"{self.name!r} has shots to leave out, and no {unknown}")
+        reasons = {int(parts[name]): why for name, why in what.items()}
         if reasons.keys() - self._live.reasons.keys():
             self.drop(reasons)
 
