@@ -77,7 +77,7 @@ def invert(seed, path=None, method="trust-region", ending=None, resume=False, **
     return told(result, written)
 
 
-def end(sharded, how, after=5):
+def end(sharded, how, after=3):  # each of three steps takes one at least
     """Let something happen on this rank after some of its products."""
     made = 0
     original = sharded.part.hessian
