@@ -20,7 +20,8 @@ class Limits:
         max_iter: Steps.
         max_products: Hessian-vector products.
         max_seconds: Of this process.
-        gtol: Relative norm of the projected gradient.
+        gtol: Relative norm of the projected gradient, and size of the next step.
+        certify: Certify a minimum by λ_min.
 
     Raises:
         ValueError: For a number out of range.
@@ -30,6 +31,7 @@ class Limits:
     max_products: float
     max_seconds: float
     gtol: float
+    certify: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_products", "max_seconds", "max_iter"):

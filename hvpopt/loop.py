@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from hvpopt.counts import Counts
 from hvpopt.history import HistoryFile
 from hvpopt.limits import CallbackError, Limits, Stop, Watch, check_repeatable
 from hvpopt.models import Model
+from hvpopt.newton.convergence import Tolerance, next_step, without_products
 from hvpopt.newton.method import Direction, Method, OutOfBudget, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem, SumChanged
 from hvpopt.objective import Kind, Objective
@@ -30,6 +32,7 @@ class Loop:
     Args:
         objective: What to minimise.
         space: The model's coordinates and bounds.
+        first: Where the run began ``[n]``.
         method: How to step.
         limits: When to end.
         watch: Looks at the clock and at signals.
@@ -43,6 +46,7 @@ class Loop:
         self,
         objective: Objective,
         space: ModelSpace,
+        first: Tensor,
         method: Method,
         limits: Limits,
         watch: Watch,
@@ -58,6 +62,7 @@ class Loop:
             keeps=lambda: not self._lost_something(),
         )
         self.problem = Problem(JournalObjective(objective, self.journal), space)
+        self.first = first
         self.method = method
         self.limits = limits
         self.watch = watch
@@ -74,16 +79,14 @@ class Loop:
     # -- beginning --------------------------------------------------------------
 
     def start(
-        self,
-        start: Tensor,
-        checkpoint: Callable[[float, dict[str, str]], Checkpoint] | None,
+        self, checkpoint: Callable[[float, dict[str, str]], Checkpoint] | None
     ) -> None:
         """Evaluate the first point; what fails here is raised.
 
         Args:
-            start: ``[n]``.
             checkpoint: Makes one, given the value at the start and what it leaves out.
         """
+        start = self.first
         value, left_out = self._start_value(start), self._left_out()
         state = self.method.start(self.problem)
         self.point = self._evaluate(start, state)
@@ -170,15 +173,14 @@ class Loop:
 
     def _next_step(self, state: Any) -> Step:
         """Return an acceptable step, or stop."""
-        self._check_limits()
-        step: Step | Stationary
-        if self._stationary():
-            step = self.method.escape(self.problem, self.point, state, self._budget())
-            if isinstance(step, Stationary):
-                status = Status.CONVERGED if step.minimum else Status.STATIONARY
-                raise Stop(status, step.reason)
-        else:
-            step = self.method.step(self.problem, self.point, state, self._budget())
+        tolerance = self._tolerance()
+        self._check_limits(state, tolerance)
+        step = next_step(
+            self.problem, self.method, self.point, state, self._budget(), tolerance
+        )
+        if isinstance(step, Stationary):
+            status = Status.CONVERGED if step.minimum else Status.STATIONARY
+            raise Stop(status, step.reason)
         if step.vector is None:
             self._look_again()
             raise Stop(Status.NO_DECREASE, step.reason)
@@ -258,15 +260,15 @@ class Loop:
         """Accepted steps so far."""
         return len(self.recorder.history) - 1
 
-    def _check_limits(self) -> None:
+    def _check_limits(self, state: Any, tolerance: Tolerance) -> None:
         self.watch.heed()
         last = self.steps >= self.limits.max_iter
-        if (
-            self._stationary()
-            and (last or self._spent_out())
-            and self.point.hessian is None
-        ):
-            raise Stop(Status.STATIONARY, "its curvature was not examined")
+        if (last or self._spent_out()) and tolerance.gradient_met(self.point):
+            known = without_products(
+                self.problem, self.method, self.point, state, tolerance
+            )
+            status = Status.CONVERGED if known.minimum else Status.STATIONARY
+            raise Stop(status, known.reason)
         if last:
             raise Stop(Status.MAX_ITERATIONS)
         if self._budget().products <= 0:
@@ -304,16 +306,33 @@ class Loop:
             )
         return value
 
-    def _stationary(self) -> bool:
+    def _tolerance(self) -> Tolerance:
+        """Return what the run calls converged, by its records alone.
+
+        They are the same after a restart, and so is what is decided by them.
+        """
         history = self.recorder.history
         last = history[-1]
         # of the same sum: what is left out may have been most of the gradient
-        largest = max(
+        norms = (
             record.gradient_norm
             for record in history
             if record.left_out.keys() == last.left_out.keys()
         )
-        return last.gradient_norm <= self.limits.gtol * largest
+        looked = sum(
+            after.counts.products - before.counts.products
+            for before, after in pairwise(history)
+            if after.curvature_step
+        )
+        return Tolerance.after(
+            self.steps,
+            last.counts,
+            looked,
+            gtol=self.limits.gtol,
+            certify=self.limits.certify,
+            start=self.first,
+            largest=max(norms),
+        )
 
     # -- telling ----------------------------------------------------------------
 

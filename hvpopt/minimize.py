@@ -42,6 +42,7 @@ def minimize(
     max_products: float = math.inf,
     max_seconds: float = math.inf,
     gtol: float = 1e-6,
+    certify: bool = False,
     callback: Callback | None = None,
     progress: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -66,9 +67,19 @@ def minimize(
         max_products: Hessian-vector products at most. The last step may be cut short.
         max_seconds: Seconds at most; looked at between products.
         gtol: Converged when the norm of the projected gradient is at most ``gtol``
-            times the largest met so far, and no negative curvature is found. Where a
-            shot was dropped, the largest since: after a late loss that is small already,
-            and a run then ends by another limit as a rule.
+            times the largest met so far, and the next step would change no parameter by
+            more than ``gtol`` of its size (or promises less than the rounding of the
+            loss). The message states both numbers. Where a shot was dropped, the largest
+            gradient since. Default 1e-6. (scipy's BFGS asks for an absolute 1e-5 of the
+            gradient alone, its L-BFGS-B for that or for a relative fall of 2e-9 of the
+            loss; optimistix for small changes of both loss and model.)
+        certify: Certify that the Hessian has no negative eigenvalue before a point is
+            called converged, and leave it where there is one. The price is up to the
+            method's ``max_products`` exact products each time. Default False: methods
+            that use the exact Hessian of a plain loss look at λ_min with no more
+            products than the run has made evaluations; QuasiNewton, whose curvature is
+            positive by construction, and waveform misfits do not look, unless no step
+            was taken at all. The message says which.
         callback: Called with the model and its record after the start and each step.
             Returning a true value, or raising StopIteration, ends the run.
         progress: Show a tqdm bar with loss and gradient.
@@ -105,7 +116,7 @@ def minimize(
         >>> hvpopt.minimize(f, x).x
         tensor([1.0000, 1.0000], dtype=torch.float64)
     """
-    limits = Limits(max_iter, max_products, max_seconds, gtol)
+    limits = Limits(max_iter, max_products, max_seconds, gtol, certify)
     path = None
     if checkpoint is not None:
         path = check_checkpoint(checkpoint, checkpoint_every, checkpoint_seconds)
@@ -142,6 +153,7 @@ def minimize(
         loop = Loop(
             objective,
             space,
+            space.to_vector(start),
             method,
             limits,
             Watch(max_seconds, listener, objective.processes),
@@ -150,7 +162,7 @@ def minimize(
             saving=path is not None,
         )
         saves = path is not None and main
-        loop.start(space.to_vector(start), first_checkpoint if saves else None)
+        loop.start(first_checkpoint if saves else None)
         return _run(loop, progress)
 
 
@@ -168,6 +180,7 @@ def resume(
     max_products: float | None = None,
     max_seconds: float = math.inf,
     gtol: float | None = None,
+    certify: bool | None = None,
     callback: Callback | None = None,
     progress: bool = False,
     checkpoint_every: int = 1,
@@ -196,6 +209,7 @@ def resume(
         max_products: Likewise.
         max_seconds: Of this process.
         gtol: Default as before.
+        certify: Default as before.
         callback: As for ``minimize``; called after steps to come.
         progress: As for ``minimize``.
         checkpoint_every: As for ``minimize``.
@@ -246,6 +260,7 @@ def resume(
         saved["max_products"] if max_products is None else max_products,
         max_seconds,
         saved["gtol"] if gtol is None else gtol,
+        bool(saved["certify"]) if certify is None else certify,
     )
     start = problem.model if model is None else copy_model(model)
     space = ModelSpace(start, **(problem.options if model is None else given))
@@ -269,6 +284,7 @@ def resume(
         loop = Loop(
             objective,
             space,
+            space.to_vector(start),
             method,
             limits,
             Watch(max_seconds, listener, objective.processes),
@@ -320,6 +336,7 @@ def _saved(limits: Limits) -> dict[str, float]:
         "max_iter": limits.max_iter,
         "max_products": limits.max_products,
         "gtol": limits.gtol,
+        "certify": limits.certify,
     }
 
 

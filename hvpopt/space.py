@@ -89,6 +89,7 @@ class ModelSpace:
         self.size = sum(self._numels) if self._free is None else self._free.numel()
         if self.size == 0:
             raise ValueError("the mask freezes every cell; leave at least one True")
+        self._free_counts = self._count_free()
         self.scale = self._flat_option("scale", scale, 1.0)
         if self.scale is not None and not bool((self.scale > 0).all()):
             raise ValueError(
@@ -147,6 +148,16 @@ class ModelSpace:
         if self.upper is not None:
             out |= (vector >= self.upper) & (gradient < 0)
         return out
+
+    def norms(self, vector: Tensor) -> Tensor:
+        """Return the norm of each parameter's part of a flat vector, ``[p]``.
+
+        Args:
+            vector: ``[n]``.
+        """
+        self._check_length(vector)
+        parts = torch.split(vector, self._free_counts)
+        return torch.stack([part.norm() for part in parts])
 
     # -- steps and gradients ----------------------------------------------------
 
@@ -329,6 +340,15 @@ class ModelSpace:
             return None
         free = self._expand("mask", mask, True, torch.bool)
         return None if bool(free.all()) else free.nonzero().reshape(-1)
+
+    def _count_free(self) -> list[int]:
+        """Return how many free cells each parameter has."""
+        if self._free is None:
+            return self._numels
+        ends = torch.tensor(self._numels).cumsum(0).to(self._free)
+        # the free cells are in ascending order
+        before = torch.searchsorted(self._free, ends).tolist()
+        return [b - a for a, b in zip([0, *before[:-1]], before, strict=True)]
 
     def _flat_option(
         self, what: str, option: PerParameter, default: float

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from more_functions import FUNCTIONS
+from more_functions import FUNCTIONS, SumOfSquares
 from scipy.optimize import OptimizeResult, minimize
 from tolerances import PUBLISHED_MINIMUM
 
@@ -21,6 +21,7 @@ NAMES = [function.name for function in FUNCTIONS]
 class Comparison:
     """Both methods' runs of one function, at one absolute tolerance of the gradient."""
 
+    function: SumOfSquares
     ours: hvpopt.MinimizeResult
     tolerance: float
     theirs: OptimizeResult
@@ -28,7 +29,12 @@ class Comparison:
 
     @property
     def scipy_converged(self):
-        return float(np.linalg.norm(self.theirs.jac)) <= self.tolerance
+        """Whether scipy met the tolerance at a minimum: of Meyer's function it does not.
+
+        There the gradient falls by nine orders of magnitude in one step.
+        """
+        small = float(np.linalg.norm(self.theirs.jac)) <= self.tolerance
+        return small and is_minimum(self.function, float(self.theirs.fun))
 
 
 def by_scipy(function, tolerance):
@@ -62,6 +68,16 @@ def by_scipy(function, tolerance):
     return result, products
 
 
+def is_minimum(function, value):
+    """True if a value is one of the published minima."""
+    return any(
+        value == pytest.approx(minimum, rel=PUBLISHED_MINIMUM, abs=1e-8)
+        if minimum == 0.0
+        else value == pytest.approx(minimum, rel=PUBLISHED_MINIMUM, abs=0.0)
+        for minimum in function.minima
+    )
+
+
 def dense_hessian(function, x):
     return torch.autograd.functional.hessian(function, x)
 
@@ -75,11 +91,11 @@ def comparisons():
             function.start,
             method=hvpopt.TrustRegionNewton(),
             gtol=GTOL,
-            max_iter=200,
+            max_iter=600,
         )
         tolerance = GTOL * max(record.gradient_norm for record in ours.history)
         theirs, products = by_scipy(function, tolerance)
-        found[function.name] = Comparison(ours, tolerance, theirs, products)
+        found[function.name] = Comparison(function, ours, tolerance, theirs, products)
     return found
 
 
@@ -88,13 +104,15 @@ def test_there_are_thirty_functions():
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=NAMES)
-def test_trust_region_converges_where_scipy_does(function, comparisons):
+def test_success_is_claimed_at_published_minima_alone(function, comparisons):
     result = comparisons[function.name].ours
-    if result.status is not Status.CONVERGED:
-        assert not comparisons[function.name].scipy_converged
-    leaf = result.x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(function(leaf), leaf)
-    assert float(gradient.norm()) <= comparisons[function.name].tolerance
+    # at the rounding of the loss the last step may find nothing lower
+    assert result.status in (Status.CONVERGED, Status.NO_DECREASE)
+    assert is_minimum(function, result.fun)
+    if result.success:
+        leaf = result.x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(leaf), leaf)
+        assert float(gradient.norm()) <= comparisons[function.name].tolerance
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=NAMES)
@@ -123,9 +141,4 @@ def test_published_minimum_is_found(function):
         gtol=1e-12,
         max_iter=600,
     )
-    assert any(
-        result.fun == pytest.approx(minimum, rel=PUBLISHED_MINIMUM, abs=1e-8)
-        if minimum == 0.0
-        else result.fun == pytest.approx(minimum, rel=PUBLISHED_MINIMUM, abs=0.0)
-        for minimum in function.minima
-    )
+    assert is_minimum(function, result.fun)

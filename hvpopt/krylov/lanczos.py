@@ -107,7 +107,10 @@ class LanczosBasis:
         first = self._held.narrow(whole)
         self._rows = Rows(first, operator.size + 1)
         self._rhs: RightHandSide | None = None
+        # True where the gradient or a product has an entry: see ``solve``
+        self._seen = torch.zeros_like(whole, dtype=torch.bool)
         if start is not None:
+            self._seen |= start != 0.0
             self._rhs = RightHandSide(start.to(whole.dtype), self._held)
             self._rhs.note(first)
 
@@ -147,7 +150,9 @@ class LanczosBasis:
         q = basis[j]
         # w = H q_j − α_j q_j − β_{j−1} q_{j−1}, with the recurrence and its rounding
         # both taken care of by orthogonalising against the whole basis
-        w = held.narrow(self.operator.matvec(held.widen(q, self.operator.size)))
+        product = self.operator.matvec(held.widen(q, self.operator.size))
+        self._seen |= product != 0.0
+        w = held.narrow(product)
         numbers = held.total(torch.cat([basis @ w, (q @ w).reshape(1)]))
         projections = numbers[:-1]
         self.diagonal.append(float(numbers[-1]))
@@ -286,7 +291,10 @@ class LanczosBasis:
         Returns:
             Without a radius the Galerkin solution of ``(H + τI) h = −g``, optimal over
             the space in the energy norm. With one, the global minimum of
-            ``g·h + ½ h·(H + τI)h`` over the steps of the space with ``‖h‖ ≤ Δ``.
+            ``g·h + ½ h·(H + τI)h`` over the steps of the space with ``‖h‖ ≤ Δ``. The
+            step is zero in entries where g and every product are zero (a random part of
+            the start would move them), and has no part along Ritz vectors of which
+            neither H nor g says more than its rounding.
 
         Raises:
             numpy.linalg.LinAlgError: If there is no radius and T + τI is not positive
@@ -297,7 +305,7 @@ class LanczosBasis:
         found = self._coordinates(shift, radius)
         y = found.coordinates
         return KrylovStep(
-            vector=self._combine(y),
+            vector=self._combine(y).masked_fill_(~self._seen, 0.0),
             residual_norm=self._residual(y),
             decrease=self._known_rhs.decrease(y, self.diagonal, self.off_diagonal),
             norm=float(np.linalg.norm(y)),
@@ -335,15 +343,25 @@ class LanczosBasis:
     def _coordinates(self, shift: float, radius: float | None = None) -> BoundedMinimum:
         g = self._known_rhs.coordinates(self.size)
         theta, vectors = self._eigenpairs()
+        slopes = vectors.T @ g
+        # A direction of which neither curvature nor gradient says more than rounding is
+        # none to step along: their quotient could be anything.
+        zero = max(4 * self.operator.noise * self.norm_estimate, 1e3 * self.rounding)
+        silent = (np.abs(theta) <= zero) & (
+            np.abs(slopes) <= 4 * self.operator.noise * self._known_rhs.norm
+        )
+        theta, slopes, vectors = theta[~silent], slopes[~silent], vectors[:, ~silent]
+        if not theta.size:
+            return BoundedMinimum(np.zeros(self.size), 0.0, False, False)
         if radius is not None:
-            found = bounded_minimum(theta + shift, vectors.T @ g, radius)
+            found = bounded_minimum(theta + shift, slopes, radius)
             return replace(found, coordinates=vectors @ found.coordinates)
         if theta[0] + shift <= 0.0:
             raise np.linalg.LinAlgError(
                 f"T + τI is not positive definite: τ = {shift:g}, smallest Ritz value "
                 f"{theta[0]:g}"
             )
-        y = np.asarray(vectors @ ((vectors.T @ -g) / (theta + shift)))
+        y = np.asarray(vectors @ (-slopes / (theta + shift)))
         return BoundedMinimum(y, multiplier=0.0, on_boundary=False, hard_case=False)
 
     def _residual(self, y: np.ndarray) -> float:

@@ -69,7 +69,7 @@ class Backtracking:
         length = 1.0
         problem.last_error = None
         # where this much decrease is all there is to expect, the gradient is asked too
-        hidden = 0.0 if direction.curvature_step else _rounding(problem, point)
+        hidden = 0.0 if direction.curvature_step else rounding_of(problem, point)
         for trial in range(1, self.max_trials + 1):
             vector = problem.space.project(point.vector + length * direction.vector)
             moved = vector - point.vector
@@ -122,6 +122,11 @@ class Backtracking:
         return reason
 
 
-def _rounding(problem: Problem, point: Point) -> float:
-    """Return the rounding to be expected of the loss's values."""
+def rounding_of(problem: Problem, point: Point) -> float:
+    """Return the rounding to be expected of the loss's values at a point.
+
+    Args:
+        problem: Of the loss.
+        point: Where.
+    """
     return 8 * problem.space.eps * abs(point.value)  # a sum of many rounded terms

@@ -26,20 +26,14 @@ from hvpopt.newton.forcing import (
     ForcingState,
     as_forcing,
 )
-from hvpopt.newton.method import (
-    Direction,
-    InnerStatus,
-    Method,
-    Stationary,
-    Step,
-)
+from hvpopt.newton.method import Direction, InnerStatus, Step
 from hvpopt.newton.preconditioning import (
     PreconditionerBuilder,
     PreconditionerState,
     Preconditioning,
 )
 from hvpopt.newton.problem import Budget, Point, Problem
-from hvpopt.newton.saddle import check_curvature_search, leave_saddle
+from hvpopt.newton.saddle import SecondOrderMethod
 from hvpopt.newton.wolfe import Wolfe
 from hvpopt.objective import Kind
 
@@ -51,13 +45,11 @@ class LineSearchState:
     Attributes:
         forcing: Of the next linear solve.
         curvature: What the choice of Hessian goes by.
-        kind: Which Hessian the newest point carries.
         preconditioner: Base and pairs.
     """
 
     forcing: ForcingState
     curvature: CurvatureState
-    kind: Kind
     preconditioner: PreconditionerState = field(default_factory=PreconditionerState)
 
 
@@ -70,7 +62,7 @@ class _Memo:
     residual: Tensor | None
 
 
-class LineSearchNewton(Method):
+class LineSearchNewton(SecondOrderMethod):
     """Truncated Newton: conjugate gradients to a forcing term, then a line search.
 
     Args:
@@ -87,7 +79,8 @@ class LineSearchNewton(Method):
         refresh: Build again after this many steps. Default never.
         pairs: Steps whose ``(s, y)`` correct the base. Default 0.
         cg_pairs: Directions of the last solves that do. Default 0.
-        max_products: Products for one linear solve. Default 100.
+        max_products: Products for one linear solve, and for one look at λ_min. Default
+            100.
         eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero when
             a stationary point is examined. Default 1e-6.
         confidence: With which a minimum is certified. Default 0.99.
@@ -127,12 +120,13 @@ class LineSearchNewton(Method):
             raise TypeError(
                 f"globalisation is {globalisation!r}; pass Backtracking() or Wolfe()"
             )
-        check_curvature_search(eigenvalue_floor, confidence, max_products)
+        super().__init__(
+            eigenvalue_floor=eigenvalue_floor,
+            confidence=confidence,
+            max_products=max_products,
+            seed=seed,
+        )
         self.preconditioning = Preconditioning(preconditioner, refresh, pairs, cg_pairs)
-        self.max_products = max_products
-        self.eigenvalue_floor = eigenvalue_floor
-        self.confidence = confidence
-        self.seed = seed
 
     # -- one step ---------------------------------------------------------------
 
@@ -222,9 +216,7 @@ class LineSearchNewton(Method):
 
     def start(self, problem: Problem) -> LineSearchState:
         """Return the state that a run begins with."""
-        curvature = CurvatureState()
-        kind = kind_of(self.hessian, curvature)
-        return LineSearchState(self.forcing.start(), curvature, kind)
+        return LineSearchState(self.forcing.start(), CurvatureState())
 
     def next_kind(self, state: LineSearchState) -> Kind:
         """Return which Hessian the next point is to carry."""
@@ -244,32 +236,12 @@ class LineSearchNewton(Method):
         return LineSearchState(
             forcing=forcing,
             curvature=state.curvature.after(before, after),
-            # the point after was evaluated with the state before
-            kind=self.next_kind(state),
             preconditioner=self.preconditioning.remember(
                 memo.preconditioner if solved else state.preconditioner,
                 before,
                 after,
                 memo.pairs if solved else (),
             ),
-        )
-
-    def escape(
-        self, problem: Problem, point: Point, state: LineSearchState, budget: Budget
-    ) -> Step | Stationary:
-        """Step along negative curvature where the gradient vanishes, if there is any."""
-        if state.kind != "exact":
-            # a Gauss-Newton matrix has no negative curvature to show
-            point = replace(point, hessian=None)
-        search = self.globalisation
-        return leave_saddle(
-            problem,
-            point,
-            budget,
-            search.backtracking if isinstance(search, Wolfe) else search,
-            floor=self.eigenvalue_floor,
-            confidence=self.confidence,
-            seed=self.seed,
         )
 
 

@@ -69,6 +69,11 @@ class Direction:
     radius: float = math.inf
     negative_curvature: Tensor | None = None
 
+    @property
+    def bounded(self) -> bool:
+        """True if the trust region cut the step short, so that it says less than all."""
+        return float(self.vector.norm()) >= (1.0 - 1e-6) * self.radius
+
 
 @dataclass(frozen=True)
 class Stationary:
@@ -77,10 +82,13 @@ class Stationary:
     Attributes:
         minimum: True if it found no negative curvature, and looked well enough.
         reason: A sentence.
+        unfinished: True if it found no negative curvature as far as it looked, and more
+            products would tell.
     """
 
     minimum: bool
     reason: str
+    unfinished: bool = False
 
 
 class OutOfBudget(Exception):  # noqa: N818 - a way out, not an error
@@ -117,6 +125,8 @@ class Method(ABC):
 
     #: Which Hessian its steps need; None if it asks for one itself when it needs one.
     kind: Kind | None = "exact"
+    #: Whether a run looks at λ_min, within limits, before it calls a point a minimum.
+    examines_curvature = True
 
     @abstractmethod
     def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
@@ -128,6 +138,19 @@ class Method(ABC):
             state: What ``start`` returned, or the last ``remember``.
             budget: What may still be spent.
         """
+
+    def predicted_step(self, problem: Problem, point: Point, state: Any) -> Tensor | None:
+        """Return the whole step that comes next, where nothing need be evaluated for it.
+
+        Args:
+            problem: For the space.
+            point: Where the step begins.
+            state: As for ``step``.
+
+        Returns:
+            The step ``[n]``, or None where only ``step`` can tell. Default None.
+        """
+        return None
 
     def escape(
         self, problem: Problem, point: Point, state: Any, budget: Budget

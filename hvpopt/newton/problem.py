@@ -68,6 +68,7 @@ class Point:
         hessian: At this point, by products; None where a run needs none any more.
         active: True ``[n]`` for cells at a bound that descent would push through it.
         parts: Value of each named part of a sum.
+        kind: Which Hessian ``hessian`` is.
     """
 
     vector: Tensor
@@ -76,6 +77,7 @@ class Point:
     hessian: SymmetricOperator | None
     active: Tensor
     parts: dict[str, float] = field(default_factory=dict)
+    kind: Kind = "exact"
 
     @property
     def projected_gradient(self) -> Tensor:
@@ -142,6 +144,10 @@ class Budget:
     def cap(self, products: int) -> int:
         """Return ``products``, or what is left of them if that is less."""
         return int(min(products, self.products))
+
+    def at_most(self, products: float) -> Budget:
+        """Return the budget with no more products than these."""
+        return replace(self, products=min(self.products, products))
 
 
 class Problem:
@@ -212,7 +218,7 @@ class Problem:
         """Return value, gradient and, unless ``kind`` is None, Hessian at a point."""
         model = self.space.to_model(vector)
         lin = self.objective.linearise(model, kind, space=self.space)
-        return self._point(vector, lin)
+        return self._point(vector, lin, kind)
 
     def hessian(self, point: Point, kind: Kind = "exact") -> SymmetricOperator:
         """Return a Hessian at a point; the caller closes it.
@@ -230,9 +236,9 @@ class Problem:
         """Return the point with a Hessian of its own, unless ``kind`` is None."""
         if kind is None:
             return point
-        return replace(point, hessian=self.hessian(point, kind))
+        return replace(point, hessian=self.hessian(point, kind), kind=kind)
 
-    def _point(self, vector: Tensor, lin: Linearisation) -> Point:
+    def _point(self, vector: Tensor, lin: Linearisation, kind: Kind | None) -> Point:
         gradient = self.space.gradient_to_vector(lin.gradient)
         if not math.isfinite(lin.value) or not bool(torch.isfinite(gradient).all()):
             bad = {
@@ -252,4 +258,5 @@ class Problem:
             hessian=lin.hessian,
             active=self.space.pushed_out(vector, gradient),
             parts=lin.parts,
+            kind=kind or "exact",
         )

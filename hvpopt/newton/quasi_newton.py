@@ -12,13 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from hvpopt.krylov.pairs import Pair, PairsPreconditioner, safely_positive
 from hvpopt.krylov.preconditioner import Preconditioner
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.initial import HessianDiagonal, InitialCurvature
-from hvpopt.newton.method import Direction, Method, Stationary, Step
+from hvpopt.newton.method import Direction, Step
 from hvpopt.newton.problem import Budget, Point, Problem
-from hvpopt.newton.saddle import check_curvature_search, leave_saddle
+from hvpopt.newton.saddle import SecondOrderMethod
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class QuasiNewtonState:
     sanguine: bool = False
 
 
-class QuasiNewton(Method):
+class QuasiNewton(SecondOrderMethod):
     """L-BFGS on an initial inverse Hessian that products have measured.
 
     Args:
@@ -60,6 +62,8 @@ class QuasiNewton(Method):
     """
 
     kind = None
+    # that of its pairs is positive by construction
+    examines_curvature = False
 
     def __init__(
         self,
@@ -77,7 +81,12 @@ class QuasiNewton(Method):
             raise ValueError(f"memory is {memory}; it must be at least 1")
         if refresh is not None and refresh < 1:
             raise ValueError(f"refresh is {refresh}; it must be at least 1, or None")
-        check_curvature_search(eigenvalue_floor, confidence, max_products)
+        super().__init__(
+            eigenvalue_floor=eigenvalue_floor,
+            confidence=confidence,
+            max_products=max_products,
+            seed=seed,
+        )
         if globalisation is not None and not isinstance(globalisation, Backtracking):
             raise TypeError(
                 f"globalisation is a {type(globalisation).__name__}; pass a Backtracking"
@@ -91,10 +100,6 @@ class QuasiNewton(Method):
         self.initial = initial or HessianDiagonal()
         self.refresh = refresh
         self.globalisation = globalisation or Backtracking()
-        self.eigenvalue_floor = eigenvalue_floor
-        self.confidence = confidence
-        self.max_products = max_products
-        self.seed = seed
 
     def start(self, problem: Problem) -> QuasiNewtonState:
         """Return the state of a run that has measured nothing yet."""
@@ -124,10 +129,18 @@ class QuasiNewton(Method):
         initial = self.initial.build(problem, point, self.seed + state.builds, budget)
         return replace(state, initial=initial, age=0, builds=state.builds + 1)
 
+    def predicted_step(
+        self, problem: Problem, point: Point, state: QuasiNewtonState
+    ) -> Tensor | None:
+        """Return the quasi-Newton step; None where no curvature is known yet."""
+        return None if state.initial is None else self._vector(point, state)
+
+    def _vector(self, point: Point, state: QuasiNewtonState) -> Tensor:
+        vector = -self.preconditioner(state).apply(point.projected_gradient)
+        return vector.masked_fill(point.active, 0.0)
+
     def _search(self, problem: Problem, point: Point, state: QuasiNewtonState) -> Step:
-        inverse = self.preconditioner(state)
-        vector = -inverse.apply(point.projected_gradient)
-        direction = Direction(vector.masked_fill(point.active, 0.0))
+        direction = Direction(self._vector(point, state))
         return self.globalisation.search(
             problem, point, direction, sanguine=state.sanguine
         )
@@ -152,18 +165,3 @@ class QuasiNewton(Method):
         if safely_positive(*pair):
             pairs = (*pairs, pair)[-self.memory :]
         return replace(state, pairs=pairs, age=state.age + 1, sanguine=step.length == 1.0)
-
-    def escape(
-        self, problem: Problem, point: Point, state: QuasiNewtonState, budget: Budget
-    ) -> Step | Stationary:
-        """Step along negative curvature where the gradient vanishes, if there is any."""
-        return leave_saddle(
-            problem,
-            point,
-            budget,
-            self.globalisation,
-            floor=self.eigenvalue_floor,
-            confidence=self.confidence,
-            max_products=self.max_products,
-            seed=self.seed,
-        )

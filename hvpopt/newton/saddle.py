@@ -1,27 +1,174 @@
-"""Leaving a stationary point that is no minimum, along negative curvature.
+"""Telling a minimum from a saddle, and leaving a saddle along negative curvature.
 
 Where the gradient vanishes it says nothing, and the lowest eigenvector is the way down
 (Nocedal and Wright, Numerical Optimization, 2006, §3.4). One estimate of λ_min tells a
-minimum from a saddle; its cost is the price of an honest "converged".
+minimum from a saddle.
+
+Two things keep unseen cells, those of which neither gradient nor curvature says anything,
+where they are. An eigenvector v of λ < 0 is replaced by H v / λ, which is zero where the
+rows of H are. And along a direction without curvature a fall of the loss is believed only
+where it is above the loss's measured noise and the gradient at its end agrees.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvpopt.krylov.eigenvalue import smallest_eigenvalue
-from hvpopt.newton.backtracking import Backtracking
-from hvpopt.newton.method import Direction, Stationary, Step
-from hvpopt.newton.problem import Budget, Point, Problem
+from hvpopt.krylov.eigenvalue import (
+    EigenvalueEstimate,
+    eigenvalue_converged,
+    estimate_from,
+    rounding_at,
+)
+from hvpopt.krylov.lanczos import LanczosBasis
+from hvpopt.newton.backtracking import Backtracking, rounding_of
+from hvpopt.newton.method import Direction, Method, Stationary, Step
+from hvpopt.newton.problem import Budget, FreeCells, Point, Problem
+
+#: Relative accuracy that λ_min is asked for.
+EIGENVALUE_TOL = 0.1
+#: How many times its noise the loss must fall by.
+SIGNIFICANT = 10.0
+
+
+class SecondOrderMethod(Method):
+    """A method that can tell a minimum from a saddle by λ_min of the exact Hessian.
+
+    Args:
+        eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero.
+        confidence: With which a minimum is certified.
+        max_products: Products for one look at λ_min.
+        seed: Of its random start.
+
+    Raises:
+        ValueError: For a number out of range.
+    """
+
+    def __init__(
+        self, *, eigenvalue_floor: float, confidence: float, max_products: int, seed: int
+    ) -> None:
+        check_curvature_search(eigenvalue_floor, confidence, max_products)
+        self.eigenvalue_floor = eigenvalue_floor
+        self.confidence = confidence
+        self.max_products = max_products
+        self.seed = seed
+
+    def escape(
+        self, problem: Problem, point: Point, state: Any, budget: Budget
+    ) -> Step | Stationary:
+        """Step along negative curvature where the gradient vanishes, if there is any.
+
+        Args:
+            problem: For trial values, and for the exact Hessian where the point has none.
+            point: Where the gradient is as good as zero.
+            state: Not read.
+            budget: What may still be spent.
+
+        Returns:
+            A step that lowered the loss, or what is known of the curvature here.
+
+        Raises:
+            RuntimeError: If memory or a process was lost.
+        """
+        if bool(point.active.all()):
+            return Stationary(True, "every cell is held at its bound")
+        if budget.products < 1:
+            told = "λ_min was not looked at, for want of products"
+            return Stationary(False, told, unfinished=True)
+        own = point.hessian if point.kind == "exact" else None
+        made = None
+        try:
+            if own is None:
+                made = own = problem.hessian(point)
+            return self._look(problem, point, point.free_cells(own), budget)
+        except RuntimeError as error:
+            out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
+            if out_of_memory or getattr(error, "ends_run", None) is not None:
+                raise  # lost memory or a lost process says nothing of the curvature
+            return Stationary(False, f"its curvature is unknown ({error})")
+        finally:
+            if made is not None:
+                made.close()
+
+    def _look(
+        self, problem: Problem, point: Point, free: FreeCells, budget: Budget
+    ) -> Step | Stationary:
+        basis = LanczosBasis(free.operator, seed=self.seed)
+        estimate = self._estimate(basis, budget)
+        # what a matrix that is not symmetric to rounding shows is no eigenvalue
+        error = max(rounding_at(basis), basis.asymmetry * basis.norm_estimate)
+        zero = max(error, self.eigenvalue_floor * basis.norm_estimate)
+        if estimate.value < -(zero if estimate.converged else error):
+            return self._fall(problem, point, free, estimate)
+        if not estimate.converged:
+            told = (
+                f"no negative curvature was met in {basis.size} products, and λ_min is "
+                f"{estimate.message}"
+            )
+            return Stationary(False, told, unfinished=True)
+        if abs(estimate.value) <= zero:
+            step = _fall_without_curvature(problem, point, free.extend(estimate.vector))
+            if step is not None:
+                return step
+        if basis.norm_estimate == 0.0:
+            return Stationary(False, "its Hessian vanishes, which says nothing")
+        told = f"no negative curvature was found here, in {basis.size} products"
+        return Stationary(True, told)
+
+    def _estimate(self, basis: LanczosBasis, budget: Budget) -> EigenvalueEstimate:
+        limit = max(budget.cap(self.max_products), 1)
+        converged = False
+        while basis.size < limit and not converged:
+            if basis.size and time.monotonic() > budget.deadline:
+                break
+            if not basis.extend():
+                break
+            converged = eigenvalue_converged(
+                basis, EIGENVALUE_TOL, self.confidence, floor=self.eigenvalue_floor
+            )
+        return estimate_from(basis, EIGENVALUE_TOL, self.confidence, converged=converged)
+
+    def _fall(
+        self,
+        problem: Problem,
+        point: Point,
+        free: FreeCells,
+        estimate: EigenvalueEstimate,
+    ) -> Step | Stationary:
+        """Step along an eigenvector of negative curvature, if the loss falls along it."""
+        # H v / λ is v where v is seen, and nothing of it elsewhere
+        lowest = free.operator.matvec(estimate.vector) / estimate.value
+        lowest = free.extend(lowest / lowest.norm())
+        downhill = -1.0 if float(lowest @ point.gradient) > 0.0 else 1.0
+        direction = Direction(
+            vector=downhill * _reach(point) * lowest,
+            smallest_eigenvalue=estimate.value,
+            lower_bound=estimate.lower,
+            curvature_step=True,
+            negative_curvature=downhill * lowest,
+        )
+        # a bound may close one of the two ways
+        for way in (direction, replace(direction, vector=-direction.vector)):
+            step = Backtracking().search(problem, point, way)
+            fall = point.value - step.value
+            if step.vector is not None and fall > rounding_of(problem, point):
+                return step
+        return Stationary(
+            False,
+            f"negative curvature {estimate.value:.3g} here, but no step along it lowered "
+            "the loss above its rounding",
+        )
 
 
 def check_curvature_search(
     eigenvalue_floor: float, confidence: float, max_products: int
 ) -> None:
-    """Raise ValueError for a method's options of ``leave_saddle`` out of range."""
+    """Raise ValueError for options of ``SecondOrderMethod`` out of range."""
     if not 0.0 <= eigenvalue_floor < 1.0:
         raise ValueError(f"eigenvalue_floor is {eigenvalue_floor}; it must lie in [0, 1)")
     if not 0.0 < confidence < 1.0:
@@ -30,90 +177,50 @@ def check_curvature_search(
         raise ValueError(f"max_products is {max_products}; it must be at least 1")
 
 
-def leave_saddle(
-    problem: Problem,
-    point: Point,
-    budget: Budget,
-    globalisation: Backtracking,
-    *,
-    floor: float = 1e-6,
-    confidence: float = 0.99,
-    max_products: int = 300,
-    seed: int = 0,
-) -> Step | Stationary:
-    """Step along negative curvature where the gradient vanishes, if there is any.
+def _fall_without_curvature(problem: Problem, point: Point, flat: Tensor) -> Step | None:
+    """Return a step along a direction without curvature, if the loss falls along it.
 
-    Args:
-        problem: For trial values, and for the exact Hessian where the point has none.
-        point: Where the gradient is as good as zero.
-        budget: What may still be spent.
-        globalisation: Shortens the step.
-        floor: Size relative to ``‖H‖`` under which λ_min counts as zero.
-        confidence: With which a minimum is certified.
-        max_products: To spend on λ_min.
-        seed: Of the random probe.
-
-    Returns:
-        A step that lowered the loss, or what is known of the curvature here.
+    A degenerate saddle (the monkey's, x³ − 3xy²) falls with a power p > 2 of the length,
+    so that the slope at the end is p times the fall. In a flat valley the loss changes by
+    its rounding, and its slope says nothing.
     """
-    if bool(point.active.all()):
-        return Stationary(True, "every cell is held at its bound")
-    made = problem.hessian(point) if point.hessian is None else None
-    try:
-        free = point.free_cells(made)
-        estimate = smallest_eigenvalue(
-            free.operator,
-            0.1,
-            floor=floor,
-            max_products=max(budget.cap(max_products), 1),
-            deadline=budget.deadline,
-            confidence=confidence,
-            seed=seed,
-        )
-    finally:
-        if made is not None:
-            made.close()
-    if estimate.upper >= 0.0:
-        if estimate.converged:
-            flat = free.extend(estimate.vector) if estimate.lower <= 0.0 else None
-            step = None if flat is None else _fall(problem, point, flat)
-            return step or Stationary(True, "no negative curvature here")
-        return Stationary(
-            False, f"no negative curvature found, but λ_min is {estimate.message}"
-        )
-    downhill = -1.0 if float(estimate.vector @ free.gradient) > 0.0 else 1.0
-    reach = _reach(point)
-    lowest = free.extend(downhill * estimate.vector)
-    direction = Direction(
-        vector=reach * lowest,
-        smallest_eigenvalue=estimate.value,
-        lower_bound=estimate.lower,
-        curvature_step=True,
-        negative_curvature=lowest,
-    )
-    # a bound may close one of the two ways
-    for way in (direction, replace(direction, vector=-direction.vector)):
-        step = globalisation.search(problem, point, way)
-        if step.vector is not None:
-            return step
-    return Stationary(
-        False,
-        f"negative curvature {estimate.value:.3g} here, but no step along it lowered "
-        "the loss",
-    )
-
-
-def _fall(problem: Problem, point: Point, flat: Tensor) -> Step | None:
-    """Return a step along a direction without curvature, if the loss falls along it."""
-    # two values tell a degenerate saddle (the monkey's) from a flat valley
-    rounding = 100 * torch.finfo(point.vector.dtype).eps * abs(point.value)
+    noise: float | None = None
     for way in (flat, -flat):
-        direction = Direction(_reach(point) * way, smallest_eigenvalue=0.0)
-        vector = problem.space.project(point.vector + direction.vector)
+        vector = problem.space.project(point.vector + _reach(point) * way)
+        fall = point.value - problem.value(vector)
+        if not fall > rounding_of(problem, point):
+            continue
+        noise = _measured_noise(problem, point) if noise is None else noise
+        if fall <= SIGNIFICANT * noise:
+            continue
+        end = problem.trial(vector)
+        if end is None:
+            continue
+        # cells that the loss does not see at the end either stay where they are
+        moved = (vector - point.vector).masked_fill(end.gradient == 0.0, 0.0)
+        if -float(end.gradient @ moved) < fall:
+            continue
+        vector = point.vector + moved
         value = problem.value(vector)
-        if value < point.value - rounding:
-            return Step(vector, value, 1.0, 1, direction)
+        if point.value - value > SIGNIFICANT * noise:
+            return Step(vector, value, 1.0, 2, Direction(moved, smallest_eigenvalue=0.0))
     return None
+
+
+def _measured_noise(problem: Problem, point: Point) -> float:
+    """Return how much the loss changes by where the point changes by its rounding.
+
+    Three values about a point where the loss is flat show the size of its rounding; the
+    full procedure is Moré and Wild's, SIAM J. Sci. Comput. 33, 2011.
+    """
+    noise = rounding_of(problem, point)
+    generator = torch.Generator().manual_seed(0)
+    for k in (1.0, 2.0, 3.0):
+        signs = torch.randint(0, 2, point.vector.shape, generator=generator)
+        tiny = k * problem.space.eps * (2.0 * signs.to(point.vector) - 1.0)
+        vector = problem.space.project(point.vector * (1.0 + tiny))
+        noise = max(noise, abs(problem.value(vector) - point.value))
+    return noise
 
 
 def _reach(point: Point) -> float:

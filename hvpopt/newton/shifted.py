@@ -15,26 +15,24 @@ from torch import Tensor
 
 from hvpopt.dense import DenseHessian
 from hvpopt.krylov.cg import CGStatus, cg
-from hvpopt.krylov.eigenvalue import smallest_eigenvalue, tolerance_at
+from hvpopt.krylov.eigenvalue import rounding_at, smallest_eigenvalue, tolerance_at
 from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.krylov.preconditioner import Preconditioner, RestrictedPreconditioner
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.method import (
     Direction,
     InnerStatus,
-    Method,
     OutOfBudget,
-    Stationary,
     Step,
 )
 from hvpopt.newton.problem import Budget, FreeCells, Point, Problem
-from hvpopt.newton.saddle import check_curvature_search, leave_saddle
+from hvpopt.newton.saddle import SecondOrderMethod
 from hvpopt.operators import DENSE_MEMORY_LIMIT, ShiftedOperator
 
 SOLVERS = ("lanczos", "cg", "cholesky")
 
 
-class ShiftedNewton(Method):
+class ShiftedNewton(SecondOrderMethod):
     """Newton's method on H + τI with ``τ = max(−factor · λ_min, 0)``.
 
     Args:
@@ -88,7 +86,12 @@ class ShiftedNewton(Method):
         ):
             if not 0.0 < number < 1.0:
                 raise ValueError(f"{name} is {number}; it must lie in (0, 1)")
-        check_curvature_search(eigenvalue_floor, confidence, max_products)
+        super().__init__(
+            eigenvalue_floor=eigenvalue_floor,
+            confidence=confidence,
+            max_products=max_products,
+            seed=seed,
+        )
         if preconditioner is not None and solver != "cg":
             raise ValueError(
                 f"a preconditioner goes with solver='cg', not {solver!r}; for Lanczos "
@@ -98,13 +101,9 @@ class ShiftedNewton(Method):
         self.factor = factor
         self.tol = tol
         self.eigenvalue_tol = eigenvalue_tol
-        self.eigenvalue_floor = eigenvalue_floor
-        self.confidence = confidence
-        self.max_products = max_products
         self.preconditioner = preconditioner
         self.globalisation = globalisation or Backtracking()
         self.memory_limit = memory_limit
-        self.seed = seed
 
     def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
         """Return the shifted Newton step, shortened as far as the loss asks."""
@@ -143,12 +142,12 @@ class ShiftedNewton(Method):
         """Return the direction of negative curvature that the step met, if any."""
         return None if step.memo is None else step.memo.clone()
 
-    def _shift(self, smallest: float, rounding: float) -> float:
+    def _shift(self, smallest: float, rounding: float, least: float = 0.0) -> float:
         shift = max(-self.factor * smallest, 0.0)
         # a Hessian that is singular to rounding still needs something to divide by
         if smallest + shift > rounding:
             return shift
-        return shift + (2 * rounding or 1.0)
+        return shift + (max(2 * rounding, least) or 1.0)
 
     def _by_lanczos(self, free: FreeCells, budget: Budget) -> Direction:
         operator, gradient = free.operator, free.gradient
@@ -164,6 +163,7 @@ class ShiftedNewton(Method):
                 break
             status = self._basis_status(basis, norm)
         smallest = float(basis.ritz_values[0])
+        rounding = rounding_at(basis)
         step = basis.solve(self._basis_shift(basis))
         return Direction(
             vector=step.vector,
@@ -173,7 +173,7 @@ class ShiftedNewton(Method):
             lower_bound=basis.lower_bound(self.confidence),
             residual=step.residual_norm / norm,
             inner_iterations=basis.size,
-            negative_curvature=basis.ritz_vector() if smallest < 0.0 else None,
+            negative_curvature=basis.ritz_vector() if smallest < -rounding else None,
         )
 
     def _basis_shift(self, basis: LanczosBasis) -> float:
@@ -258,8 +258,10 @@ class ShiftedNewton(Method):
             operator, memory_limit=self.memory_limit, deadline=budget.deadline
         )
         smallest, _ = dense.smallest_eigenvalue()
-        rounding = operator.noise * float(dense.matrix.abs().max())
-        shift = self._shift(smallest, rounding)
+        largest = float(dense.matrix.abs().max())
+        rounding = operator.noise * largest
+        # of a null space the gradient has its rounding, which must not be blown up
+        shift = self._shift(smallest, rounding, self.eigenvalue_floor * largest)
         vector = dense.solve(-gradient, shift)
         residual = dense.matrix @ vector + shift * vector + gradient
         relative = float(residual.norm()) / float(gradient.norm())
@@ -272,19 +274,4 @@ class ShiftedNewton(Method):
             smallest_eigenvalue=smallest,
             lower_bound=smallest - rounding,
             residual=relative,
-        )
-
-    def escape(
-        self, problem: Problem, point: Point, state: Any, budget: Budget
-    ) -> Step | Stationary:
-        """Step along negative curvature where the gradient vanishes, if there is any."""
-        return leave_saddle(
-            problem,
-            point,
-            budget,
-            self.globalisation,
-            floor=self.eigenvalue_floor,
-            confidence=self.confidence,
-            max_products=self.max_products,
-            seed=self.seed,
         )

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hvpopt.newton.backtracking import GRADIENT_PROGRESS, Backtracking
+from hvpopt.newton.backtracking import GRADIENT_PROGRESS
 from hvpopt.newton.curvature import (
     Curvature,
     CurvatureState,
@@ -27,10 +27,10 @@ from hvpopt.newton.forcing import (
     SquareRoot,
     as_forcing,
 )
-from hvpopt.newton.method import Method, Stationary, Step
+from hvpopt.newton.method import Step
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.radius import Radii
-from hvpopt.newton.saddle import check_curvature_search, leave_saddle
+from hvpopt.newton.saddle import SecondOrderMethod
 from hvpopt.newton.trial import RadiusSearch, SearchMemo
 from hvpopt.objective import Kind
 
@@ -43,7 +43,6 @@ class TrustRegionState:
         radius: Of the next step; None before the first.
         forcing: State of the forcing term.
         curvature: What the choice of Hessian goes by.
-        kind: Of the Hessian that the newest point carries.
         stalled: True if the last step's decrease was under the rounding of the loss and
             the gradient did not fall either: from here on the loss itself must fall.
     """
@@ -51,11 +50,10 @@ class TrustRegionState:
     radius: float | None
     forcing: ForcingState
     curvature: CurvatureState
-    kind: Kind
     stalled: bool = False
 
 
-class TrustRegionNewton(Method):
+class TrustRegionNewton(SecondOrderMethod):
     """Newton's method in a trust region, for indefinite Hessians as for definite ones.
 
     Args:
@@ -69,7 +67,8 @@ class TrustRegionNewton(Method):
         radii: When to accept, shrink and grow. Default ``Radii()``.
         probe: Size of the random part of the Krylov space's start, relative to the
             tolerance of the solve. It lets the space see negative curvature that the
-            gradient says nothing of (the hard case). Default 0.1.
+            gradient says nothing of (the hard case), and is how far, relative to the
+            step, unknowns move of which the loss says nothing. Default 1e-4.
         max_products: Products for one step. Default 300.
         max_trials: Values for one step. Default 30.
         eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min of a stationary
@@ -98,7 +97,7 @@ class TrustRegionNewton(Method):
         tol: float | Forcing | None = None,
         radius: float | None = None,
         radii: Radii | None = None,
-        probe: float = 0.1,
+        probe: float = 1e-4,
         max_products: int = 300,
         max_trials: int = 30,
         eigenvalue_floor: float = 1e-6,
@@ -114,7 +113,12 @@ class TrustRegionNewton(Method):
                 f"probe is {probe}; it is relative to the tolerance and must lie in "
                 "[0, 1)"
             )
-        check_curvature_search(eigenvalue_floor, confidence, max_products)
+        super().__init__(
+            eigenvalue_floor=eigenvalue_floor,
+            confidence=confidence,
+            max_products=max_products,
+            seed=seed,
+        )
         if max_trials < 1:
             raise ValueError(f"max_trials is {max_trials}; it must be at least 1")
         self.hessian = check_curvature(hessian)
@@ -122,21 +126,11 @@ class TrustRegionNewton(Method):
         self.radius = radius
         self.radii = Radii() if radii is None else radii
         self.probe = probe
-        self.max_products = max_products
         self.max_trials = max_trials
-        self.eigenvalue_floor = eigenvalue_floor
-        self.confidence = confidence
-        self.seed = seed
 
     def start(self, problem: Problem) -> TrustRegionState:
         """Return the state that a run begins with."""
-        curvature = CurvatureState()
-        return TrustRegionState(
-            radius=self.radius,
-            forcing=self.forcing.start(),
-            curvature=curvature,
-            kind=kind_of(self.hessian, curvature),
-        )
+        return TrustRegionState(self.radius, self.forcing.start(), CurvatureState())
 
     def next_kind(self, state: TrustRegionState) -> Kind:
         """Return which Hessian the next point is to carry."""
@@ -166,12 +160,7 @@ class TrustRegionNewton(Method):
         self, state: TrustRegionState, before: Point, after: Point, step: Step
     ) -> TrustRegionState:
         """Return the state after an accepted step."""
-        # the loop linearised ``after`` by this state, not by the one returned
-        state = replace(
-            state,
-            kind=self.next_kind(state),
-            curvature=state.curvature.after(before, after),
-        )
+        state = replace(state, curvature=state.curvature.after(before, after))
         memo: Any = step.memo
         if not isinstance(memo, SearchMemo):
             # off a stationary point: the region must reach as far as that step did
@@ -188,22 +177,4 @@ class TrustRegionNewton(Method):
             radius=memo.radius,
             forcing=self.forcing.remember(state.forcing, facts),
             stalled=memo.drowned and norm_after > GRADIENT_PROGRESS * norm_before,
-        )
-
-    def escape(
-        self, problem: Problem, point: Point, state: TrustRegionState, budget: Budget
-    ) -> Step | Stationary:
-        """Step along negative curvature where the gradient vanishes, if there is any."""
-        if state.kind != "exact":
-            # Gauss-Newton has no negative curvature to find
-            point = replace(point, hessian=None)
-        return leave_saddle(
-            problem,
-            point,
-            budget,
-            Backtracking(),
-            floor=self.eigenvalue_floor,
-            confidence=self.confidence,
-            max_products=self.max_products,
-            seed=self.seed,
         )

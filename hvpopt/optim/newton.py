@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hvpopt.counts import Counts
 from hvpopt.models import Model, named_tensors
+from hvpopt.newton.convergence import Tolerance, next_step
 from hvpopt.newton.method import Method, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.trust_region import TrustRegionNewton
@@ -45,7 +46,10 @@ class Newton(torch.optim.Optimizer):
         lower: Lower bounds, likewise. No iterate and no trial breaks them.
         upper: Upper bounds, likewise.
         gtol: Stationary when the norm of the projected gradient is at most ``gtol``
-            times the largest met so far.
+            times the largest met so far, and the next step would change no parameter by
+            more than ``gtol`` of its size; as for ``minimize``. Default 1e-6.
+        certify: Certify that such a point is a minimum; as for ``minimize``. Default
+            False.
 
     Attributes:
         last: The last Step; or, where the gradient vanishes and no negative curvature is
@@ -78,6 +82,7 @@ class Newton(torch.optim.Optimizer):
         lower: PerParameter = None,
         upper: PerParameter = None,
         gtol: float = 1e-6,
+        certify: bool = False,
     ) -> None:
         method = TrustRegionNewton() if method is None else method
         if not isinstance(method, Method):
@@ -100,12 +105,17 @@ class Newton(torch.optim.Optimizer):
         self._objective = ClosureObjective(self._params)
         self.method = method
         self.gtol = gtol
+        self.certify = certify
         self.last: Step | Stationary | None = None
         self._space: ModelSpace
         self._problem: Problem
         self._vector: Tensor
         self._state: Any
         self._largest: float
+        self._first: Tensor
+        self._steps: int
+        self._spent: Counts
+        self._looked: int
         self._taken: tuple[Point, Step] | None
         self._begin()
 
@@ -138,6 +148,7 @@ class Newton(torch.optim.Optimizer):
         self._objective.closure = closure
         if not self._untouched():
             self._begin()
+        before = self.counts.snapshot()
         point = self._start_point(same_closure=same)
         try:
             self._largest = max(self._largest, float(point.projected_gradient.norm()))
@@ -145,6 +156,7 @@ class Newton(torch.optim.Optimizer):
         finally:
             if point.hessian is not None:
                 point.hessian.close()
+        self._count(step, self.counts.snapshot() - before)
         self.last = step
         left = replace(point, hessian=None)
         if isinstance(step, Step) and step.vector is not None:
@@ -174,7 +186,8 @@ class Newton(torch.optim.Optimizer):
 
         It holds hvpopt's own dataclasses: load it with ``weights_only=False``.
         """
-        progress = (self._vector, self._state, self._taken, self._largest)
+        counted = (self._first, self._steps, self._spent, self._looked)
+        progress = (self._vector, self._state, self._taken, self._largest, counted)
         return {**super().state_dict(), "progress": copy.deepcopy(progress)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -189,7 +202,7 @@ class Newton(torch.optim.Optimizer):
         rest = dict(state_dict)
         if "progress" not in rest:
             raise ValueError("this is not the state of an hvpopt.optim.Newton")
-        vector, state, taken, largest = copy.deepcopy(rest.pop("progress"))
+        vector, state, taken, largest, counted = copy.deepcopy(rest.pop("progress"))
         if vector.shape != self._vector.shape:
             raise ValueError(
                 f"the state is of {vector.numel()} free cells, and the parameters have "
@@ -199,6 +212,8 @@ class Newton(torch.optim.Optimizer):
         self._begin()
         self._vector = vector.to(self._space.device)
         self._state, self._taken, self._largest = state, taken, largest
+        self._first, self._steps, self._spent, self._looked = counted
+        self._first = self._first.to(self._space.device)
 
     def _begin(self) -> None:
         """Start the method from where the parameters are."""
@@ -209,6 +224,8 @@ class Newton(torch.optim.Optimizer):
         self._state = self.method.start(self._problem)
         self._taken = None
         self._largest = 0.0
+        self._first, self._steps = self._vector, 0
+        self._spent, self._looked = Counts(), 0
 
     def _untouched(self) -> bool:
         """True if the parameters are what the last step left."""
@@ -230,9 +247,25 @@ class Newton(torch.optim.Optimizer):
         return point
 
     def _next_step(self, point: Point) -> Step | Stationary:
-        stationary = float(point.projected_gradient.norm()) <= self.gtol * self._largest
-        take = self.method.escape if stationary else self.method.step
-        return take(self._problem, point, self._state, Budget())
+        tolerance = Tolerance.after(
+            self._steps,
+            self._spent,
+            self._looked,
+            gtol=self.gtol,
+            certify=self.certify,
+            start=self._first,
+            largest=self._largest,
+        )
+        return next_step(
+            self._problem, self.method, point, self._state, Budget(), tolerance
+        )
+
+    def _count(self, step: Step | Stationary, spent: Counts) -> None:
+        """Note what a step cost, and whether it left a stationary point."""
+        self._spent = self._spent + spent
+        if isinstance(step, Step) and step.vector is not None:
+            self._steps += 1
+            self._looked += spent.products * step.direction.curvature_step
 
     def _write(self, model: Model) -> None:
         for parameter, new in zip(

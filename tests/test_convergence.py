@@ -1,0 +1,219 @@
+"""What a run calls converged, and what finding that out may cost."""
+
+import pytest
+import torch
+import waves
+
+import hvpopt
+from hvpopt import Status
+from hvpopt.newton.convergence import relative_size
+from hvpopt.newton.problem import Problem
+
+F64 = torch.float64
+METHODS = {
+    "trust region": hvpopt.TrustRegionNewton,
+    "line search": hvpopt.LineSearchNewton,
+    "quasi-Newton": hvpopt.QuasiNewton,
+    "shifted, lanczos": hvpopt.ShiftedNewton,
+    "shifted, cg": lambda: hvpopt.ShiftedNewton("cg"),
+    "shifted, cholesky": lambda: hvpopt.ShiftedNewton("cholesky"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_success_while_unknowns_were_never_looked_at(name):
+    """One step lowers the gradient by eight orders, and leaves 20 of 21 cells."""
+    weights = torch.tensor([1e8] + [1.0] * 20, dtype=F64)
+    start = torch.full((21,), 3.0, dtype=F64)
+    result = hvpopt.minimize(
+        lambda x: (weights * (x - 1) ** 2).sum(), start, method=METHODS[name]()
+    )
+    assert result.success
+    assert float((result.x - 1).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_success_far_up_an_exponential(name):
+    start = torch.tensor([40.0], dtype=F64)
+    result = hvpopt.minimize(lambda x: (x.exp() - x).sum(), start, method=METHODS[name]())
+    assert result.success
+    assert result.fun == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_small_parameter_counts_beside_a_large_one(name):
+    """Units differ by nine orders; both parameters must have come to rest."""
+    model = {
+        "vp": torch.full((5,), 3000.0, dtype=F64),
+        "damping": torch.full((5,), 1e-6, dtype=F64),
+    }
+
+    def loss(vp, damping):
+        return ((vp - 2500) / 100).square().sum() + (damping * 1e6 - 3).square().sum()
+
+    result = hvpopt.minimize(
+        loss,
+        model,
+        method=METHODS[name](),
+        gtol=1e-3,
+        scale={"vp": 100.0, "damping": 1e-6},
+    )
+    assert result.success
+    assert float((result.x["damping"] * 1e6 - 3).abs().max()) < 1e-2
+
+
+def test_both_numbers_are_in_the_message():
+    start = torch.zeros(3, dtype=F64)
+    result = hvpopt.minimize(lambda x: (x - 1).exp().sum() - x.sum(), start)
+    assert result.success
+    assert "of the largest met (gtol 1e-06)" in result.message
+    assert "change no parameter by more than" in result.message
+
+
+def test_size_of_a_step_is_relative_to_each_parameter():
+    model = (torch.tensor([3.0, 4.0], dtype=F64), torch.tensor([0.0], dtype=F64))
+    space = hvpopt.ModelSpace(model, mask=(torch.tensor([True, True]), True))
+    problem = Problem(hvpopt.TorchObjective(lambda a, b: (a * a).sum() + b.sum()), space)
+    start = space.to_vector(model)
+    point = problem.linearise(start, None)
+    step = torch.tensor([0.03, 0.04, 0.0], dtype=F64)
+    assert relative_size(space, start, point, step) == pytest.approx(0.01)
+    step[2] = 1e-9  # of a parameter that has been zero ever since
+    assert relative_size(space, start, point, step) == float("inf")
+    assert relative_size(space, start, point, 0 * step) == 0.0
+
+
+def test_norms_of_parameters_follow_the_mask(generator):
+    model = {
+        "a": torch.randn(4, 3, generator=generator, dtype=F64),
+        "b": torch.randn(5, generator=generator, dtype=F64),
+        "c": torch.randn(2, generator=generator, dtype=F64),
+    }
+    mask = {
+        "a": torch.rand(4, 3, generator=generator) < 0.5,
+        "b": torch.zeros(5, dtype=torch.bool),
+        "c": torch.ones(2, dtype=torch.bool),
+    }
+    space = hvpopt.ModelSpace(model, mask=mask)
+    norms = space.norms(space.to_vector(model))
+    expected = torch.stack([model[k][mask[k]].norm() for k in model])
+    assert torch.allclose(norms, expected, rtol=1e-14, atol=0.0)
+
+
+# -- what it costs ------------------------------------------------------------------
+
+
+def quadratic(n):
+    weights = torch.linspace(1, 10, n, dtype=F64)
+    return lambda x: (weights * (x - 1) ** 2).sum()
+
+
+@pytest.mark.parametrize("name", ["trust region", "line search", "shifted, lanczos"])
+def test_looking_costs_no_more_than_minimising(name):
+    n = 3000
+    result = hvpopt.minimize(
+        quadratic(n), torch.zeros(n, dtype=F64), method=METHODS[name](), gtol=1e-4
+    )
+    assert result.success
+    spent = result.history[-1].counts
+    at_the_end = result.counts.products - spent.products
+    # the step that proved to be small, and a look at λ_min
+    minimising = spent.values + spent.gradients + spent.products
+    assert at_the_end <= 2 * minimising
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_certificate_is_asked_for(name):
+    loss, start = quadratic(12), torch.zeros(12, dtype=F64)
+    plain = hvpopt.minimize(loss, start, method=METHODS[name]())
+    sure = hvpopt.minimize(loss, start, method=METHODS[name](), certify=True)
+    assert plain.success
+    assert sure.success
+    assert "no negative curvature was found here" in sure.message
+    assert torch.equal(plain.x, sure.x)
+    if name == "quasi-Newton":
+        assert plain.nhev < sure.nhev <= plain.nhev + 12
+        assert "λ_min was not looked at" in plain.message
+
+
+def test_a_saddle_on_the_way_is_no_end_for_newton_methods(generator):
+    """Along x[1] = 0 the gradient leads to a saddle, and says nothing of the way out."""
+
+    def ridge(x):
+        return x[0] ** 2 - x[1] ** 2 + x[1] ** 4 + (x[2:] ** 2).sum()
+
+    start = torch.randn(6, generator=generator, dtype=F64)
+    start[1] = 0.0
+    for name, make in METHODS.items():
+        result = hvpopt.minimize(ridge, start, method=make(), certify=True)
+        assert result.fun == pytest.approx(-0.25, abs=1e-4), name
+        if name != "quasi-Newton":
+            result = hvpopt.minimize(ridge, start, method=make())
+            assert result.fun == pytest.approx(-0.25, abs=1e-4), name
+
+
+def waveform_problem(generator):
+    survey = waves.survey()
+    (true,) = waves.models_of("scalar", generator)
+    misfit = hvpopt.fwi.WaveformMisfit(survey, survey.simulate(true))
+    return misfit, torch.full_like(true, 1900.0)
+
+
+def test_waveform_misfits_end_at_a_met_tolerance(generator):
+    misfit, start = waveform_problem(generator)
+    result = hvpopt.minimize(misfit, start, lower=1500.0, upper=2400.0, gtol=0.3)
+    assert result.status is Status.CONVERGED
+    # nothing was spent after the last step
+    assert result.counts == result.history[-1].counts
+    assert misfit.counts.products == result.history[1].counts.products
+
+
+def test_a_met_tolerance_at_the_last_step_is_success_too(generator):
+    misfit, start = waveform_problem(generator)
+    bounds = {"lower": 1500.0, "upper": 2400.0}
+    free = hvpopt.minimize(misfit, start, gtol=0.3, **bounds)
+    cut = hvpopt.minimize(misfit, start, gtol=0.3, max_iter=free.nit, **bounds)
+    assert cut.success
+    assert torch.equal(cut.x, free.x)
+
+
+# -- curvature that is unknown ------------------------------------------------------
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """x² − y² with a backward of its own that cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x[0] ** 2 - x[1] ** 2 + x[1] ** 4
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * torch.stack([2 * x[0], -2 * x[1] + 4 * x[1] ** 3])
+
+
+class DetachedGradient(OnceDifferentiable):
+    """The same, with a gradient that carries no graph at all."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        x = x.detach()
+        return grad.detach() * torch.stack([2 * x[0], -2 * x[1] + 4 * x[1] ** 3])
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of parameter")
+@pytest.mark.parametrize("certify", [False, True])
+@pytest.mark.parametrize("function", [OnceDifferentiable, DetachedGradient])
+@pytest.mark.parametrize("name", ["quasi-Newton", "line search", "trust region"])
+def test_unknown_curvature_is_no_minimum(name, function, certify):
+    start = torch.zeros(2, dtype=F64)
+    result = hvpopt.minimize(
+        function.apply, start, method=METHODS[name](), certify=certify
+    )
+    # a fall of the loss may still be found by its values
+    assert result.fun < -0.2 or result.status is Status.STATIONARY
+    assert not result.success or result.fun == pytest.approx(-0.25, abs=1e-4)
