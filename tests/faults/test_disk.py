@@ -5,7 +5,6 @@ import logging
 import os
 import random
 
-import pytest
 import torch
 from runs import LONG, begin_or_resume, children, run_to_the_end, whole
 
