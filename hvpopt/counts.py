@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+
+#: Threads may share a tally; a signal handler may run within one.
+_lock = threading.RLock()
 
 
 @dataclass
@@ -11,7 +18,9 @@ class Counts:
 
     Objectives and operators each own one. An operator that an objective made reports
     to the objective's tally too, so that the objective's is the whole cost. Subtract
-    two snapshots for the cost of what ran between them.
+    two snapshots for the cost of what ran between them. An evaluation counts when it
+    begins, and so also where it fails. Threads may share a tally; ``metered`` tells
+    apart what each of them spends.
 
     Attributes:
         values: Loss evaluations without a graph.
@@ -38,17 +47,20 @@ class Counts:
         propagations: int = 0,
     ) -> None:
         """Add work done to this tally and to the ones it reports to."""
-        self.values += values
-        self.gradients += gradients
-        self.products += products
-        self.propagations += propagations
-        if self._parent is not None:
-            self._parent.tally(
-                values=values,
-                gradients=gradients,
-                products=products,
-                propagations=propagations,
-            )
+        with _lock:
+            self.values += values
+            self.gradients += gradients
+            self.products += products
+            self.propagations += propagations
+        meter = _meters.get().get(id(self))
+        for other in (self._parent, meter):
+            if other is not None:
+                other.tally(
+                    values=values,
+                    gradients=gradients,
+                    products=products,
+                    propagations=propagations,
+                )
 
     def child(self) -> Counts:
         """Return a tally at zero that reports to this one."""
@@ -76,3 +88,30 @@ class Counts:
         difference = self.snapshot()
         difference.tally(**{name: -n for name, n in other.as_dict().items()})
         return difference
+
+
+#: The meters of the block at hand, by the identity of the tallies that they meter.
+_meters: ContextVar[Mapping[int, Counts]] = ContextVar("meters", default={})  # noqa: B039
+
+
+@contextmanager
+def metered(counts: Counts, *, pass_on: bool = False) -> Iterator[Counts]:
+    """A block in which a tally's own part is told apart from that of other threads.
+
+    What the block's thread adds to the tally is added to a new one as well; threads that
+    it starts are others. Of nested blocks with the same tally only the innermost is told.
+
+    Args:
+        counts: A tally that others may advance at the same time.
+        pass_on: Tell the block around this one too. Default False.
+
+    Yields:
+        The new tally.
+    """
+    around = _meters.get()
+    own = Counts(_parent=around.get(id(counts)) if pass_on else None)
+    token = _meters.set({**around, id(counts): own})
+    try:
+        yield own
+    finally:
+        _meters.reset(token)

@@ -143,8 +143,8 @@ class HessianOperator(SymmetricOperator):
             noise=model_noise(model),
         )
         model = space.arrange(model)
-        value, leaves, gradients = gradient_graph(loss, model, create_graph=True)
         self.counts.tally(gradients=1)
+        value, leaves, gradients = gradient_graph(loss, model, create_graph=True)
         self.value = float(value.detach())
         self.gradient = rebuild(model, [g.detach().clone() for g in gradients])
         self._model = rebuild(model, [t.detach() for t in leaves])
@@ -264,6 +264,6 @@ class FiniteDifferenceHessian(SymmetricOperator):
             )
         ]
         model = rebuild(shaped, moved)
-        _, _, gradients = gradient_graph(self._loss, model, create_graph=False)
         self.counts.tally(gradients=1)
+        _, _, gradients = gradient_graph(self._loss, model, create_graph=False)
         return self.space.gradient_to_vector(rebuild(model, gradients))

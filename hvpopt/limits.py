@@ -84,6 +84,9 @@ class Watch:
         """Raise Stop, with the signal's own status, if a process received one."""
         received = self._processes.largest(self._listener.received or 0)
         if received:
+            if self._listener.received is None:  # that of another process of the run
+                self._listener.note(signal.Signals(int(received)))
+            self._listener.told = True
             terminated = received == signal.SIGTERM
             raise Stop(Status.TERMINATED if terminated else Status.INTERRUPTED)
 
@@ -104,6 +107,13 @@ class CallbackError(Exception):
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+class RefusedError(CallbackError):
+    """Carries the error for a state of the caller's own method that cannot be saved.
+
+    It ends the run where that is first known, before more is spent on it.
+    """
 
 
 def check_repeatable(first: float, again: float) -> None:

@@ -12,7 +12,14 @@ from tqdm import tqdm
 
 from hvpopt.counts import Counts
 from hvpopt.history import HistoryFile
-from hvpopt.limits import CallbackError, Limits, Stop, Watch, check_repeatable
+from hvpopt.limits import (
+    CallbackError,
+    Limits,
+    RefusedError,
+    Stop,
+    Watch,
+    check_repeatable,
+)
 from hvpopt.models import Model
 from hvpopt.newton.convergence import Tolerance, next_step, without_products
 from hvpopt.newton.method import Direction, Method, OutOfBudget, Stationary, Step
@@ -22,6 +29,7 @@ from hvpopt.recorder import Callback, Recorder
 from hvpopt.restart.checkpoint import Checkpoint, RunState
 from hvpopt.restart.fingerprint import leave_out
 from hvpopt.restart.journal import Journal, JournalObjective
+from hvpopt.restart.state_tree import check_storable
 from hvpopt.result import MinimizeResult, Status, sentence
 from hvpopt.space import ModelSpace
 
@@ -40,6 +48,7 @@ class Loop:
         history_file: Grows with the history.
         saving: The run is saved: by the main process, which keeps what each step
             evaluates for that.
+        counts: What the run spends of the objective. Default the objective's own tally.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class Loop:
         callback: Callback | None = None,
         history_file: HistoryFile | None = None,
         saving: bool = False,
+        counts: Counts | None = None,
     ) -> None:
         processes = objective.processes
         self.journal = Journal(
@@ -61,7 +71,9 @@ class Loop:
             after=self._pause,
             keeps=lambda: not self._lost_something(),
         )
-        self.problem = Problem(JournalObjective(objective, self.journal), space)
+        self.problem = Problem(JournalObjective(objective, self.journal, counts), space)
+        self.saving = saving
+        self.problem.check_kept = self._check_kept
         self.first = first
         self.method = method
         self.limits = limits
@@ -69,7 +81,7 @@ class Loop:
         # A step that a clock cuts short is not the one that an uninterrupted run takes,
         # nor that of another process: then the clock ends the run within the step.
         self.cut_short = not saving and processes.count == 1
-        self.recorder = Recorder(objective, self.journal, callback, history_file)
+        self.recorder = Recorder(objective, self.journal, callback, history_file, counts)
         self.point: Point
         self.pending: tuple[Tensor, float] | None = None
         self.drawn: dict[str, int] = {}
@@ -89,6 +101,8 @@ class Loop:
         start = self.first
         value, left_out = self._start_value(start), self._left_out()
         state = self.method.start(self.problem)
+        if self.saving:
+            check_storable(state, "the method's state")
         self.point = self._evaluate(start, state)
         if self._left_out() == left_out:
             check_repeatable(value, self.point.value)
@@ -158,6 +172,7 @@ class Loop:
         except KeyboardInterrupt:
             return self._result(Status.INTERRUPTED)
         except CallbackError as error:
+            discard = self.fresh and isinstance(error, RefusedError)
             raise error.error from None
         except Exception as error:
             if self.steps == 0 and self.pending is None:
@@ -336,7 +351,26 @@ class Loop:
 
     # -- telling ----------------------------------------------------------------
 
+    def _check_kept(self, state: Any) -> None:
+        """Refuse what no saved state can hold, as long as little is lost by that.
+
+        Later the run goes on, and a warning says that it is not saved.
+
+        Args:
+            state: What the method keeps, or a part of it.
+
+        Raises:
+            RefusedError: If it cannot be stored.
+        """
+        if not self.saving or len(self.recorder.history) > 2:
+            return
+        try:
+            check_storable(state, "the method's state")
+        except TypeError as error:
+            raise RefusedError(error) from error
+
     def _commit(self, state: Any) -> None:
+        self._check_kept(state)
         self.recorder.commit(self.point, state, self.kind, self.drawn)
 
     def _announce(self) -> None:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hvpopt.counts import metered
 from hvpopt.history import HistoryFile
 from hvpopt.limits import Limits, Watch
 from hvpopt.loop import Loop
-from hvpopt.models import Model, copy_model
+from hvpopt.models import Model, copy_model, named_tensors
 from hvpopt.newton.default import default_method
 from hvpopt.newton.method import Method
 from hvpopt.objective import Objective
 from hvpopt.recorder import Callback
 from hvpopt.restart.checkpoint import Checkpoint, ProblemState, check_checkpoint, load
-from hvpopt.restart.files import previous
+from hvpopt.restart.files import previous, sweep
 from hvpopt.restart.fingerprint import VALUE, check_same, fingerprint, value_of_same_sum
+from hvpopt.restart.lock import PathLock
 from hvpopt.restart.signals import SignalListener
 from hvpopt.result import IterationRecord, MinimizeResult
 from hvpopt.space import ModelSpace, PerParameter
@@ -88,7 +92,10 @@ def minimize(
             ``NAME.previous``. With it a limit of seconds ends the run within a step,
             early enough to save, instead of cutting the step short; and the values and
             products of the step under way stay in memory, as much again as a Lanczos
-            basis takes. Default none.
+            basis takes. Its directory must exist. As long as the run goes,
+            ``NAME.lock`` keeps other runs from the path; a process that is killed leaves
+            it unlocked. Where a save fails, a warning says so and the run goes on; the
+            message of the result says what was saved last. Default none.
         checkpoint_every: Steps between saves. A save is synced to disk: where steps are
             quick, take more of them. Default 1.
         checkpoint_seconds: Within a step, save between products when this long has
@@ -102,12 +109,29 @@ def minimize(
         as the product under way is done, and at a second SIGINT at once. What a callback
         raises is raised.
 
+        A signal ends the run under way, the outer ones of a run in a callback included,
+        and then reaches the script, which keeps the result. A handler of the script's own
+        is called as the run returns. With Python's own handlers SIGTERM ends the process,
+        and a second SIGINT (in the same run or a later one) raises KeyboardInterrupt, as
+        soon as the script begins another run; so does what its own handler raises. A
+        script with several runs therefore does not go on with the others. One that is
+        to go on after SIGTERM calls ``hvpopt.restart.signals.acknowledge()`` first. A
+        first SIGINT ends one run alone, whose ``status`` is ``Status.INTERRUPTED``; in
+        an interactive session any SIGINT does. Between runs signals are the script's.
+
+        Evaluations that other threads make of the same loss at the same time, and those
+        of another run in the callback, are neither counted nor limited here.
+
     Raises:
-        TypeError: For a model or loss of the wrong type.
+        TypeError: For a model or loss of the wrong type, or a method whose state cannot
+            be saved where a checkpoint is asked for.
         ValueError: For a loss that is not scalar, not finite at the start, ignores a
             parameter or changes from call to call; for bounds, scales or masks that do
             not fit; for limits out of range.
         FileExistsError: If the checkpoint exists: resume it, or remove it.
+        FileNotFoundError: If the checkpoint's directory does not exist.
+        BlockingIOError: If another run, which is named, saves to the checkpoint's path.
+        OSError: If the checkpoint's directory cannot be written.
 
     Example:
         >>> import torch, hvpopt
@@ -120,12 +144,6 @@ def minimize(
     path = None
     if checkpoint is not None:
         path = check_checkpoint(checkpoint, checkpoint_every, checkpoint_seconds)
-        for file in (path, previous(path)):
-            if file.exists():
-                raise FileExistsError(
-                    f"{file} exists; hvpopt.resume({str(path)!r}, loss) goes on from it. "
-                    "To begin anew, remove it first"
-                )
     options: dict[str, Any] = {
         "scale": scale,
         "mask": mask,
@@ -149,7 +167,13 @@ def minimize(
             path, problem, every=checkpoint_every, seconds=checkpoint_seconds
         )
 
-    with SignalListener() as listener:
+    with (
+        SignalListener() as listener,
+        _alone(path if main else None),
+        metered(objective.counts) as counts,
+    ):
+        if path is not None:
+            _check_none_there(path)
         loop = Loop(
             objective,
             space,
@@ -160,6 +184,7 @@ def minimize(
             callback=callback,
             history_file=_history(history_file) if main else None,
             saving=path is not None,
+            counts=counts,
         )
         saves = path is not None and main
         loop.start(first_checkpoint if saves else None)
@@ -199,7 +224,9 @@ def resume(
         loss: The same function as before.
         model: The start as given to ``minimize``, together with ``scale``, ``mask``,
             ``lower`` and ``upper``, to have them compared with the state's. Default
-            None: all five are the state's own.
+            None: all five are the state's own, on the device that they were on; where
+            this machine has none such, on another of its type or on the host, with a
+            warning. A model that is given says which device the run goes on.
         method: As given to ``minimize``, with the same options.
         scale: See ``model``.
         mask: See ``model``.
@@ -223,6 +250,8 @@ def resume(
 
     Raises:
         FileNotFoundError: If there is no state.
+        BlockingIOError: If another run, which is named, saves to that path.
+        OSError: If its directory cannot be written.
         hvpopt.restart.state_tree.StateError: If the state is of another problem, method
             or version, is not finite, or is damaged together with the one before it. If
             the last one alone is damaged, a warning is logged and the run goes on from
@@ -253,25 +282,28 @@ def resume(
             f"{', '.join(names)} given without the model; give all as to minimize, or "
             "none, and the state's own are taken"
         )
-    problem, state, whole = load(path)
-    saved = problem.limits
-    limits = Limits(
-        int(saved["max_iter"]) if max_iter is None else max_iter,
-        saved["max_products"] if max_products is None else max_products,
-        max_seconds,
-        saved["gtol"] if gtol is None else gtol,
-        bool(saved["certify"]) if certify is None else certify,
-    )
-    start = problem.model if model is None else copy_model(model)
-    space = ModelSpace(start, **(problem.options if model is None else given))
     objective = as_objective(loss)
     method = _check_method(method, objective)
     main = objective.processes.is_main
-    own = fingerprint(objective, space, start, method, problem.fingerprint[VALUE])
-    # all but the value: a model of another shape is told before the loss meets it
-    check_same(problem.fingerprint, own)
-    with SignalListener() as listener:
-        before = objective.counts.snapshot()
+    with (
+        SignalListener() as listener,
+        _alone(path if main else None),
+        metered(objective.counts) as counts,
+    ):
+        problem, state, whole = load(path, None if model is None else _device_of(model))
+        saved = problem.limits
+        limits = Limits(
+            int(saved["max_iter"]) if max_iter is None else max_iter,
+            saved["max_products"] if max_products is None else max_products,
+            max_seconds,
+            saved["gtol"] if gtol is None else gtol,
+            bool(saved["certify"]) if certify is None else certify,
+        )
+        start = problem.model if model is None else copy_model(model)
+        space = ModelSpace(start, **(problem.options if model is None else given))
+        own = fingerprint(objective, space, start, method, problem.fingerprint[VALUE])
+        # all but the value: a model of another shape is told before the loss meets it
+        check_same(problem.fingerprint, own)
         at_start = space.to_model(space.to_vector(start))
         own[VALUE] = value_of_same_sum(
             objective,
@@ -291,6 +323,7 @@ def resume(
             callback=callback,
             history_file=_history(history_file, state.history) if main else None,
             saving=True,
+            counts=counts,
         )
         saver = Checkpoint(
             path,
@@ -298,9 +331,9 @@ def resume(
             every=checkpoint_every,
             seconds=checkpoint_seconds,
             keep=whole,
+            there=state,
         )
-        spent = objective.counts.snapshot() - before
-        loop.restore(state, spent, saver if main else None)
+        loop.restore(state, counts.snapshot(), saver if main else None)
         # what the step under way has evaluated is the journal's, and not held twice
         del state
         return _run(loop, progress)
@@ -311,7 +344,36 @@ def _run(loop: Loop, progress: bool) -> MinimizeResult:
     total = loop.limits.max_iter
     shown = progress and loop.problem.objective.processes.is_main
     with tqdm(total=total, initial=done, disable=not shown, unit="step") as bar:
-        return loop.run(bar)
+        result = loop.run(bar)
+    saver = loop.recorder.checkpoint
+    if saver is None or not saver.failure:
+        return result
+    return replace(result, message=f"{result.message}; {saver.failure}")
+
+
+@contextmanager
+def _alone(path: Path | None) -> Iterator[None]:
+    """A block in which nobody else saves to a path."""
+    if path is None:
+        yield
+        return
+    with PathLock(path) as lock:
+        if lock.held:
+            sweep(path)
+        yield
+
+
+def _check_none_there(path: Path) -> None:
+    for file in (path, previous(path)):
+        if file.exists():
+            raise FileExistsError(
+                f"{file} exists; hvpopt.resume({str(path)!r}, loss) goes on from it. "
+                "To begin anew, remove it first"
+            )
+
+
+def _device_of(model: Model) -> torch.device:
+    return next(iter(named_tensors(model).values())).device
 
 
 def _history(

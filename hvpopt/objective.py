@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hvpopt.counts import Counts
+from hvpopt.counts import Counts, metered
 from hvpopt.models import Model, named_tensors, rebuild
 from hvpopt.operators import SumOperator, SymmetricOperator
 from hvpopt.processes import ALONE, Processes
@@ -239,8 +239,8 @@ class SumObjective(Objective):
 
     def parts(self, model: Model) -> dict[str, float]:
         """Return the weighted value of each part at a model."""
-        values = self._each(lambda term: term.value(model))
         self.counts.tally(values=1)
+        values = self._each(lambda term: term.value(model))
         return self._weighted(values)
 
     def value(self, model: Model) -> float:
@@ -249,8 +249,8 @@ class SumObjective(Objective):
 
     def value_and_gradient(self, model: Model) -> tuple[float, Model]:
         """Return the objective and its gradient, shaped like the model."""
-        results = self._each(lambda term: term.value_and_gradient(model))
         self.counts.tally(gradients=1)
+        results = self._each(lambda term: term.value_and_gradient(model))
         value = sum(self._weighted([value for value, _ in results]).values())
         return value, self._weighted_gradient([gradient for _, gradient in results])
 
@@ -290,15 +290,12 @@ class SumObjective(Objective):
             term.restore({name.partition(" ")[2]: state[name] for name in own})
 
     def _operator(self, make: Callable[[Objective], SymmetricOperator]) -> SumOperator:
-        before = [term.counts.gradients for _, term in self.terms]
-        operators = self._each(make)
-        after = [term.counts.gradients for _, term in self.terms]
-        total = self._sum(operators)
+        spent: list[Counts] = []
+        total = self._sum(self._each(make, spent))
         # a graph is a gradient; a term that needs none (a Born pass) counts none, and
         # that of a regulariser is nothing beside a sketch of waves
         if total.cost >= 1.0:
-            spent = max(b - a for a, b in zip(before, after, strict=True))
-            self.counts.tally(gradients=spent)
+            self.counts.tally(gradients=max(own.gradients for own in spent))
         return total
 
     def linearise(
@@ -310,8 +307,8 @@ class SumObjective(Objective):
     ) -> Linearisation:
         """Return value, gradient, Hessian and the parts' values at a model."""
         space = ModelSpace(model) if space is None else space
-        lins = self._each(lambda term: term.linearise(model, kind, space=space))
         self.counts.tally(gradients=1)
+        lins = self._each(lambda term: term.linearise(model, kind, space=space))
         parts = self._weighted([lin.value for lin in lins])
         return Linearisation(
             sum(parts.values()),
@@ -326,15 +323,27 @@ class SumObjective(Objective):
             list(zip(weights, operators, strict=True)), counts=self.counts.child()
         )
 
-    def _each(self, evaluate: Callable[[Objective], Any]) -> list[Any]:
-        """Evaluate every term; the propagations they spend are the sum's too."""
+    def _each(
+        self, evaluate: Callable[[Objective], Any], spent: list[Counts] | None = None
+    ) -> list[Any]:
+        """Evaluate every term; the propagations they spend are the sum's too.
+
+        Args:
+            evaluate: What to do with a term.
+            spent: Is given what each term has spent.
+
+        Returns:
+            What each term gave.
+        """
         results = []
         for _, term in self.terms:
-            before = term.counts.propagations
-            try:
-                results.append(evaluate(term))
-            finally:  # also what has failed was run
-                self.counts.tally(propagations=term.counts.propagations - before)
+            with metered(term.counts, pass_on=True) as own:
+                try:
+                    results.append(evaluate(term))
+                finally:  # also what has failed was run
+                    self.counts.tally(propagations=own.propagations)
+            if spent is not None:
+                spent.append(own)
         return results
 
     def _weighted(self, values: list[float]) -> dict[str, float]:

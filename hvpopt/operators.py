@@ -320,6 +320,7 @@ class SumOperator(SymmetricOperator):
         self.holding = next((h for h in holdings if h is not WHOLE), WHOLE)
 
     def _product(self, vector: Tensor) -> Tensor:
+        self.counts.tally(products=1)
         total = torch.zeros_like(vector)
         for weight, term in self.terms:
             before = term.counts.propagations
@@ -327,7 +328,6 @@ class SumOperator(SymmetricOperator):
                 total.add_(term.matvec(vector), alpha=weight)
             finally:  # also what has failed was run
                 self.counts.tally(propagations=term.counts.propagations - before)
-        self.counts.tally(products=1)
         return total
 
     def close(self) -> None:

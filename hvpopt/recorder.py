@@ -34,6 +34,7 @@ class Recorder:
         journal: Of the step under way.
         callback: See ``minimize``.
         history_file: Grows with the history.
+        counts: What the run spends. Default the objective's own tally.
 
     Attributes:
         history: All records.
@@ -49,6 +50,7 @@ class Recorder:
         journal: Journal,
         callback: Callback | None = None,
         history_file: HistoryFile | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self.history: list[IterationRecord] = []
         self.negative_curvature: Tensor | None = None
@@ -58,7 +60,8 @@ class Recorder:
         self._objective, self._journal = objective, journal
         self._callback, self._history_file = callback, history_file
         self._began = time.monotonic()
-        self._before = objective.counts.snapshot()
+        self._counts = objective.counts if counts is None else counts
+        self._before = self._counts.snapshot()
 
     def restore(self, state: RunState) -> None:
         """Go on from a saved state; what is spent from now on comes on top.
@@ -70,12 +73,12 @@ class Recorder:
         self.history = list(state.history)
         self.negative_curvature = state.negative_curvature
         self._began = time.monotonic() - state.seconds
-        self._before = self._objective.counts - state.counts
+        self._before = self._counts - state.counts
 
     @property
     def spent(self) -> Counts:
         """What the run has spent."""
-        return self._objective.counts.snapshot() - self._before
+        return self._counts.snapshot() - self._before
 
     def add(self, step: Step, point: Point, before: Tensor) -> None:
         """Add the record of a step.

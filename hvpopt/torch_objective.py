@@ -53,10 +53,10 @@ class TorchObjective(Objective):
 
     def value(self, model: Model) -> float:
         """Return the objective, building no graph. NaN and infinity are returned."""
+        self.counts.tally(values=1)
         with torch.no_grad():
             detached = rebuild(model, [t.detach() for t in named_tensors(model).values()])
             value = call_loss(self._loss, detached)
-        self.counts.tally(values=1)
         if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
             return float(value)
         check_scalar(value)
@@ -64,8 +64,8 @@ class TorchObjective(Objective):
 
     def value_and_gradient(self, model: Model) -> tuple[float, Model]:
         """Return the objective and its gradient, shaped like the model."""
-        value, _, gradients = gradient_graph(self._loss, model, create_graph=False)
         self.counts.tally(gradients=1)
+        value, _, gradients = gradient_graph(self._loss, model, create_graph=False)
         # autograd may hand one buffer to two parameters, or an expanded scalar
         return float(value.detach()), rebuild(model, [g.clone() for g in gradients])
 

@@ -22,6 +22,7 @@ from hvpopt import distributed
 from hvpopt.distributed import messages
 from hvpopt.fwi import Survey
 from hvpopt.restart import files
+from hvpopt.restart.signals import acknowledge
 
 BOUNDS = {"lower": 1500.0, "upper": 2400.0}
 METHODS = {
@@ -74,6 +75,7 @@ def invert(seed, path=None, method="trust-region", ending=None, resume=False, **
         else:
             more = {} if path is None else {"checkpoint": path, **saving}
             result = hvpopt.minimize(sharded, start, **BOUNDS, **options, **more)
+    acknowledge()  # the process may serve another test
     return told(result, written)
 
 

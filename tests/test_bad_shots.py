@@ -219,7 +219,7 @@ def test_value_names_the_shot(problem, monkeypatch, where, size):
     assert isinstance(caught.value, FloatingPointError)
     assert sum(BAD in group for group in faults.ran) == 2
     assert misfit.dropped_shots == []
-    assert misfit.counts.values == 0
+    assert misfit.counts.values == 1, "also what failed was run"
 
 
 @pytest.mark.parametrize("propagator", ["scalar", "acoustic"])

@@ -11,6 +11,7 @@ from test_bad_shots import BAD, N_SHOTS, Faults, dropping, one_thread, problem, 
 
 import hvpopt
 from hvpopt.distributed import shard
+from hvpopt.restart.signals import acknowledge
 from hvpopt.restart.state_tree import StateError
 
 __all__ = ["one_thread", "problem"]
@@ -233,6 +234,7 @@ def test_run_that_ends_as_a_shot_is_lost(problem, monkeypatch, tmp_path, where):
     assert left_out(whole)[-1] == [NAME]
     stopped, misfit = run(stop=True, checkpoint=path, **options)
     assert stopped.status is hvpopt.Status.TERMINATED
+    acknowledge()
     assert misfit.dropped_shots == [BAD]
     found, misfit = run(resumed=True, **options)
     assert misfit.dropped_shots == [BAD]

@@ -17,6 +17,7 @@ from hvpopt.operators import MatrixOperator
 from hvpopt.restart import files
 from hvpopt.restart.checkpoint import load
 from hvpopt.restart.journal import Event, Journal
+from hvpopt.restart.signals import acknowledge
 from hvpopt.restart.state_tree import StateError, decode, encode, non_finite, register
 
 
@@ -124,6 +125,7 @@ def test_stopped_after_each_evaluation_it_makes_none_twice(start, path, name):
         while result.status is Status.TERMINATED:
             left[0], sessions = 3, sessions + 1
             assert sessions < 400, "no session gets any further"
+            acknowledge()
             result = hvpopt.resume(
                 path, Counting(rosenbrock), method=METHODS[name](), max_iter=12
             )
@@ -283,6 +285,7 @@ def test_answers_to_other_questions_are_not_taken(start, path, caplog, monkeypat
 
     monkeypatch.setattr(hvpopt.HessianOperator, "_product", stopping)
     hvpopt.minimize(rosenbrock, start, checkpoint=path)
+    acknowledge()
     problem, state, _ = load(path)
     assert state.events
     asked = [
@@ -619,16 +622,25 @@ def test_skeleton_of_another_make_is_refused():
             decode(skeleton, {})
 
 
-def test_state_that_cannot_be_saved_is_warned_of(start, path, caplog):
+def test_state_that_can_no_longer_be_saved_is_warned_of(start, path, caplog):
     class Odd(hvpopt.ShiftedNewton):
-        def start(self, problem):
-            return object()
-
         def remember(self, state, before, after, step):
-            return state
+            taken.append(1)
+            return (
+                object()
+                if len(taken) >= 3
+                else super().remember(state, before, after, step)
+            )
 
-    result = hvpopt.minimize(rosenbrock, start, method=Odd(), checkpoint=path)
-    assert result.success
+        def step(self, problem, point, state, budget):
+            state = self.start(problem) if type(state) is object else state
+            return super().step(problem, point, state, budget)
+
+        escape = step
+
+    taken = []
+    result = hvpopt.minimize(rosenbrock, start, method=Odd(), checkpoint=path, max_iter=6)
+    assert result.nit == 6
     assert len(caplog.records) == 1
     assert "object" in caplog.text
-    assert not path.exists()
+    assert len(load(path)[1].history) == 3

@@ -60,7 +60,7 @@ class MisfitOfShots(WaveformMisfit):
             models = self.waveforms.models(copy_model(model))
             for shot in [*shots[:1], *shots]:
                 began = time.perf_counter()
-                float(self.waveforms.loss(models, [shot]))
                 self.counts.tally(propagations=1)
+                float(self.waveforms.loss(models, [shot]))
                 seconds[shot] = time.perf_counter() - began
         return seconds

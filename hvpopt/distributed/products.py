@@ -92,6 +92,8 @@ class ShardedHessian(SymmetricOperator):
         return self.part.curvature
 
     def _product(self, vector: Tensor) -> Tensor:
+        self.counts.tally(products=1)
+
         def work() -> Part:
             if self.part.shots:
                 row = self.part.matvec(vector)
@@ -111,7 +113,6 @@ class ShardedHessian(SymmetricOperator):
             raise
         assert total.vector is not None
         self._note_reduced(total.vector)
-        self.counts.tally(products=1)
         return total.vector
 
     def close(self) -> None:

@@ -161,8 +161,8 @@ class ShardedMisfit(Objective):
             self._check(model)
             return Part()
 
-        total = self._total("value", self._agreed(model), work)
         self.counts.tally(values=1)
+        total = self._total("value", self._agreed(model), work)
         return total.value
 
     def value_and_gradient(self, model: Model) -> tuple[float, Model]:
@@ -185,9 +185,9 @@ class ShardedMisfit(Objective):
             zeros = [torch.zeros_like(t.detach()).reshape(-1) for t in tensors]
             return Part(0.0, torch.cat(zeros))
 
+        self.counts.tally(gradients=1)
         total = self._total("gradient", self._agreed(model), work)
         self._note_reduced(total.vector)
-        self.counts.tally(gradients=1)
         assert total.vector is not None
         rows = torch.split(total.vector, [t.numel() for t in tensors])
         return total.value, rebuild(

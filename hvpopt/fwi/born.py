@@ -110,6 +110,7 @@ class WaveformHessian(SymmetricOperator):
         self, part: Callable[[list[int]], Terms], names: Sequence[str], cost: int
     ) -> list[Any]:
         """Return the sum of what the groups contribute to a product."""
+        self.counts.tally(products=1)
         task = Task("product", part, names, cost, self.counts, self._unit, self._forget)
         try:
             total = self._runner.total(task, self.groups)
@@ -118,7 +119,6 @@ class WaveformHessian(SymmetricOperator):
                 self._settle(error)
             raise
         self.groups = self._runner.split(self.groups)
-        self.counts.tally(products=1)
         return total
 
     def _forget(self) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvpopt.fwi.autodiff import vjp
 from hvpopt.fwi.born import WaveformHessian
-from hvpopt.fwi.runner import Terms
+from hvpopt.fwi.runner import Terms, counted
 from hvpopt.fwi.waveforms import Waveforms
 from hvpopt.models import Model, named_tensors, rebuild
 from hvpopt.objective import Kind
@@ -102,7 +102,8 @@ class DoubleBackpropHessian(WaveformHessian):
             return self._kept
         self._kept = None
         leaves = self._leaves()
-        with torch.enable_grad():
+        propagations = GRAPH_PROPAGATIONS * len(group)
+        with counted(self.counts, propagations), torch.enable_grad():
             models = self._waveforms.models(rebuild(self._model, leaves), check=False)
             data = self._waveforms.survey.propagate(models, group, **self._overrides)
             if self.kind == "exact":
@@ -113,7 +114,6 @@ class DoubleBackpropHessian(WaveformHessian):
                 dummies = [torch.zeros_like(d, requires_grad=True) for d in outputs]
             back = vjp(outputs, leaves, dummies, create_graph=True)
         graph = _Graph(group, leaves, data, back, dummies)
-        self.counts.tally(propagations=GRAPH_PROPAGATIONS * len(group))
         if self.groups == [group]:
             self._kept = graph
         return graph

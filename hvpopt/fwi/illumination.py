@@ -168,8 +168,8 @@ def source_illumination(
         (velocity,) = misfit.waveforms.models(rebuild(model, leaves))
     energy = torch.zeros(velocity.shape, dtype=torch.float64, device=velocity.device)
     for group in misfit.groups(model, taken):
+        misfit.counts.tally(propagations=len(group))
         energy += _acceleration_energy(misfit, velocity.detach(), group)
-    misfit.counts.tally(propagations=len(taken))
     density = energy * (2 * velocity.detach().double() ** -3).square()
     diagonal = _through_map(density, velocity, leaves, model, space)
     if smooth_cells > 0:

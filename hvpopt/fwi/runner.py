@@ -13,10 +13,12 @@ import gc
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import deepwave
 import torch
 from torch import Tensor
 
@@ -51,6 +53,32 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _nothing() -> None:
     """Do nothing."""
+
+
+@contextmanager
+def counted(counts: Counts, propagations: int) -> Iterator[None]:
+    """A block that propagates waves, counted also where it fails.
+
+    What deepwave refuses before it begins has run nothing, and what does not fit in
+    memory is taken to have run nothing.
+
+    Args:
+        counts: The tally.
+        propagations: Of the block.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except BaseException as error:
+        refused = isinstance(error, deepwave.DeepwaveError) and not isinstance(
+            error, (ArithmeticError, RuntimeError)
+        )
+        if not (refused or is_out_of_memory(error)):
+            counts.tally(propagations=propagations)
+        raise
+    counts.tally(propagations=propagations)
 
 
 @dataclass(frozen=True)
@@ -234,17 +262,15 @@ class GroupRunner:
 def _attempt(task: Task, group: list[int], checked: bool) -> _Outcome:
     """Run one group. Numbers are looked at always, tensors where ``checked``."""
     try:
-        terms = task.part(group)
+        with counted(task.counts, task.cost * len(group)):
+            terms = task.part(group)
     except FloatingPointError as error:  # deepwave looks at its wavefields
-        outcome = _Outcome(failure=_first_line(error))
+        return _Outcome(failure=_first_line(error))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         return _Outcome(failure=_first_line(error), fits=False)
-    else:
-        outcome = _judge(task, terms, checked)
-    task.counts.tally(propagations=task.cost * len(group))
-    return outcome
+    return _judge(task, terms, checked)
 
 
 def _judge(task: Task, terms: Terms, checked: bool) -> _Outcome:

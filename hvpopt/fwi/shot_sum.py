@@ -175,8 +175,8 @@ class ShotSum(Objective):
             def part(group: list[int]) -> Terms:
                 return [float(self.waveforms.loss(models, group))]
 
+            self.counts.tally(values=1)
             (value,) = self._sum(model, "value", part, [""], 1)
-        self.counts.tally(values=1)
         return float(value)
 
     def value_and_gradient(self, model: Model) -> tuple[float, Model]:
@@ -209,9 +209,9 @@ class ShotSum(Objective):
                 loss.backward()  # type: ignore[no-untyped-call]
                 return [float(loss.detach()), *(i.grad for i in inputs)]
 
+            self.counts.tally(gradients=1)
             names = ["", *self.survey.model_names]
             value, *grads = self._sum(model, "gradient", part, names, 2)
-        self.counts.tally(gradients=1)
         found = [(m, g) for m, g in zip(models, grads, strict=True) if m.requires_grad]
         gradient = torch.autograd.grad(
             [m for m, _ in found], leaves, [g for _, g in found], allow_unused=True

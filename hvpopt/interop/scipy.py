@@ -144,17 +144,16 @@ class _CallableObjective(Objective):
         for known, result in self._recent:
             if torch.equal(known, model):
                 return result
+        self.counts.tally(values=1)
         value = np.asarray(self.fun(_array(model), *self.args))
         if value.size != 1:
             raise ValueError(f"fun returned shape {value.shape}; expected one number")
-        self.counts.tally(values=1)
         self._recent = [*self._recent[-1:], (model.clone(), float(value.reshape(())))]
         return self._recent[-1][1]
 
     def gradient(self, model: Tensor, counts: Counts) -> Tensor:
-        gradient = _vector(self.jac(_array(model), *self.args), model.numel(), "jac")
         counts.tally(gradients=1)
-        return gradient
+        return _vector(self.jac(_array(model), *self.args), model.numel(), "jac")
 
     def value_and_gradient(self, model: Model) -> tuple[float, Model]:
         assert isinstance(model, Tensor)

@@ -118,6 +118,7 @@ class Preconditioning:
         if isinstance(built, DiagonalPreconditioner):
             # a diagonal and a number, whatever else a subclass carries
             built = DiagonalPreconditioner(built.diagonal, damping=built.damping)
+        problem.check_kept(built)
         return replace(state, base=built, age=0), replace(budget, products=left)
 
     def on_free_cells(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -159,12 +159,16 @@ class Problem:
 
     Attributes:
         last_error: What the loss raised when it last refused a trial, or None.
+        check_kept: Called with what a method means to keep in its state, before it spends
+            more on it; raises where a saved run could not store that. Default it does
+            nothing.
     """
 
     def __init__(self, objective: Objective, space: ModelSpace) -> None:
         self.objective = objective
         self.space = space
         self.last_error: Exception | None = None
+        self.check_kept: Callable[[Any], None] = lambda _: None
 
     @property
     def last_failure(self) -> str:

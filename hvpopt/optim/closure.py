@@ -56,9 +56,9 @@ class ClosureObjective(Objective):
 
     def value(self, model: Model) -> float:
         """Return the loss, building no graph."""
+        self.counts.tally(values=1)
         with self.placed(model), torch.no_grad():
             value = self._call()
-        self.counts.tally(values=1)
         return float(value)
 
     def differentiate(
@@ -116,8 +116,8 @@ class ClosureObjective(Objective):
 
     def value_and_gradient(self, model: Model) -> tuple[float, Model]:
         """Return the loss and its gradient."""
-        value, gradients = self.differentiate(model, create_graph=False)
         self.counts.tally(gradients=1)
+        value, gradients = self.differentiate(model, create_graph=False)
         return value, tuple(g.clone() for g in gradients)
 
     def hessian(
@@ -179,8 +179,8 @@ class ClosureHessian(HessianOperator):
         )
         self._objective = objective
         self._model = space.arrange(model)
-        self.value, gradients = objective.differentiate(model, create_graph=True)
         self.counts.tally(gradients=1)
+        self.value, gradients = objective.differentiate(model, create_graph=True)
         self.gradient = tuple(g.detach().clone() for g in gradients)
         self._graph = (objective.params, gradients)
 

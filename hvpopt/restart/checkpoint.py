@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ from hvpopt.newton.problem import Point
 from hvpopt.objective import Kind
 from hvpopt.restart import files
 from hvpopt.restart.journal import Event
-from hvpopt.restart.state_tree import StateError, decode, encode, non_finite
+from hvpopt.restart.state_tree import (
+    StateError,
+    check_storable,
+    decode,
+    encode,
+    non_finite,
+)
 from hvpopt.result import IterationRecord
 from hvpopt.space import ModelSpace
 
@@ -105,11 +112,16 @@ class RunState:
         return next((sentence for sentence in found if sentence), "")
 
 
-def load(path: Path) -> tuple[ProblemState, RunState, bool]:
+def load(
+    path: Path, device: torch.device | None = None
+) -> tuple[ProblemState, RunState, bool]:
     """Return problem and run of the newest whole state, and True if no file was damaged.
 
     Args:
         path: Of the checkpoint.
+        device: Where its tensors are to live. Default where they lived; where this
+            machine has no such device, one of the same type, else the host, with a
+            warning.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -121,10 +133,34 @@ def load(path: Path) -> tuple[ProblemState, RunState, bool]:
         raise StateError(f"{path} holds no state of a run")
     if bad := run.unusable():
         raise StateError(f"{path} is refused: {bad}")
-    device = torch.device(problem.device)
+    device = _device_at_hand(problem.device) if device is None else device
     if device.type != "cpu":
         problem, run = decode(skeleton, tensors, device)
-    return problem, run, whole
+    return replace(problem, device=str(device)), run, whole
+
+
+def _device_at_hand(saved: str) -> torch.device:
+    """Return the device that a state names, or the one that stands in for it here."""
+    try:
+        device = torch.device(saved)
+    except RuntimeError as error:
+        raise StateError(f"the state is of a device {saved!r}: {error}") from error
+    for candidate in (device, torch.device(device.type)):
+        try:
+            found = torch.empty(0, device=candidate).device
+        except (RuntimeError, AssertionError, NotImplementedError):
+            continue
+        break
+    else:
+        found = torch.device("cpu")
+    if (found.type, found.index or 0) != (device.type, device.index or 0):
+        logger.warning(
+            "the state is of %s, which this machine does not have: the run goes on on "
+            "%s, with other rounding; for another device give the model as well",
+            saved,
+            found,
+        )
+    return found
 
 
 class Checkpoint:
@@ -136,9 +172,13 @@ class Checkpoint:
         seconds: Within a step, save when this long has passed since the last save.
         problem: Written with every state.
         keep: Keep the file that is there as the previous one at the first save.
+        there: The state that the file holds already; None for none.
 
     Attributes:
         slowest: Seconds that the slowest save took.
+
+    Raises:
+        TypeError: If the problem is of a kind that cannot be stored.
     """
 
     def __init__(
@@ -149,15 +189,18 @@ class Checkpoint:
         every: int = 1,
         seconds: float = 60.0,
         keep: bool = True,
+        there: RunState | None = None,
     ) -> None:
+        check_storable(problem, "the problem")
         self.path = path
         self.every, self.seconds = every, seconds
         self.slowest = 0.0
         self._problem = problem
         self._keep = keep
         self._last = time.monotonic()
-        self._warned = False
+        self._error = ""
         self._newest: tuple[int, int] | None = None
+        self._there = _place(there) if there is not None else ""
 
     def after_step(self, iteration: int, state: Callable[[], RunState]) -> None:
         """Save if this iteration is one to be saved."""
@@ -178,8 +221,16 @@ class Checkpoint:
         """Remove what was saved."""
         files.remove(self.path)
 
+    @property
+    def failure(self) -> str:
+        """What was saved last, in words, where the save after it failed; else empty."""
+        if not self._error:
+            return ""
+        last = self._there or "no state"
+        return f"{last} is saved in {self.path}, since saving failed ({self._error})"
+
     def save(self, state: RunState) -> None:
-        """Save a state; warn once if that fails."""
+        """Save a state; warn if that fails and the save before did not."""
         began = time.monotonic()
         try:
             if bad := state.unusable():
@@ -188,18 +239,24 @@ class Checkpoint:
             files.write(self.path, skeleton, tensors, keep=self._keep)
             self._keep = True
             self._newest = len(state.history), len(state.events)
+            self._there, self._error = _place(state), ""
         except (OSError, StateError, TypeError, MemoryError, RuntimeError) as error:
-            level = logging.DEBUG if self._warned else logging.WARNING
+            level = logging.DEBUG if self._error else logging.WARNING
+            self._error = f"{type(error).__name__}: {error}"
             logger.log(
                 level,
-                "the state cannot be saved to %s, and the run goes on without (%s: %s)",
+                "the state cannot be saved to %s, and the run goes on without (%s)",
                 self.path,
-                type(error).__name__,
-                error,
+                self._error,
             )
-            self._warned = True
         self._last = time.monotonic()
         self.slowest = max(self.slowest, self._last - began)
+
+
+def _place(state: RunState) -> str:
+    """Return in words where in its run a state is."""
+    step = f"the state after step {len(state.history) - 1}"
+    return step + f" and {len(state.events)} evaluations" * bool(state.events)
 
 
 def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -> Path:
@@ -210,9 +267,14 @@ def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -
         every: Steps between saves.
         seconds: Between saves within a step.
 
+    Returns:
+        Where the file really lies, whatever directory the process goes to: links are
+        followed here, so that saving replaces the file and never the link.
+
     Raises:
         TypeError: If the path is none.
         ValueError: For a number out of range, or a directory.
+        FileNotFoundError: If the directory that it is to lie in does not exist.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"checkpoint is {path!r}; pass the path of a file")
@@ -220,7 +282,13 @@ def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -
         raise ValueError(f"checkpoint_every is {every}; it is steps, 1 or more")
     if not seconds >= 0.0 or math.isnan(seconds):
         raise ValueError(f"checkpoint_seconds is {seconds}; it must be zero or positive")
-    found = Path(path)
+    found = Path(os.path.realpath(path))
     if found.is_dir():
         raise ValueError(f"checkpoint is the directory {found}; pass a file in it")
+    if not found.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"checkpoint is to be saved as {found}, and there is no directory "
+            f"{found.parent}; make it first",
+        )
     return found

@@ -11,6 +11,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import secrets
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 #: Keys of the metadata.
 VERSION, CONTENT, CHECKSUM = "hvpopt state", "content", "sha256"
+#: What follows the name of a state file in that of a temporary one.
+_TEMPORARY = r"\.\d+-[0-9a-f]{8}\.(new|link)"
 
 
 class DamagedError(StateError):
@@ -59,9 +63,9 @@ def write(
     content = json.dumps(skeleton, allow_nan=False)
     metadata = {VERSION: str(FORMAT), CONTENT: content}
     metadata[CHECKSUM] = checksum(content, tensors)
-    new = path.with_name(path.name + ".new")
+    new = _temporary(path, "new")
     try:
-        with open(new, "wb") as file:
+        with open(new, "xb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         # straight from the tensors: no second copy of them is made on the way
         save_tensors(dict(tensors), new, metadata)
@@ -158,6 +162,20 @@ def remove(path: Path) -> None:
             file.unlink()
 
 
+def sweep(path: Path) -> None:
+    """Remove the temporary files that killed processes have left beside a state file.
+
+    Args:
+        path: The file; nobody else may be writing it.
+    """
+    ours = re.compile(re.escape(path.name) + _TEMPORARY)
+    with suppress(OSError):
+        for file in path.parent.iterdir():
+            if ours.fullmatch(file.name):
+                with suppress(OSError):
+                    file.unlink()
+
+
 def checksum(
     content: str, tensors: Mapping[str, Tensor], version: str = str(FORMAT)
 ) -> str:
@@ -186,14 +204,22 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 def _keep(path: Path) -> None:
     """Make the file at a path the previous one, with the path never empty if possible."""
-    link = path.with_name(path.name + ".link")
-    with suppress(OSError):
-        link.unlink()
+    link = _temporary(path, "link")
     try:
         os.link(path, link)
         os.replace(link, previous(path))
+        # renaming one link of a file to another does nothing, and leaves it there
+        link.unlink(missing_ok=True)
     except OSError:  # a file system without hard links
+        with suppress(OSError):
+            link.unlink()
         os.replace(path, previous(path))
+
+
+def _temporary(path: Path, ending: str) -> Path:
+    """Return a name beside a file that no other process or thread takes."""
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f"{path.name}.{unique}.{ending}")
 
 
 def _sync_directory(directory: Path) -> None:

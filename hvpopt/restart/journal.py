@@ -93,19 +93,26 @@ class Journal:
         self.events, self._waiting = [], []
 
     def answer(
-        self, question: Callable[[], str], counts: Counts, make: Callable[[], Event]
+        self,
+        question: Callable[[], str],
+        counts: Counts,
+        make: Callable[[], Event],
+        *,
+        whole: Counts | None = None,
     ) -> Event:
         """Return an event, replayed if the journal knows it and made if not.
 
         Args:
             question: Tells what is evaluated; asked only where that matters.
-            counts: The tally of what is evaluated.
+            counts: The tally of what is evaluated, by this run alone.
             make: Evaluates.
+            whole: The tally that is told what a replayed event has cost. Default the
+                same.
         """
         asked = question() if self.recording or self._waiting else ""
         if self._waiting and self._waiting[0].question == asked:
             event = self._waiting.pop(0)
-            counts.tally(**event.counts.as_dict())
+            (counts if whole is None else whole).tally(**event.counts.as_dict())
             if self.recording:
                 self.events.append(event)
             return event
@@ -200,18 +207,22 @@ class JournalOperator(SymmetricOperator):
 
 
 class JournalObjective(Objective):
-    """An objective whose evaluations a journal keeps; its counts are the objective's.
+    """An objective whose evaluations a journal keeps.
 
     Args:
         objective: To watch.
         journal: Keeps what is evaluated.
+        counts: What the run spends of the objective, told apart from what others do (see
+            ``metered``). Default the objective's own.
     """
 
-    def __init__(self, objective: Objective, journal: Journal) -> None:
+    def __init__(
+        self, objective: Objective, journal: Journal, counts: Counts | None = None
+    ) -> None:
         super().__init__(objective.name)
         self.objective = objective
         self.journal = journal
-        self.counts = objective.counts
+        self.counts = objective.counts if counts is None else counts
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "objective":
@@ -237,6 +248,7 @@ class JournalObjective(Objective):
             lambda: f"value {hash_model(model)}",
             self.counts,
             lambda: Event("", self.objective.value(model)),
+            whole=self.objective.counts,
         )
         assert event.value is not None
         return event.value
@@ -291,7 +303,10 @@ class JournalObjective(Objective):
             return Event("", lin.value, gradient, dict(lin.parts))
 
         event = self.journal.answer(
-            lambda: f"gradient {hash_model(model)}", self.counts, make
+            lambda: f"gradient {hash_model(model)}",
+            self.counts,
+            make,
+            whole=self.objective.counts,
         )
         assert event.value is not None
         gradient = rebuild(model, [torch.clone(t) for t in event.tensors])

@@ -65,6 +65,16 @@ def encode(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     return _encode(tree, "state", tensors), tensors
 
 
+def check_storable(tree: Any, where: str = "state") -> None:
+    """Raise TypeError, saying where, for what ``encode`` would; no tensor is copied.
+
+    Args:
+        tree: As for ``encode``.
+        where: What to call it.
+    """
+    _encode(tree, where, None)
+
+
 def decode(
     skeleton: Any, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu"
 ) -> Any:
@@ -118,7 +128,7 @@ def _children(tree: Any) -> list[tuple[str, Any]]:
     return []
 
 
-def _encode(tree: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+def _encode(tree: Any, where: str, tensors: dict[str, Tensor] | None) -> Any:
     if isinstance(tree, Enum):
         return {"enum": _allowed_name(type(tree), where), "name": tree.name}
     if tree is None or isinstance(tree, (bool, int, str)):
@@ -126,8 +136,10 @@ def _encode(tree: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, float):
         return float(tree) if math.isfinite(tree) else {"float": str(float(tree))}
     if isinstance(tree, Tensor):
-        # a copy: what is saved shares no memory with another tensor or with the run
-        tensors[where] = tree.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if tensors is not None:
+            # a copy: what is saved shares no memory with another tensor or with the run
+            copied = tree.detach().cpu()
+            tensors[where] = copied.clone(memory_format=torch.contiguous_format)
         if tree.is_contiguous() or 0 in tree.stride():
             return {"tensor": where}
         return {"tensor": where, "stride": list(tree.stride())}
