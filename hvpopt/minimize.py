@@ -16,13 +16,19 @@ from hvpopt.history import HistoryFile
 from hvpopt.limits import Limits, Watch
 from hvpopt.loop import Loop
 from hvpopt.models import Model, copy_model
-from hvpopt.newton.default import default_method
+from hvpopt.newton.default import default_method, gradients_alone
 from hvpopt.newton.method import Method
 from hvpopt.objective import Objective
 from hvpopt.recorder import Callback
 from hvpopt.restart.checkpoint import Checkpoint, ProblemState, check_checkpoint, load
 from hvpopt.restart.files import previous
-from hvpopt.restart.fingerprint import VALUE, check_same, fingerprint, value_of_same_sum
+from hvpopt.restart.fingerprint import (
+    VALUE,
+    check_same,
+    fingerprint,
+    method_fingerprint,
+    value_of_same_sum,
+)
 from hvpopt.restart.signals import SignalListener
 from hvpopt.result import IterationRecord, MinimizeResult
 from hvpopt.space import ModelSpace, PerParameter
@@ -57,6 +63,8 @@ def minimize(
         model: The start: a tensor, a tuple or a dict of tensors. Not changed.
         method: How to step. Default ``QuasiNewton()`` for an objective with a
             Gauss-Newton matrix, such as a waveform misfit, else ``TrustRegionNewton()``.
+            A loss that turns out at the first step to have no second derivative is
+            minimised by ``QuasiNewton(initial=GradientScale())``, with a warning.
         scale: Size of one unit of each parameter; see ModelSpace.
         mask: True where cells may change; see ModelSpace.
         lower: Lower bounds, scalars or tensors; see ModelSpace. No iterate and no trial
@@ -96,6 +104,8 @@ def minimize(
         ValueError: For a loss that is not scalar, not finite at the start, ignores a
             parameter or changes from call to call; for bounds, scales or masks that do
             not fit; for limits out of range.
+        hvpopt.second_order.SecondOrderError: For a loss without second derivative and a
+            method that needs products.
         FileExistsError: If the checkpoint exists: resume it, or remove it.
 
     Example:
@@ -124,12 +134,12 @@ def minimize(
     start = copy_model(model)
     space = ModelSpace(start, **options)
     objective = as_objective(loss)
-    method = _check_method(method, objective)
+    chosen = _check_method(method, objective)
     main = objective.processes.is_main
 
     def first_checkpoint(value: float, left_out: dict[str, str]) -> Checkpoint:
         assert path is not None
-        own = fingerprint(objective, space, start, method, value)
+        own = fingerprint(objective, space, start, loop.method, value)
         device = str(space.device)
         problem = ProblemState(
             start, _plain(options), device, _saved(limits), own, left_out
@@ -142,12 +152,13 @@ def minimize(
         loop = Loop(
             objective,
             space,
-            method,
+            chosen,
             limits,
             Watch(max_seconds, listener, objective.processes),
             callback=callback,
             history_file=_history(history_file) if main else None,
             saving=path is not None,
+            fallback=gradients_alone() if method is None else None,
         )
         saves = path is not None and main
         loop.start(space.to_vector(start), first_checkpoint if saves else None)
@@ -250,6 +261,9 @@ def resume(
     start = problem.model if model is None else copy_model(model)
     space = ModelSpace(start, **(problem.options if model is None else given))
     objective = as_objective(loss)
+    fallback = gradients_alone() if method is None else None
+    if fallback is not None and _was_saved_by(fallback, problem):
+        method, fallback = fallback, None
     method = _check_method(method, objective)
     main = objective.processes.is_main
     own = fingerprint(objective, space, start, method, problem.fingerprint[VALUE])
@@ -275,6 +289,7 @@ def resume(
             callback=callback,
             history_file=_history(history_file, state.history) if main else None,
             saving=True,
+            fallback=fallback,
         )
         saver = Checkpoint(
             path,
@@ -295,7 +310,18 @@ def _run(loop: Loop, progress: bool) -> MinimizeResult:
     total = loop.limits.max_iter
     shown = progress and loop.problem.objective.processes.is_main
     with tqdm(total=total, initial=done, disable=not shown, unit="step") as bar:
-        return loop.run(bar)
+        result = loop.run(bar)
+    if loop.method.needs_products:
+        return result
+    told = f"{result.message}; its steps came from gradients alone"
+    if loop.impossible is not None:
+        told += f", since the loss has no second derivative: {loop.impossible.cause}"
+    return replace(result, message=told)
+
+
+def _was_saved_by(method: Method, problem: ProblemState) -> bool:
+    own = method_fingerprint(method)
+    return {name: problem.fingerprint.get(name) for name in own} == own
 
 
 def _history(

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
+from hvpopt.newton.method import Method
 from hvpopt.newton.problem import Point
 from hvpopt.objective import Kind
 from hvpopt.restart import files
+from hvpopt.restart.fingerprint import method_fingerprint
 from hvpopt.restart.journal import Event
 from hvpopt.restart.state_tree import StateError, decode, encode, non_finite
 from hvpopt.result import IterationRecord
@@ -173,6 +175,17 @@ class Checkpoint:
         """Save the state that a run ends with, unless it is saved already."""
         if (len(state.history), len(state.events)) != self._newest:
             self.save(state)
+
+    def change_method(self, method: Method) -> None:
+        """Go on saving, anew, what another method does.
+
+        Args:
+            method: Which.
+        """
+        fingerprint = {**self._problem.fingerprint, **method_fingerprint(method)}
+        self._problem = replace(self._problem, fingerprint=fingerprint)
+        self.discard()
+        self._keep, self._newest = False, None
 
     def discard(self) -> None:
         """Remove what was saved."""
