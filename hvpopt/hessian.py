@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,7 +120,8 @@ class HessianOperator(SymmetricOperator):
     """The exact Hessian of a scalar torch function, by products.
 
     The loss and its gradient are evaluated once, at a copy of the model; the graph is
-    kept, and serves every product, until ``close()`` or the end of a ``with`` block.
+    kept, and serves every product, until ``close()`` or the end of a ``with`` block. With
+    it the operator cannot be pickled or deep-copied, and says so.
 
     Args:
         loss: Any twice-differentiable scalar torch function, called as the model is
@@ -246,6 +248,30 @@ class HessianOperator(SymmetricOperator):
     def close(self) -> None:
         """Release the graph. Products raise from now on; value and gradient stay."""
         self._graph = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be pickled or deep-copied with a graph, which neither carries.
+
+        Returns:
+            The attributes, once this is closed.
+
+        Raises:
+            TypeError: Before.
+        """
+        if self._graph is not None:
+            raise TypeError(
+                f"a {type(self).__name__} holds the autograd graph of its loss, which "
+                "cannot be pickled, saved or deep-copied; take the model along and make "
+                "a new one there, hvpopt.HessianOperator(loss, model), or the matrix of "
+                "a small one, hvpopt.MatrixOperator(H.to_dense())"
+            )
+        return self.__dict__
+
+    def __copy__(self) -> HessianOperator:
+        # a shallow copy shares the graph
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def __enter__(self) -> HessianOperator:
         return self
