@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
+from hvpopt.limits import check_repeatable
 from hvpopt.models import Model, named_tensors
 from hvpopt.newton.method import Method, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem
@@ -28,9 +29,11 @@ class Newton(torch.optim.Optimizer):
     gradients off for each trial, and must give the same loss for the same parameters.
 
     A step costs the gradient where it starts, its products and its trial values, as in
-    hvpopt.minimize. The iterates are the same too, until somebody else changes the
-    parameters: the method then starts anew from where they are. A gradient that a line
-    search has already evaluated is used again only if the closure is the same object.
+    hvpopt.minimize; the first one value more, to tell a loss that changes from call to
+    call (dropout, noise, a batch drawn within the closure) and refuse it. The iterates
+    are the same too, until somebody else changes the parameters: the method then starts
+    anew from where they are. A gradient that a line search has already evaluated is used
+    again only if the closure is the same object.
 
     After a step, ``.grad`` of each parameter holds the gradient where the step started,
     as with every torch optimiser. Each parameter keeps its memory.
@@ -101,6 +104,7 @@ class Newton(torch.optim.Optimizer):
         self.method = method
         self.gtol = gtol
         self.last: Step | Stationary | None = None
+        self._repeats = False
         self._space: ModelSpace
         self._problem: Problem
         self._vector: Tensor
@@ -126,8 +130,8 @@ class Newton(torch.optim.Optimizer):
 
         Raises:
             TypeError: For a closure that is not callable or returns no torch scalar.
-            ValueError: For a closure that calls backward, ignores a parameter, or
-                returns a loss that is not a finite scalar.
+            ValueError: For a closure that calls backward, ignores a parameter, returns a
+                loss that is not a finite scalar, or another one at its second call.
         """
         if not callable(closure):
             raise TypeError(
@@ -219,7 +223,9 @@ class Newton(torch.optim.Optimizer):
         """Evaluate the point, in the order in which minimize does."""
         kind = self.method.next_kind(self._state)
         if self._taken is None:
-            return self._problem.linearise(self._vector, kind)
+            point = self._problem.linearise(self._vector, kind)
+            self._check_repeatable(point)
+            return point
         before, step = self._taken
         if step.point is not None and same_closure:
             point = self._problem.with_hessian(step.point, kind)
@@ -228,6 +234,19 @@ class Newton(torch.optim.Optimizer):
         self._state = self.method.remember(self._state, before, point, step)
         self._taken = None
         return point
+
+    def _check_repeatable(self, point: Point) -> None:
+        """Refuse a closure that gives two losses at one point, as minimize does."""
+        if self._repeats:
+            return
+        try:
+            again = self._objective.value(self._space.to_model(self._vector))
+            check_repeatable(point.value, again)
+        except BaseException:
+            if point.hessian is not None:
+                point.hessian.close()
+            raise
+        self._repeats = True
 
     def _next_step(self, point: Point) -> Step | Stationary:
         stationary = float(point.projected_gradient.norm()) <= self.gtol * self._largest
