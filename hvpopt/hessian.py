@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
-from hvpopt.models import Model, call_loss, named_tensors, rebuild
+from hvpopt.models import (
+    Model,
+    call_loss,
+    named_tensors,
+    rebuild,
+    warn_of_hooks,
+)
 from hvpopt.operators import SymmetricOperator
 from hvpopt.second_order import (
     SecondOrderError,
@@ -156,6 +162,7 @@ class HessianOperator(SymmetricOperator):
         space: ModelSpace | None = None,
         counts: Counts | None = None,
     ) -> None:
+        warn_of_hooks(model, "space=ModelSpace(model, mask=...)")
         space = ModelSpace(model) if space is None else space
         super().__init__(
             space.size,

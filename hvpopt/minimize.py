@@ -15,7 +15,7 @@ from tqdm import tqdm
 from hvpopt.history import HistoryFile
 from hvpopt.limits import Limits, Watch
 from hvpopt.loop import Loop
-from hvpopt.models import Model, copy_model
+from hvpopt.models import Model, copy_model, warn_of_hooks
 from hvpopt.newton.default import default_method, gradients_alone
 from hvpopt.newton.method import Method
 from hvpopt.objective import Objective
@@ -60,7 +60,8 @@ def minimize(
     Args:
         loss: An Objective, or any scalar torch function called as the model is
             arranged: ``loss(t)``, ``loss(a, b)`` or ``loss(vp=a, vs=b)``.
-        model: The start: a tensor, a tuple or a dict of tensors. Not changed.
+        model: The start: a tensor, a tuple or a dict of tensors. Not changed. Hooks on it
+            are ignored, with a warning.
         method: How to step. Default ``QuasiNewton()`` for an objective with a
             Gauss-Newton matrix, such as a waveform misfit, else ``TrustRegionNewton()``.
             A loss that turns out at the first step to have no second derivative is
@@ -131,6 +132,7 @@ def minimize(
         "lower": lower,
         "upper": upper,
     }
+    warn_of_hooks(model, "mask=")
     start = copy_model(model)
     space = ModelSpace(start, **options)
     objective = as_objective(loss)
@@ -250,6 +252,8 @@ def resume(
             f"{', '.join(names)} given without the model; give all as to minimize, or "
             "none, and the state's own are taken"
         )
+    if model is not None:
+        warn_of_hooks(model, "mask=")
     problem, state, whole = load(path)
     saved = problem.limits
     limits = Limits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -55,6 +56,30 @@ def rebuild(like: Model, tensors: Sequence[Tensor]) -> Model:
     if isinstance(like, Mapping):
         return dict(zip(like, tensors, strict=True))
     return tuple(tensors)
+
+
+def warn_of_hooks(model: Model, mask: str, *, stacklevel: int = 3) -> None:
+    """Warn of hooks on a model's tensors, which no copy of the model takes along.
+
+    Args:
+        model: As the caller gave it.
+        mask: How cells are held where the warning comes from.
+        stacklevel: From here to the caller, for the warning. Default 3.
+    """
+    hooked = [
+        name
+        for name, tensor in named_tensors(model).items()
+        if getattr(tensor, "_backward_hooks", None)
+        or getattr(tensor, "_post_accumulate_grad_hooks", None)
+    ]
+    if hooked:
+        warnings.warn(
+            f"the hook on parameter {', '.join(map(repr, hooked))} (register_hook, "
+            "register_post_accumulate_grad_hook) is ignored: derivatives are taken at a "
+            f"copy of the model. To hold cells pass {mask}, True where a cell may "
+            "change; do in the loss whatever else the hook does",
+            stacklevel=stacklevel,
+        )
 
 
 def copy_model(model: Model) -> Model:
