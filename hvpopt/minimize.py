@@ -30,7 +30,7 @@ from hvpopt.restart.fingerprint import (
     value_of_same_sum,
 )
 from hvpopt.restart.signals import SignalListener
-from hvpopt.result import IterationRecord, MinimizeResult
+from hvpopt.result import IterationRecord, MinimizeResult, with_unbounded
 from hvpopt.space import ModelSpace, PerParameter
 from hvpopt.torch_objective import as_objective
 
@@ -314,7 +314,7 @@ def _run(loop: Loop, progress: bool) -> MinimizeResult:
     total = loop.limits.max_iter
     shown = progress and loop.problem.objective.processes.is_main
     with tqdm(total=total, initial=done, disable=not shown, unit="step") as bar:
-        result = loop.run(bar)
+        result = with_unbounded(loop.run(bar))
     if loop.method.needs_products:
         return result
     told = f"{result.message}; its steps came from gradients alone"
