@@ -132,7 +132,7 @@ def minimize(
         "lower": lower,
         "upper": upper,
     }
-    warn_of_hooks(model, "mask=")
+    warn_of_hooks(model)
     start = copy_model(model)
     space = ModelSpace(start, **options)
     objective = as_objective(loss)
@@ -253,7 +253,7 @@ def resume(
             "none, and the state's own are taken"
         )
     if model is not None:
-        warn_of_hooks(model, "mask=")
+        warn_of_hooks(model)
     problem, state, whole = load(path)
     saved = problem.limits
     limits = Limits(

@@ -81,12 +81,19 @@ def rebuild(like: Model, tensors: Sequence[Tensor]) -> Model:
     return tuple(tensors)
 
 
-def warn_of_hooks(model: Model, mask: str, *, stacklevel: int = 3) -> None:
-    """Warn of hooks on a model's tensors, which no copy of the model takes along.
+#: What becomes of hooks where derivatives are taken at a copy of the model.
+IGNORED = "is ignored: derivatives are taken at a copy of the model"
+
+
+def warn_of_hooks(
+    model: Model, mask: str = "mask=", *, fate: str = IGNORED, stacklevel: int = 3
+) -> None:
+    """Warn of hooks on a model's tensors, which have no say in a minimisation.
 
     Args:
         model: As the caller gave it.
         mask: How cells are held where the warning comes from.
+        fate: What becomes of the hooks there.
         stacklevel: From here to the caller, for the warning. Default 3.
     """
     hooked = [
@@ -98,9 +105,8 @@ def warn_of_hooks(model: Model, mask: str, *, stacklevel: int = 3) -> None:
     if hooked:
         warnings.warn(
             f"the hook on parameter {', '.join(map(repr, hooked))} (register_hook, "
-            "register_post_accumulate_grad_hook) is ignored: derivatives are taken at a "
-            f"copy of the model. To hold cells pass {mask}, True where a cell may "
-            "change; do in the loss whatever else the hook does",
+            f"register_post_accumulate_grad_hook) {fate}. To hold cells pass {mask}, "
+            "True where a cell may change; do in the loss whatever else the hook does",
             stacklevel=stacklevel,
         )
 

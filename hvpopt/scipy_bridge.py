@@ -65,7 +65,7 @@ def as_scipy(
     """
     if kind is not None:
         check_kind(kind)
-    warn_of_hooks(model, "mask=")
+    warn_of_hooks(model)
     space = ModelSpace(model, scale=scale, mask=mask, lower=lower, upper=upper)
     return ScipyProblem(as_objective(objective), space, space.to_vector(model), kind)
 

@@ -61,3 +61,21 @@ def test_no_hook_and_no_warning():
     x = torch.zeros(3, dtype=F64, requires_grad=True)
     x.register_hook(lambda g: g).remove()
     hvpopt.minimize(bowl, x)
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_optimiser_tells_of_a_hook_once(kind):
+    x = hooked(kind)
+    optimizer = hvpopt.optim.Newton([x])
+    with pytest.warns(UserWarning, match=r"parameter '0'.*no backward.*mask=") as caught:
+        optimizer.step(lambda: bowl(x))
+    assert len(caught) == 1
+    optimizer.step(lambda: bowl(x))  # a warning would be an error
+
+
+def test_mask_of_the_optimiser_holds_the_cells():
+    x = torch.zeros(3, dtype=F64, requires_grad=True)
+    optimizer = hvpopt.optim.Newton([x], mask=MASK)
+    for _ in range(3):
+        optimizer.step(lambda: bowl(x) + x[0] * x[1])
+    assert float(x[1].detach()) == 0.0

@@ -12,12 +12,18 @@ from torch import Tensor
 
 from hvpopt.counts import Counts
 from hvpopt.limits import check_repeatable
-from hvpopt.models import Model, named_tensors
+from hvpopt.models import Model, named_tensors, warn_of_hooks
 from hvpopt.newton.method import Method, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.trust_region import TrustRegionNewton
 from hvpopt.optim.closure import Closure, ClosureObjective
 from hvpopt.space import ModelSpace, PerParameter
+
+#: What becomes of hooks on the parameters themselves.
+HOOKS = (
+    "makes gradients and products that belong to no one loss, or is not called: there is "
+    "no backward() here"
+)
 
 
 class Newton(torch.optim.Optimizer):
@@ -138,6 +144,8 @@ class Newton(torch.optim.Optimizer):
                 f"the closure is a {type(closure).__name__}; step needs a function that "
                 "returns the loss"
             )
+        if not self._repeats:
+            warn_of_hooks(tuple(self._params), fate=HOOKS, stacklevel=5)
         same = closure is self._objective.closure
         self._objective.closure = closure
         if not self._untouched():
