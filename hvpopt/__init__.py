@@ -29,6 +29,7 @@ from hvpopt.newton.forcing import (
 )
 from hvpopt.newton.initial import (
     CauchyScale,
+    GradientScale,
     HessianDiagonal,
     HessianSketch,
     InitialCurvature,
@@ -63,6 +64,7 @@ __all__ = [
     "ForcingFacts",
     "FunctionOperator",
     "GaussNewtonFirst",
+    "GradientScale",
     "HessianDiagonal",
     "HessianOperator",
     "HessianSketch",

@@ -11,13 +11,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
-from hvpopt.models import Model, call_loss, named_tensors, rebuild
+from hvpopt.models import (
+    Model,
+    call_loss,
+    named_tensors,
+    rebuild,
+    warn_of_hooks,
+)
 from hvpopt.operators import SymmetricOperator
+from hvpopt.second_order import (
+    SecondOrderError,
+    differentiable_gradient,
+    second_derivatives,
+)
 from hvpopt.space import ModelSpace
 
 # A product through a long graph loses about a digit to accumulated rounding.
@@ -48,6 +60,7 @@ def gradient_graph(
         TypeError: If the loss does not return a real torch scalar.
         ValueError: If it returns another shape, is not finite, carries no graph, or
             ignores a parameter.
+        SecondOrderError: If the gradient exists, but not with a graph of its own.
     """
     named = named_tensors(model)
     leaves = [t.detach().clone().requires_grad_() for t in named.values()]
@@ -59,9 +72,10 @@ def gradient_graph(
             "the loss does not depend on the model: its value carries no graph; check "
             "for .detach(), .item(), .numpy() or torch.no_grad() inside it"
         )
-    gradients = torch.autograd.grad(
-        value, leaves, create_graph=create_graph, allow_unused=True
-    )
+    if create_graph:
+        gradients = differentiable_gradient(value, leaves)
+    else:
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True)
     ignored = [n for n, g in zip(named, gradients, strict=True) if g is None]
     if ignored:
         raise ValueError(
@@ -69,6 +83,18 @@ def gradient_graph(
             "there does not exist; use the parameter in the loss, or leave it out"
         )
     return value, leaves, [g for g in gradients if g is not None]
+
+
+def _nearby(model: Model) -> Model:
+    """Return a model moved by about the cube root of its rounding, cell by cell."""
+    generator = torch.Generator().manual_seed(0)
+    moved = []
+    for tensor in named_tensors(model).values():
+        step = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+        size = float(tensor.norm()) / tensor.numel() ** 0.5 or 1.0
+        reach = float(torch.finfo(tensor.dtype).eps) ** (1 / 3) * size
+        moved.append(tensor + reach * (2.0 * step - 1.0).to(tensor))
+    return rebuild(model, moved)
 
 
 def check_scalar(value: object) -> None:
@@ -100,7 +126,8 @@ class HessianOperator(SymmetricOperator):
     """The exact Hessian of a scalar torch function, by products.
 
     The loss and its gradient are evaluated once, at a copy of the model; the graph is
-    kept, and serves every product, until ``close()`` or the end of a ``with`` block.
+    kept, and serves every product, until ``close()`` or the end of a ``with`` block. With
+    it the operator cannot be pickled or deep-copied, and says so.
 
     Args:
         loss: Any twice-differentiable scalar torch function, called as the model is
@@ -116,6 +143,8 @@ class HessianOperator(SymmetricOperator):
     Raises:
         TypeError: For a model or a loss of the wrong type.
         ValueError: For a loss that is not scalar, not finite, or ignores a parameter.
+        hvpopt.second_order.SecondOrderError: Here or at the first product, for a loss
+            that has no second derivative; the message says what to do.
 
     Example:
         >>> import torch, hvpopt
@@ -133,6 +162,7 @@ class HessianOperator(SymmetricOperator):
         space: ModelSpace | None = None,
         counts: Counts | None = None,
     ) -> None:
+        warn_of_hooks(model, "space=ModelSpace(model, mask=...)")
         space = ModelSpace(model) if space is None else space
         super().__init__(
             space.size,
@@ -149,18 +179,52 @@ class HessianOperator(SymmetricOperator):
         self.gradient = rebuild(model, [g.detach().clone() for g in gradients])
         self._model = rebuild(model, [t.detach() for t in leaves])
         self._graph: tuple[list[Tensor], list[Tensor]] | None = (leaves, gradients)
-        linear = [
+        self._note_linear(
+            lambda nearby: gradient_graph(loss, nearby, create_graph=False)[2]
+        )
+
+    def _note_linear(self, gradient_at: Callable[[Model], list[Tensor]]) -> None:
+        """Warn of parameters whose gradient has no graph, and raise if it should have.
+
+        A loss linear in a parameter has such a gradient, and so has one that computes
+        its own derivative without second order. One gradient nearby tells them apart.
+
+        Args:
+            gradient_at: Returns the gradients at another model, one per parameter.
+
+        Raises:
+            SecondOrderError: If such a gradient changes with the model.
+        """
+        assert self._graph is not None
+        here = dict(zip(named_tensors(self._model), self._graph[1], strict=True))
+        linear = [name for name, g in here.items() if not g.requires_grad]
+        if not linear:
+            return
+        try:
+            found = gradient_at(_nearby(self._model))
+        except (ValueError, ArithmeticError, RuntimeError):
+            found = []  # the loss refuses that model, and nothing is known
+        self.counts.tally(gradients=1)
+        changed = [
             name
-            for name, g in zip(space.names, gradients, strict=True)
-            if not g.requires_grad
+            for (name, g), there in zip(here.items(), found, strict=False)
+            if name in linear
+            and float((there - g).norm())
+            > float(torch.finfo(g.dtype).eps) ** (2 / 3) * float(g.norm())
         ]
-        if linear:
-            warnings.warn(
-                f"the gradient of parameter {', '.join(map(repr, linear))} carries no "
-                "graph, so its block of the Hessian is zero: right for a loss linear in "
-                "it, wrong if the loss computes its own gradient without second order",
-                stacklevel=2,
+        if changed:
+            raise SecondOrderError(
+                f"its gradient in parameter {', '.join(map(repr, changed))} changes with "
+                "the model, but carries no graph. Compute it in differentiable torch "
+                "operations, without .detach(), .data, torch.no_grad() or NumPy in a "
+                "backward"
             )
+        warnings.warn(
+            f"the gradient of parameter {', '.join(map(repr, linear))} carries no "
+            "graph, so its block of the Hessian is zero: right for a loss linear in "
+            "it, wrong if the loss computes its own gradient without second order",
+            stacklevel=3,
+        )
 
     def _product(self, vector: Tensor) -> Tensor:
         if self._graph is None:
@@ -174,13 +238,14 @@ class HessianOperator(SymmetricOperator):
         self.counts.tally(products=1)
         if not pairs:
             return torch.zeros_like(vector)
-        seconds = torch.autograd.grad(
-            [g for g, _ in pairs],
-            leaves,
-            [w for _, w in pairs],
-            retain_graph=True,
-            allow_unused=True,
-        )
+        with second_derivatives(certain=True):
+            seconds = torch.autograd.grad(
+                [g for g, _ in pairs],
+                leaves,
+                [w for _, w in pairs],
+                retain_graph=True,
+                allow_unused=True,
+            )
         rows = [
             torch.zeros_like(t) if s is None else s
             for s, t in zip(seconds, leaves, strict=True)
@@ -190,6 +255,30 @@ class HessianOperator(SymmetricOperator):
     def close(self) -> None:
         """Release the graph. Products raise from now on; value and gradient stay."""
         self._graph = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be pickled or deep-copied with a graph, which neither carries.
+
+        Returns:
+            The attributes, once this is closed.
+
+        Raises:
+            TypeError: Before.
+        """
+        if self._graph is not None:
+            raise TypeError(
+                f"a {type(self).__name__} holds the autograd graph of its loss, which "
+                "cannot be pickled, saved or deep-copied; take the model along and make "
+                "a new one there, hvpopt.HessianOperator(loss, model), or the matrix of "
+                "a small one, hvpopt.MatrixOperator(H.to_dense())"
+            )
+        return self.__dict__
+
+    def __copy__(self) -> HessianOperator:
+        # a shallow copy shares the graph
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def __enter__(self) -> HessianOperator:
         return self

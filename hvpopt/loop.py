@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -31,11 +33,14 @@ from hvpopt.restart.fingerprint import leave_out
 from hvpopt.restart.journal import Journal, JournalObjective
 from hvpopt.restart.state_tree import check_storable
 from hvpopt.result import MinimizeResult, Status, sentence
+from hvpopt.second_order import SecondOrderError
 from hvpopt.space import ModelSpace
 
 
 class Loop:
     """One run. ``point`` is always the best point so far.
+
+    ``impossible`` is the error for which the method gave way to the fallback.
 
     Args:
         objective: What to minimise.
@@ -49,6 +54,8 @@ class Loop:
         saving: The run is saved: by the main process, which keeps what each step
             evaluates for that.
         counts: What the run spends of the objective. Default the objective's own tally.
+        fallback: Goes on where the loss turns out at the first step to have no second
+            derivative. Default none: that is raised.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class Loop:
         history_file: HistoryFile | None = None,
         saving: bool = False,
         counts: Counts | None = None,
+        fallback: Method | None = None,
     ) -> None:
         processes = objective.processes
         self.journal = Journal(
@@ -76,6 +84,8 @@ class Loop:
         self.problem.check_kept = self._check_kept
         self.first = first
         self.method = method
+        self.fallback = fallback
+        self.impossible: SecondOrderError | None = None
         self.limits = limits
         self.watch = watch
         # A step that a clock cuts short is not the one that an uninterrupted run takes,
@@ -100,10 +110,14 @@ class Loop:
         """
         start = self.first
         value, left_out = self._start_value(start), self._left_out()
-        state = self.method.start(self.problem)
-        if self.saving:
-            check_storable(state, "the method's state")
-        self.point = self._evaluate(start, state)
+        try:
+            state = self.method.start(self.problem)
+            if self.saving:
+                check_storable(state, "the method's state")
+            self.point = self._evaluate(start, state)
+        except SecondOrderError as error:
+            state = self._fall_back(error, stacklevel=4)
+            self.point = self._evaluate(start, state)
         if self._left_out() == left_out:
             check_repeatable(value, self.point.value)
         step = Step(start, self.point.value, 0.0, 0, Direction(start))
@@ -159,6 +173,9 @@ class Loop:
                     step = self._next_step(state)
                 except SumChanged:
                     state = self._evaluate_again()
+                    continue
+                except SecondOrderError as error:
+                    state = self._without_products(error)
                     continue
                 state = self._advance(step, state)
                 bar.update()
@@ -251,6 +268,62 @@ class Loop:
         self.recorder.correct(self.point)
         self._commit(state)
         if self.recorder.checkpoint is not None:
+            self.recorder.checkpoint.save(self.recorder.state())
+        return state
+
+    def _fall_back(self, error: SecondOrderError, *, stacklevel: int) -> Any:
+        """Take the method that needs no products, if there is one.
+
+        Args:
+            error: Why.
+            stacklevel: From here to the caller of ``minimize``, for the warning.
+
+        Returns:
+            The state that it begins with.
+
+        Raises:
+            SecondOrderError: If there is none.
+        """
+        if self.fallback is None:
+            raise error
+        warnings.warn(
+            f"steps come from gradients alone, since the loss has no second derivative: "
+            f"{error.cause}",
+            stacklevel=stacklevel,
+        )
+        self.method, self.fallback = self.fallback, None
+        self.impossible = error
+        return self.method.start(self.problem)
+
+    def _without_products(self, error: SecondOrderError) -> Any:
+        """Go on from the start without products, or end where none were needed so far.
+
+        Args:
+            error: What the last product said.
+
+        Returns:
+            The state of the method that goes on.
+
+        Raises:
+            SecondOrderError: If a step needed some and cannot do without.
+            Stop: If only what kind of point this is remains unknown.
+        """
+        if not self.method.needs_products:
+            # no step has made a product, so this was the look for negative curvature
+            detail = "its curvature is unknown"
+            if self.impossible is None:
+                detail += f", since the loss has no second derivative: {error.cause}"
+            raise Stop(Status.STATIONARY, detail)
+        if self.steps > 0:
+            raise error
+        state = self._fall_back(error, stacklevel=6)
+        self._release()
+        self.journal.clear()
+        self._note_state(state)
+        self.point = replace(self.point, hessian=None)
+        self._commit(state)
+        if self.recorder.checkpoint is not None:
+            self.recorder.checkpoint.change_method(self.method)
             self.recorder.checkpoint.save(self.recorder.state())
         return state
 

@@ -18,17 +18,23 @@ from hvpopt.counts import metered
 from hvpopt.history import HistoryFile
 from hvpopt.limits import Limits, Watch
 from hvpopt.loop import Loop
-from hvpopt.models import Model, copy_model, named_tensors
-from hvpopt.newton.default import default_method
+from hvpopt.models import Model, copy_model, named_tensors, warn_of_hooks
+from hvpopt.newton.default import default_method, gradients_alone
 from hvpopt.newton.method import Method
 from hvpopt.objective import Objective
 from hvpopt.recorder import Callback
 from hvpopt.restart.checkpoint import Checkpoint, ProblemState, check_checkpoint, load
 from hvpopt.restart.files import previous, sweep
-from hvpopt.restart.fingerprint import VALUE, check_same, fingerprint, value_of_same_sum
+from hvpopt.restart.fingerprint import (
+    VALUE,
+    check_same,
+    fingerprint,
+    method_fingerprint,
+    value_of_same_sum,
+)
 from hvpopt.restart.lock import PathLock
 from hvpopt.restart.signals import SignalListener
-from hvpopt.result import IterationRecord, MinimizeResult
+from hvpopt.result import IterationRecord, MinimizeResult, with_unbounded
 from hvpopt.space import ModelSpace, PerParameter
 from hvpopt.torch_objective import as_objective
 
@@ -59,9 +65,12 @@ def minimize(
     Args:
         loss: An Objective, or any scalar torch function called as the model is
             arranged: ``loss(t)``, ``loss(a, b)`` or ``loss(vp=a, vs=b)``.
-        model: The start: a tensor, a tuple or a dict of tensors. Not changed.
+        model: The start: a tensor, a tuple or a dict of tensors. Not changed. Hooks on it
+            are ignored, with a warning.
         method: How to step. Default ``QuasiNewton()`` for an objective with a
             Gauss-Newton matrix, such as a waveform misfit, else ``TrustRegionNewton()``.
+            A loss that turns out at the first step to have no second derivative is
+            minimised by ``QuasiNewton(initial=GradientScale())``, with a warning.
         scale: Size of one unit of each parameter; see ModelSpace.
         mask: True where cells may change; see ModelSpace.
         lower: Lower bounds, scalars or tensors; see ModelSpace. No iterate and no trial
@@ -128,6 +137,8 @@ def minimize(
         ValueError: For a loss that is not scalar, not finite at the start, ignores a
             parameter or changes from call to call; for bounds, scales or masks that do
             not fit; for limits out of range.
+        hvpopt.second_order.SecondOrderError: For a loss without second derivative and a
+            method that needs products.
         FileExistsError: If the checkpoint exists: resume it, or remove it.
         FileNotFoundError: If the checkpoint's directory does not exist.
         BlockingIOError: If another run, which is named, saves to the checkpoint's path.
@@ -150,15 +161,16 @@ def minimize(
         "lower": lower,
         "upper": upper,
     }
+    warn_of_hooks(model)
     start = copy_model(model)
     space = ModelSpace(start, **options)
     objective = as_objective(loss)
-    method = _check_method(method, objective)
+    chosen = _check_method(method, objective)
     main = objective.processes.is_main
 
     def first_checkpoint(value: float, left_out: dict[str, str]) -> Checkpoint:
         assert path is not None
-        own = fingerprint(objective, space, start, method, value)
+        own = fingerprint(objective, space, start, loop.method, value)
         device = str(space.device)
         problem = ProblemState(
             start, _plain(options), device, _saved(limits), own, left_out
@@ -178,13 +190,14 @@ def minimize(
             objective,
             space,
             space.to_vector(start),
-            method,
+            chosen,
             limits,
             Watch(max_seconds, listener, objective.processes),
             callback=callback,
             history_file=_history(history_file) if main else None,
             saving=path is not None,
             counts=counts,
+            fallback=gradients_alone() if method is None else None,
         )
         saves = path is not None and main
         loop.start(first_checkpoint if saves else None)
@@ -282,7 +295,10 @@ def resume(
             f"{', '.join(names)} given without the model; give all as to minimize, or "
             "none, and the state's own are taken"
         )
+    if model is not None:
+        warn_of_hooks(model)
     objective = as_objective(loss)
+    fallback = gradients_alone() if method is None else None
     method = _check_method(method, objective)
     main = objective.processes.is_main
     with (
@@ -291,6 +307,8 @@ def resume(
         metered(objective.counts) as counts,
     ):
         problem, state, whole = load(path, None if model is None else _device_of(model))
+        if fallback is not None and _was_saved_by(fallback, problem):
+            method, fallback = fallback, None
         saved = problem.limits
         limits = Limits(
             int(saved["max_iter"]) if max_iter is None else max_iter,
@@ -324,6 +342,7 @@ def resume(
             history_file=_history(history_file, state.history) if main else None,
             saving=True,
             counts=counts,
+            fallback=fallback,
         )
         saver = Checkpoint(
             path,
@@ -344,11 +363,16 @@ def _run(loop: Loop, progress: bool) -> MinimizeResult:
     total = loop.limits.max_iter
     shown = progress and loop.problem.objective.processes.is_main
     with tqdm(total=total, initial=done, disable=not shown, unit="step") as bar:
-        result = loop.run(bar)
+        result = with_unbounded(loop.run(bar))
+    told = result.message
+    if not loop.method.needs_products:
+        told += "; its steps came from gradients alone"
+        if loop.impossible is not None:
+            told += f", since the loss has no second derivative: {loop.impossible.cause}"
     saver = loop.recorder.checkpoint
-    if saver is None or not saver.failure:
-        return result
-    return replace(result, message=f"{result.message}; {saver.failure}")
+    if saver is not None and saver.failure:
+        told += f"; {saver.failure}"
+    return replace(result, message=told)
 
 
 @contextmanager
@@ -374,6 +398,11 @@ def _check_none_there(path: Path) -> None:
 
 def _device_of(model: Model) -> torch.device:
     return next(iter(named_tensors(model).values())).device
+
+
+def _was_saved_by(method: Method, problem: ProblemState) -> bool:
+    own = method_fingerprint(method)
+    return {name: problem.fingerprint.get(name) for name in own} == own
 
 
 def _history(

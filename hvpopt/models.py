@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -35,7 +37,7 @@ def named_tensors(model: Model) -> dict[str, Tensor]:
     else:
         raise TypeError(
             "a model is a tensor, a tuple of tensors or a dict of tensors, "
-            f"got {type(model).__name__}; wrap it with torch.as_tensor"
+            f"got {type(model).__name__}; {_how_to_pass(model)}"
         )
     tensors = dict(items)
     if not tensors:
@@ -48,6 +50,28 @@ def named_tensors(model: Model) -> dict[str, Tensor]:
     return tensors
 
 
+def _how_to_pass(what: object) -> str:
+    """Return the words, and the line, that make a model of something else."""
+    if isinstance(what, torch.nn.ParameterDict):
+        return "pass dict(parameters.items())"
+    if isinstance(what, torch.nn.ParameterList):
+        return "pass tuple(parameters)"
+    if isinstance(what, torch.nn.Module):
+        return (
+            "pass its parameters, dict(module.named_parameters()), and call it with "
+            "those that the loss gets: lambda **p: loss_of(torch.func.functional_call("
+            "module, p, (inputs,))); what comes out is for "
+            "module.load_state_dict(result.x, strict=False)"
+        )
+    if isinstance(what, Iterator):
+        return (
+            "pass a tuple of its tensors; of a module's parameters, "
+            "dict(module.named_parameters()), with torch.func.functional_call(module, p, "
+            "(inputs,)) in a loss lambda **p: ..."
+        )
+    return "wrap it with torch.as_tensor"
+
+
 def rebuild(like: Model, tensors: Sequence[Tensor]) -> Model:
     """Arrange ``tensors`` as ``like`` is arranged (tensor, tuple or dict)."""
     if isinstance(like, Tensor):
@@ -57,18 +81,95 @@ def rebuild(like: Model, tensors: Sequence[Tensor]) -> Model:
     return tuple(tensors)
 
 
+#: What becomes of hooks where derivatives are taken at a copy of the model.
+IGNORED = "is ignored: derivatives are taken at a copy of the model"
+
+
+def warn_of_hooks(
+    model: Model, mask: str = "mask=", *, fate: str = IGNORED, stacklevel: int = 3
+) -> None:
+    """Warn of hooks on a model's tensors, which have no say in a minimisation.
+
+    Args:
+        model: As the caller gave it.
+        mask: How cells are held where the warning comes from.
+        fate: What becomes of the hooks there.
+        stacklevel: From here to the caller, for the warning. Default 3.
+    """
+    hooked = [
+        name
+        for name, tensor in named_tensors(model).items()
+        if getattr(tensor, "_backward_hooks", None)
+        or getattr(tensor, "_post_accumulate_grad_hooks", None)
+    ]
+    if hooked:
+        warnings.warn(
+            f"the hook on parameter {', '.join(map(repr, hooked))} (register_hook, "
+            f"register_post_accumulate_grad_hook) {fate}. To hold cells pass {mask}, "
+            "True where a cell may change; do in the loss whatever else the hook does",
+            stacklevel=stacklevel,
+        )
+
+
 def copy_model(model: Model) -> Model:
     """Return a detached copy of a model; nothing of the caller's is shared."""
     return rebuild(model, [t.detach().clone() for t in named_tensors(model).values()])
 
 
 def call_loss(loss: Callable[..., Tensor], model: Model) -> Tensor:
-    """Call a loss as its model is arranged: ``f(t)``, ``f(a, b)`` or ``f(name=a)``."""
+    """Call a loss as its model is arranged: ``f(t)``, ``f(a, b)`` or ``f(name=a)``.
+
+    Args:
+        loss: The function.
+        model: A tensor, a tuple or a dict of tensors.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        TypeError: If the loss takes other arguments; or whatever it raises.
+    """
+    args: Sequence[Tensor] = ()
+    named: Mapping[str, Tensor] = {}
     if isinstance(model, Tensor):
-        return loss(model)
-    if isinstance(model, Mapping):
-        return loss(**model)
-    return loss(*model)
+        args = (model,)
+    elif isinstance(model, Mapping):
+        named = model
+    else:
+        args = model
+    try:
+        return loss(*args, **named)
+    except TypeError as error:
+        told = _wrong_arguments(loss, args, named)
+        if not told:
+            raise
+        raise TypeError(f"{told} ({error})") from error
+
+
+def _wrong_arguments(
+    loss: Callable[..., Tensor], args: Sequence[Tensor], named: Mapping[str, Tensor]
+) -> str:
+    """Return what is wrong where a loss does not take its model; else nothing."""
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return ""
+    try:
+        signature.bind(*args, **named)
+    except TypeError:
+        pass
+    else:
+        return ""  # the call itself was right: the error came from within
+    if named:
+        called = ", ".join(f"{name}=..." for name in named)
+        whole = "the dict whole, pass lambda **model: loss(model)"
+    else:
+        called = ", ".join("..." for _ in args)
+        whole = "the list or tuple whole, pass lambda *model: loss(model)"
+    return (
+        f"the loss cannot be called as its model is arranged, loss({called}), since it "
+        f"takes {signature}; if it takes {whole}"
+    )
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hvpopt.counts import Counts
 from hvpopt.holding import WHOLE, Holding
+from hvpopt.second_order import second_derivatives
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -92,9 +93,11 @@ class SymmetricOperator(ABC):
         Raises:
             ValueError: If shape or device do not fit, or ``vector`` is not finite.
             FloatingPointError: If the product is not finite.
+            SecondOrderError: If the loss has no second derivative.
         """
         self._check(vector, ndim=1)
-        result = self._product(vector).to(vector.dtype)
+        with second_derivatives():
+            result = self._product(vector).to(vector.dtype)
         if not bool(torch.isfinite(result).all()):
             raise FloatingPointError(
                 f"product {self.counts.products} of {type(self).__name__} is not finite "

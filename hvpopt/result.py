@@ -28,6 +28,7 @@ class Status(Enum):
     INTERRUPTED = "interrupted from the keyboard; the best model so far is returned"
     TERMINATED = "terminated by a signal; the best model so far is returned"
     FAILED = "the loss or its derivatives failed; the best model so far is returned"
+    UNBOUNDED = "the loss seems unbounded below"
 
     @property
     def message(self) -> str:
@@ -218,3 +219,52 @@ def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str
         told = "; ".join(f"{what}: {why}" for what, why in history[-1].left_out.items())
         message += f"; left out of the objective ({told})"
     return message
+
+
+#: A fall of this many times the loss and gradient at the start is taken for endless.
+ENDLESS = 1e20
+#: Steps that tell whether a fall slows down.
+TELLING = 12
+
+
+def with_unbounded(result: MinimizeResult) -> MinimizeResult:
+    """Return a result that says so where the loss seems unbounded below.
+
+    It does where it fell by more than any loss of its scale, or where its derivatives
+    overflowed on the way; and it may be where it fell below zero, far, and no slower in
+    the last third of the steps than in the third before.
+
+    Args:
+        result: Of a run.
+    """
+    history = result.history
+    falling = result.nit > 0 and result.fun < min(history[0].value, 0.0)
+    if result.success or not falling or history[-1].left_out:
+        return result
+    scale = abs(history[0].value) + history[0].gradient_norm
+    overflowed = not math.isfinite(history[-1].gradient_norm)
+    endless = overflowed or not -result.fun <= ENDLESS * scale
+    if not endless and not _falls_on(history):
+        return result
+    told = (
+        f"from {history[0].value:.3g} it fell to {result.fun:.3g} in {result.nit} steps, "
+        "no slower at the end. Bound the model (lower=, upper=), add a term that grows "
+        "with it, or look for a wrong sign in the loss"
+    )
+    if result.status in (Status.STATIONARY, Status.NO_DECREASE, Status.FAILED):
+        message = f"{Status.UNBOUNDED.message}: {told}"
+        return replace(result, status=Status.UNBOUNDED, message=message)
+    message = f"{result.message}; {Status.UNBOUNDED.message}: {told}"
+    return replace(result, message=message)
+
+
+def _falls_on(history: list[IterationRecord]) -> bool:
+    """True if the loss falls far below zero, and no slower at the end."""
+    values = [record.value for record in history]
+    n = len(values) // 3
+    if len(values) <= TELLING:
+        return False
+    first = abs(values[0]) + abs(values[1] - values[0])
+    before, after = values[-2 * n] - values[-n], values[-n] - values[-1]
+    # one step fewer in the last part than in the one before
+    return values[-1] < -10.0 * first and after >= 0.9 * before * (n - 1) / n

@@ -13,7 +13,7 @@ from scipy.optimize import Bounds
 from torch import Tensor
 
 from hvpopt.counts import Counts
-from hvpopt.models import Model
+from hvpopt.models import Model, warn_of_hooks
 from hvpopt.newton.problem import trials
 from hvpopt.objective import Kind, Objective, check_kind
 from hvpopt.operators import SymmetricOperator
@@ -65,6 +65,7 @@ def as_scipy(
     """
     if kind is not None:
         check_kind(kind)
+    warn_of_hooks(model)
     space = ModelSpace(model, scale=scale, mask=mask, lower=lower, upper=upper)
     return ScipyProblem(as_objective(objective), space, space.to_vector(model), kind)
 

@@ -1,6 +1,7 @@
 """hvpopt.optim.Newton against hvpopt.minimize, and its care for the parameters."""
 
 import io
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -74,10 +75,10 @@ def test_iterates_and_costs_are_those_of_minimize_bit_for_bit(start, method):
         assert torch.equal(x.detach(), model)
         assert float(loss) == before.value
         assert optimizer.last.length == record.step_length
-        # minimize has spent one more value, at the door, and the next gradient
+        # both have spent one more value, at the door, and minimize the next gradient
         spent, theirs = optimizer.counts, record.counts
         assert spent.products == theirs.products
-        assert spent.values == theirs.values - 1
+        assert spent.values == theirs.values
         assert spent.gradients <= theirs.gradients
 
 
@@ -349,3 +350,63 @@ def test_wrong_arguments_are_refused(start, pair):
         optimizer.load_state_dict(Newton([a]).state_dict())
     with pytest.raises(ValueError, match="Gauss-Newton"):
         Newton([x], hvpopt.TrustRegionNewton("gauss-newton")).step(lambda: rosenbrock(x))
+
+
+# -- losses that change from call to call --------------------------------------------
+
+
+def dropped_out():
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(16, 3, generator=generator, dtype=torch.float64)
+    dropout = torch.nn.Dropout(0.5)
+    return dropout, lambda x: (dropout(data * x) @ x - 1.0).square().mean()
+
+
+def noisy():
+    generator = torch.Generator().manual_seed(0)
+    return lambda x: rosenbrock(x) * (1 + 0.1 * torch.randn((), generator=generator))
+
+
+def in_batches():
+    batches = itertools.cycle(range(3))
+    return lambda x: (x**2).sum() + x[next(batches)] ** 2
+
+
+@pytest.mark.parametrize("name", ["dropout", "noise", "batch"])
+def test_random_loss_is_refused_as_minimize_refuses_it(name):
+    loss = {"dropout": dropped_out()[1], "noise": noisy(), "batch": in_batches()}[name]
+    start = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    (x,) = leaves(start)
+    optimizer = Newton([x])
+
+    with pytest.raises(ValueError, match="not deterministic"):
+        hvpopt.minimize(loss, start)
+    with pytest.raises(ValueError, match="not deterministic"):
+        optimizer.step(lambda: loss(x))
+    assert torch.equal(x.detach(), start)
+
+
+def test_network_in_eval_mode_is_taken_after_the_refusal():
+    dropout, loss = dropped_out()
+    (x,) = leaves(torch.ones(3, dtype=torch.float64))
+    optimizer = Newton([x])
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"model\.eval"):
+        optimizer.step(lambda: loss(x))
+    dropout.eval()
+    before = float(loss(x).detach())
+    optimizer.step(lambda: loss(x))
+    assert float(loss(x).detach()) < before
+
+
+def test_the_check_costs_one_value_once(start):
+    (x,) = leaves(start)
+    optimizer = Newton([x])
+    optimizer.step(lambda: rosenbrock(x))
+    first = optimizer.counts.values - optimizer.last.trials
+    with torch.no_grad():
+        x.mul_(0.9)  # the method begins anew
+    before = optimizer.counts.values
+    optimizer.step(lambda: rosenbrock(x))
+    assert first == 1
+    assert optimizer.counts.values - before == optimizer.last.trials

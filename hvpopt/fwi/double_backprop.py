@@ -93,6 +93,16 @@ class DoubleBackpropHessian(WaveformHessian):
         """Release the graph. Products raise from now on."""
         self._kept, self._closed = None, True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the graph out of pickles and deep copies; the next product builds it."""
+        return {**self.__dict__, "_kept": None}
+
+    def __copy__(self) -> DoubleBackpropHessian:
+        # a shallow copy shares the graph
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     def _forget(self) -> None:
         """Release the graph: it may hold the bad numbers, and the memory."""
         self._kept = None

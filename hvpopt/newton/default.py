@@ -4,11 +4,13 @@ Waveform misfits, and whatever else has a Gauss-Newton matrix, go to ``QuasiNewt
 matrix's diagonal, measured once, serves as L-BFGS's initial Hessian. On the problems of
 ``benchmarks/RACE.md``, where the figures are, it needed no more than 1.5 times the best
 method's cost to reach a misfit of 1e-2, 1e-3 or 1e-4 of the start's. Any other loss goes
-to ``TrustRegionNewton``, whose exact products also see negative curvature.
+to ``TrustRegionNewton``, whose exact products also see negative curvature. A loss that
+turns out to have no second derivative goes to ``QuasiNewton`` on gradients alone.
 """
 
 from __future__ import annotations
 
+from hvpopt.newton.initial import GradientScale
 from hvpopt.newton.method import Method
 from hvpopt.newton.quasi_newton import QuasiNewton
 from hvpopt.newton.trust_region import TrustRegionNewton
@@ -22,3 +24,8 @@ def default_method(objective: Objective) -> Method:
         objective: What is to be minimised.
     """
     return QuasiNewton() if objective.has_gauss_newton else TrustRegionNewton()
+
+
+def gradients_alone() -> Method:
+    """Return the method that ``minimize`` goes on with where products are impossible."""
+    return QuasiNewton(initial=GradientScale())

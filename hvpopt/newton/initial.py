@@ -29,6 +29,8 @@ from hvpopt.operators import SymmetricOperator
 FEWEST, MOST = 2, 32
 #: Probes after which it is decided whether a diagonal serves at all.
 DECIDING = 2
+#: Factor of the next step where one showed no positive curvature.
+LENGTHENING = 4.0
 
 
 class InitialCurvature(ABC):
@@ -51,6 +53,21 @@ class InitialCurvature(ABC):
     @abstractmethod
     def preconditioner(self, state: Any) -> Preconditioner:
         """Return the initial inverse Hessian of what ``build`` returned."""
+
+    @property
+    def needs_products(self) -> bool:
+        """True if ``build`` makes Hessian-vector products. Default True."""
+        return True
+
+    def lengthened(self, state: Any) -> Any:
+        """Return the state after a whole step that showed no positive curvature.
+
+        Asked as long as no step has shown any.
+
+        Args:
+            state: From ``build`` or the last ``lengthened``. Default returned as it is.
+        """
+        return state
 
 
 @dataclass(frozen=True)
@@ -307,7 +324,7 @@ class CauchyState:
     """One number.
 
     Attributes:
-        curvature: Of the objective along its gradient.
+        curvature: Of the objective along its gradient, measured or assumed.
     """
 
     curvature: float
@@ -335,3 +352,48 @@ class CauchyScale(InitialCurvature):
     def preconditioner(self, state: CauchyState) -> Preconditioner:
         """Return the division by that curvature."""
         return _Scaled(state.curvature)
+
+
+@dataclass(frozen=True)
+class GradientScale(InitialCurvature):
+    """One number from gradients alone, for losses without second derivatives.
+
+    The first step has a given length. From the first pair (s, y) on the number is
+    ``y·y / s·y`` of the newest (Shanno and Phua, Math. Programming 14, 1978; Nocedal and
+    Wright, Numerical Optimization, 2006, equation 7.20), which ``QuasiNewton`` takes with
+    any initial curvature. Steps that show no positive curvature, and are taken whole, are
+    followed by one four times as long.
+
+    Args:
+        first: Length of the first step relative to the norm of the flat model, or in
+            flat coordinates where that is zero. Default 0.01.
+
+    Raises:
+        ValueError: If the length is not positive.
+    """
+
+    first: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.first < math.inf:
+            raise ValueError(f"first is {self.first}; it must be positive and finite")
+
+    @property
+    def needs_products(self) -> bool:
+        """False."""
+        return False
+
+    def build(
+        self, problem: Problem, point: Point, seed: int, budget: Budget
+    ) -> CauchyState:
+        """Return the curvature with which a step down has the first length."""
+        length = self.first * (float(point.vector.norm()) or 1.0)
+        return CauchyState(float(point.projected_gradient.norm()) / length)
+
+    def preconditioner(self, state: CauchyState) -> Preconditioner:
+        """Return the division by that curvature."""
+        return _Scaled(state.curvature)
+
+    def lengthened(self, state: CauchyState) -> CauchyState:
+        """Return the state whose step is four times as long."""
+        return CauchyState(state.curvature / LENGTHENING)

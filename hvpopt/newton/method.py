@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -127,6 +127,23 @@ class Method(ABC):
     kind: Kind | None = "exact"
     #: Whether a run looks at λ_min, within limits, before it calls a point a minimum.
     examines_curvature = True
+
+    @property
+    def needs_products(self) -> bool:
+        """True if steps take Hessian-vector products. Default True."""
+        return True
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        """Refuse to be called, as SciPy calls a ``method`` of its own.
+
+        Raises:
+            TypeError: Always; it names what SciPy takes.
+        """
+        name = type(self).__name__
+        raise TypeError(
+            f"{name} is a method of hvpopt.minimize and cannot be called; for "
+            f"scipy.optimize.minimize pass method=hvpopt.scipy_method(hvpopt.{name}(...))"
+        )
 
     @abstractmethod
     def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:

@@ -101,6 +101,11 @@ class QuasiNewton(SecondOrderMethod):
         self.refresh = refresh
         self.globalisation = globalisation or Backtracking()
 
+    @property
+    def needs_products(self) -> bool:
+        """True unless the initial curvature comes from gradients alone."""
+        return self.initial.needs_products
+
     def start(self, problem: Problem) -> QuasiNewtonState:
         """Return the state of a run that has measured nothing yet."""
         # the unit step is the best one along the first direction, if the curvature is
@@ -161,7 +166,15 @@ class QuasiNewton(SecondOrderMethod):
             return QuasiNewtonState(builds=state.builds)
         state = step.memo
         pair = after.vector - before.vector, after.gradient - before.gradient
-        pairs = state.pairs
+        pairs, initial = state.pairs, state.initial
         if safely_positive(*pair):
             pairs = (*pairs, pair)[-self.memory :]
-        return replace(state, pairs=pairs, age=state.age + 1, sanguine=step.length == 1.0)
+        elif not pairs and step.length == 1.0:
+            initial = self.initial.lengthened(initial)
+        return replace(
+            state,
+            pairs=pairs,
+            initial=initial,
+            age=state.age + 1,
+            sanguine=step.length == 1.0,
+        )

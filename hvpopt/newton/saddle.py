@@ -29,6 +29,7 @@ from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.newton.backtracking import Backtracking, rounding_of
 from hvpopt.newton.method import Direction, Method, Stationary, Step
 from hvpopt.newton.problem import Budget, FreeCells, Point, Problem
+from hvpopt.second_order import SecondOrderError
 
 #: Relative accuracy that λ_min is asked for.
 EIGENVALUE_TOL = 0.1
@@ -90,7 +91,8 @@ class SecondOrderMethod(Method):
             out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
             if out_of_memory or getattr(error, "ends_run", None) is not None:
                 raise  # lost memory or a lost process says nothing of the curvature
-            return Stationary(False, f"its curvature is unknown ({error})")
+            told = error.cause if isinstance(error, SecondOrderError) else str(error)
+            return Stationary(False, f"its curvature is unknown: {told}")
         finally:
             if made is not None:
                 made.close()

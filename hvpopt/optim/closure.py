@@ -12,6 +12,7 @@ from hvpopt.hessian import HessianOperator, check_scalar, model_noise
 from hvpopt.models import Model, named_tensors
 from hvpopt.objective import Kind, Linearisation, Objective
 from hvpopt.operators import SymmetricOperator
+from hvpopt.second_order import differentiable_gradient
 from hvpopt.space import ModelSpace
 
 Closure = Callable[[], Tensor]
@@ -73,6 +74,7 @@ class ClosureObjective(Objective):
         Raises:
             ValueError: If the loss is no scalar, carries no graph, ignores a parameter,
                 or the closure called ``backward()``.
+            SecondOrderError: If the gradient exists, but not with a graph of its own.
         """
         with self.placed(model), torch.enable_grad():
             value = self._without_backward()
@@ -82,9 +84,10 @@ class ClosureObjective(Objective):
                     "the loss does not depend on the parameters: it carries no graph; "
                     "check for .detach(), .item() or torch.no_grad() in the closure"
                 )
-            found = torch.autograd.grad(
-                value, self.params, create_graph=create_graph, allow_unused=True
-            )
+            if create_graph:
+                found = differentiable_gradient(value, self.params)
+            else:
+                found = torch.autograd.grad(value, self.params, allow_unused=True)
         ignored = [i for i, g in enumerate(found) if g is None]
         if ignored:
             raise ValueError(
@@ -183,6 +186,9 @@ class ClosureHessian(HessianOperator):
         self.value, gradients = objective.differentiate(model, create_graph=True)
         self.gradient = tuple(g.detach().clone() for g in gradients)
         self._graph = (objective.params, gradients)
+        self._note_linear(
+            lambda nearby: objective.differentiate(nearby, create_graph=False)[1]
+        )
 
     def _product(self, vector: Tensor) -> Tensor:
         with self._objective.placed(self._model):

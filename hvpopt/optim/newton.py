@@ -11,13 +11,20 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
-from hvpopt.models import Model, named_tensors
+from hvpopt.limits import check_repeatable
+from hvpopt.models import Model, named_tensors, warn_of_hooks
 from hvpopt.newton.convergence import Tolerance, next_step
 from hvpopt.newton.method import Method, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.trust_region import TrustRegionNewton
 from hvpopt.optim.closure import Closure, ClosureObjective
 from hvpopt.space import ModelSpace, PerParameter
+
+#: What becomes of hooks on the parameters themselves.
+HOOKS = (
+    "makes gradients and products that belong to no one loss, or is not called: there is "
+    "no backward() here"
+)
 
 
 class Newton(torch.optim.Optimizer):
@@ -29,9 +36,11 @@ class Newton(torch.optim.Optimizer):
     gradients off for each trial, and must give the same loss for the same parameters.
 
     A step costs the gradient where it starts, its products and its trial values, as in
-    hvpopt.minimize. The iterates are the same too, until somebody else changes the
-    parameters: the method then starts anew from where they are. A gradient that a line
-    search has already evaluated is used again only if the closure is the same object.
+    hvpopt.minimize; the first one value more, to tell a loss that changes from call to
+    call (dropout, noise, a batch drawn within the closure) and refuse it. The iterates
+    are the same too, until somebody else changes the parameters: the method then starts
+    anew from where they are. A gradient that a line search has already evaluated is used
+    again only if the closure is the same object.
 
     After a step, ``.grad`` of each parameter holds the gradient where the step started,
     as with every torch optimiser. Each parameter keeps its memory.
@@ -107,6 +116,7 @@ class Newton(torch.optim.Optimizer):
         self.gtol = gtol
         self.certify = certify
         self.last: Step | Stationary | None = None
+        self._repeats = False
         self._space: ModelSpace
         self._problem: Problem
         self._vector: Tensor
@@ -136,14 +146,16 @@ class Newton(torch.optim.Optimizer):
 
         Raises:
             TypeError: For a closure that is not callable or returns no torch scalar.
-            ValueError: For a closure that calls backward, ignores a parameter, or
-                returns a loss that is not a finite scalar.
+            ValueError: For a closure that calls backward, ignores a parameter, returns a
+                loss that is not a finite scalar, or another one at its second call.
         """
         if not callable(closure):
             raise TypeError(
                 f"the closure is a {type(closure).__name__}; step needs a function that "
                 "returns the loss"
             )
+        if not self._repeats:
+            warn_of_hooks(tuple(self._params), fate=HOOKS, stacklevel=5)
         same = closure is self._objective.closure
         self._objective.closure = closure
         if not self._untouched():
@@ -236,7 +248,9 @@ class Newton(torch.optim.Optimizer):
         """Evaluate the point, in the order in which minimize does."""
         kind = self.method.next_kind(self._state)
         if self._taken is None:
-            return self._problem.linearise(self._vector, kind)
+            point = self._problem.linearise(self._vector, kind)
+            self._check_repeatable(point)
+            return point
         before, step = self._taken
         if step.point is not None and same_closure:
             point = self._problem.with_hessian(step.point, kind)
@@ -245,6 +259,19 @@ class Newton(torch.optim.Optimizer):
         self._state = self.method.remember(self._state, before, point, step)
         self._taken = None
         return point
+
+    def _check_repeatable(self, point: Point) -> None:
+        """Refuse a closure that gives two losses at one point, as minimize does."""
+        if self._repeats:
+            return
+        try:
+            again = self._objective.value(self._space.to_model(self._vector))
+            check_repeatable(point.value, again)
+        except BaseException:
+            if point.hessian is not None:
+                point.hessian.close()
+            raise
+        self._repeats = True
 
     def _next_step(self, point: Point) -> Step | Stationary:
         tolerance = Tolerance.after(

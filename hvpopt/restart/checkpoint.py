@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
+from hvpopt.newton.method import Method
 from hvpopt.newton.problem import Point
 from hvpopt.objective import Kind
 from hvpopt.restart import files
+from hvpopt.restart.fingerprint import method_fingerprint
 from hvpopt.restart.journal import Event
 from hvpopt.restart.state_tree import (
     StateError,
@@ -216,6 +218,17 @@ class Checkpoint:
         """Save the state that a run ends with, unless it is saved already."""
         if (len(state.history), len(state.events)) != self._newest:
             self.save(state)
+
+    def change_method(self, method: Method) -> None:
+        """Go on saving, anew, what another method does.
+
+        Args:
+            method: Which.
+        """
+        fingerprint = {**self._problem.fingerprint, **method_fingerprint(method)}
+        self._problem = replace(self._problem, fingerprint=fingerprint)
+        self.discard()
+        self._keep, self._newest = False, None
 
     def discard(self) -> None:
         """Remove what was saved."""

@@ -66,10 +66,17 @@ def fingerprint(
         "scale": hash_tensor(space.scale),
         "lower": hash_tensor(space.lower),
         "upper": hash_tensor(space.upper),
-        "method": type(method).__qualname__,
-        "method's options": describe(vars(method)),
+        **method_fingerprint(method),
         "objective": objective.name,
         VALUE: value,
+    }
+
+
+def method_fingerprint(method: Method) -> dict[str, Any]:
+    """Return what a method is known by: its class and options."""
+    return {
+        "method": type(method).__qualname__,
+        "method's options": describe(vars(method)),
     }
 
 
