@@ -8,6 +8,7 @@ with the graph.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from types import TracebackType
@@ -15,10 +16,11 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.counts import Counts
 from hvpopt.models import Model, call_loss, named_tensors, rebuild
 from hvpopt.operators import SymmetricOperator
-from hvpopt.space import ModelSpace
+from hvpopt.space import ModelSpace, checked_space
 
 # A product through a long graph loses about a digit to accumulated rounding.
 ROUNDING = 8.0
@@ -133,7 +135,8 @@ class HessianOperator(SymmetricOperator):
         space: ModelSpace | None = None,
         counts: Counts | None = None,
     ) -> None:
-        space = ModelSpace(model) if space is None else space
+        checks.function("the loss", loss)
+        space = checked_space(space, model)
         super().__init__(
             space.size,
             dtype=space.dtype,
@@ -228,7 +231,9 @@ class FiniteDifferenceHessian(SymmetricOperator):
         space: ModelSpace | None = None,
         counts: Counts | None = None,
     ) -> None:
-        space = ModelSpace(model) if space is None else space
+        checks.function("the loss", loss)
+        size = checks.optional(checks.number, "size", size, above=0.0, below=math.inf)
+        space = checked_space(space, model)
         eps = max(float(torch.finfo(t.dtype).eps) for t in named_tensors(model).values())
         super().__init__(
             space.size,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.hessian import HessianOperator, check_scalar, gradient_graph
 from hvpopt.models import Model, call_loss, named_tensors, rebuild
 from hvpopt.objective import Kind, Linearisation, Objective, check_kind
@@ -24,7 +25,8 @@ class TorchObjective(Objective):
             exact Hessian then serves where Gauss-Newton is asked for.
 
     Raises:
-        TypeError: If ``loss`` cannot be called.
+        TypeError: If ``loss`` cannot be called or is a class, or for another option of
+            the wrong type.
     """
 
     def __init__(
@@ -34,13 +36,15 @@ class TorchObjective(Objective):
         name: str | None = None,
         convex: bool = False,
     ) -> None:
-        if not callable(loss):
+        checks.function("the loss", loss)
+        if isinstance(loss, type):
             raise TypeError(
-                f"the loss is a {type(loss).__name__}, which cannot be called"
+                f"the loss is the class {loss.__name__}; pass an instance, or a function"
             )
+        checks.optional(checks.instance, "name", name, str, "pass a text")
         super().__init__(name or str(getattr(loss, "__name__", type(loss).__name__)))
         self._loss = loss
-        self.convex = convex
+        self.convex = checks.flag("convex", convex)
 
     @property
     def has_gauss_newton(self) -> bool:

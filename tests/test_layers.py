@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "hvpopt"
 ORDER = (
     "counts",
     "holding",
+    "checks",
     "models",
     "space",
     "operators",

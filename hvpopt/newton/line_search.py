@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.krylov.cg import CGResult, CGStatus, cg
 from hvpopt.krylov.pairs import Pair
 from hvpopt.krylov.preconditioner import Preconditioner, apply_base
@@ -123,16 +124,13 @@ class LineSearchNewton(Method):
         self.forcing = as_forcing(EisenstatWalker2() if forcing is None else forcing)
         self.hessian = check_curvature(hessian)
         self.globalisation = Backtracking() if globalisation is None else globalisation
-        if not callable(getattr(self.globalisation, "search", None)):
-            raise TypeError(
-                f"globalisation is {globalisation!r}; pass Backtracking() or Wolfe()"
-            )
-        check_curvature_search(eigenvalue_floor, confidence, max_products)
+        use = "pass Backtracking() or Wolfe()"
+        checks.having("globalisation", self.globalisation, "search", use)
+        self.eigenvalue_floor, self.confidence, self.max_products = (
+            check_curvature_search(eigenvalue_floor, confidence, max_products)
+        )
         self.preconditioning = Preconditioning(preconditioner, refresh, pairs, cg_pairs)
-        self.max_products = max_products
-        self.eigenvalue_floor = eigenvalue_floor
-        self.confidence = confidence
-        self.seed = seed
+        self.seed = checks.seed("seed", seed)
 
     # -- one step ---------------------------------------------------------------
 

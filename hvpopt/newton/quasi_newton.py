@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hvpopt import checks
 from hvpopt.krylov.pairs import Pair, PairsPreconditioner, safely_positive
 from hvpopt.krylov.preconditioner import Preconditioner
 from hvpopt.newton.backtracking import Backtracking
@@ -73,28 +74,19 @@ class QuasiNewton(Method):
         max_products: int = 300,
         seed: int = 0,
     ) -> None:
-        if memory < 1:
-            raise ValueError(f"memory is {memory}; it must be at least 1")
-        if refresh is not None and refresh < 1:
-            raise ValueError(f"refresh is {refresh}; it must be at least 1, or None")
-        check_curvature_search(eigenvalue_floor, confidence, max_products)
-        if globalisation is not None and not isinstance(globalisation, Backtracking):
-            raise TypeError(
-                f"globalisation is a {type(globalisation).__name__}; pass a Backtracking"
-            )
-        if initial is not None and not isinstance(initial, InitialCurvature):
-            raise TypeError(
-                f"initial is a {type(initial).__name__}; pass an InitialCurvature, such "
-                "as hvpopt.HessianDiagonal()"
-            )
-        self.memory = memory
-        self.initial = initial or HessianDiagonal()
-        self.refresh = refresh
-        self.globalisation = globalisation or Backtracking()
-        self.eigenvalue_floor = eigenvalue_floor
-        self.confidence = confidence
-        self.max_products = max_products
-        self.seed = seed
+        self.memory = checks.integer("memory", memory, least=1)
+        self.initial = HessianDiagonal() if initial is None else initial
+        use = "pass an InitialCurvature, such as hvpopt.HessianDiagonal()"
+        checks.instance("initial", self.initial, InitialCurvature, use)
+        self.refresh = checks.optional(checks.integer, "refresh", refresh, least=1)
+        self.globalisation = Backtracking() if globalisation is None else globalisation
+        use = "pass a Backtracking(...)"
+        checks.instance("globalisation", self.globalisation, Backtracking, use)
+        self.eigenvalue_floor, self.confidence, self.max_products = (
+            check_curvature_search(eigenvalue_floor, confidence, max_products)
+        )
+        # each measurement of the curvature takes the next seed
+        self.seed = checks.seed("seed", seed, spare=2**32)
 
     def start(self, problem: Problem) -> QuasiNewtonState:
         """Return the state of a run that has measured nothing yet."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.krylov.eigenvalue import smallest_eigenvalue
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.method import Direction, Stationary, Step
@@ -20,14 +21,13 @@ from hvpopt.newton.problem import Budget, Point, Problem
 
 def check_curvature_search(
     eigenvalue_floor: float, confidence: float, max_products: int
-) -> None:
-    """Raise ValueError for a method's options of ``leave_saddle`` out of range."""
-    if not 0.0 <= eigenvalue_floor < 1.0:
-        raise ValueError(f"eigenvalue_floor is {eigenvalue_floor}; it must lie in [0, 1)")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence is {confidence}; it must lie in (0, 1)")
-    if max_products < 1:
-        raise ValueError(f"max_products is {max_products}; it must be at least 1")
+) -> tuple[float, float, int]:
+    """Return a method's options of ``leave_saddle``; raise for what is out of range."""
+    return (
+        checks.number("eigenvalue_floor", eigenvalue_floor, least=0.0, below=1.0),
+        checks.number("confidence", confidence, above=0.0, below=1.0),
+        checks.integer("max_products", max_products, least=1),
+    )
 
 
 def leave_saddle(

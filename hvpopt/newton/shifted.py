@@ -13,11 +13,16 @@ from typing import Any
 
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.dense import DenseHessian
 from hvpopt.krylov.cg import CGStatus, cg
 from hvpopt.krylov.eigenvalue import smallest_eigenvalue, tolerance_at
 from hvpopt.krylov.lanczos import LanczosBasis
-from hvpopt.krylov.preconditioner import Preconditioner, RestrictedPreconditioner
+from hvpopt.krylov.preconditioner import (
+    Preconditioner,
+    RestrictedPreconditioner,
+    checked_preconditioner,
+)
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.method import (
     Direction,
@@ -58,6 +63,7 @@ class ShiftedNewton(Method):
         seed: Of the random probe.
 
     Raises:
+        TypeError: For an option of the wrong type.
         ValueError: For an unknown solver or a number out of range.
     """
 
@@ -76,35 +82,29 @@ class ShiftedNewton(Method):
         memory_limit: float = DENSE_MEMORY_LIMIT,
         seed: int = 0,
     ) -> None:
-        if solver not in SOLVERS:
-            raise ValueError(f"solver is {solver!r}; it must be one of {SOLVERS}")
-        if not 1.0 < factor < math.inf:
-            raise ValueError(
-                f"factor is {factor}; H + τI is definite only for factor > 1"
-            )
-        for name, number in (
-            ("tol", tol),
-            ("eigenvalue_tol", eigenvalue_tol),
-        ):
-            if not 0.0 < number < 1.0:
-                raise ValueError(f"{name} is {number}; it must lie in (0, 1)")
-        check_curvature_search(eigenvalue_floor, confidence, max_products)
+        self.solver = checks.choice("solver", solver, SOLVERS)
+        says = "H + τI is definite only for factor > 1"
+        self.factor = checks.number(
+            "factor", factor, above=1.0, below=math.inf, says=says
+        )
+        self.tol = checks.number("tol", tol, above=0.0, below=1.0)
+        self.eigenvalue_tol = checks.number(
+            "eigenvalue_tol", eigenvalue_tol, above=0.0, below=1.0
+        )
+        self.eigenvalue_floor, self.confidence, self.max_products = (
+            check_curvature_search(eigenvalue_floor, confidence, max_products)
+        )
         if preconditioner is not None and solver != "cg":
             raise ValueError(
                 f"a preconditioner goes with solver='cg', not {solver!r}; for Lanczos "
                 "give minimize a scale, such as the diagonal to the power −1/2"
             )
-        self.solver = solver
-        self.factor = factor
-        self.tol = tol
-        self.eigenvalue_tol = eigenvalue_tol
-        self.eigenvalue_floor = eigenvalue_floor
-        self.confidence = confidence
-        self.max_products = max_products
-        self.preconditioner = preconditioner
-        self.globalisation = globalisation or Backtracking()
-        self.memory_limit = memory_limit
-        self.seed = seed
+        self.preconditioner = checked_preconditioner(preconditioner)
+        self.globalisation = Backtracking() if globalisation is None else globalisation
+        use = "pass a Backtracking(...)"
+        checks.having("globalisation", self.globalisation, "search", use)
+        self.memory_limit = checks.number("memory_limit", memory_limit, least=0.0)
+        self.seed = checks.seed("seed", seed)
 
     def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
         """Return the shifted Newton step, shortened as far as the loss asks."""
