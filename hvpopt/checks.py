@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
@@ -47,9 +47,7 @@ def shown(value: object) -> str:
 
 def kind(value: object) -> str:
     """Return in words of what class a value is, for a message."""
-    if value is None or isinstance(value, type):
-        return shown(value)
-    return f"a {type(value).__name__}"
+    return shown(value) if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def is_number(value: object) -> bool:
@@ -75,7 +73,7 @@ def number(
     Args:
         name: Of the option.
         value: What was given.
-        above: The number must be above this. Default no such limit, as for the next three.
+        above: The number must be above this. Default no such limit, and likewise below.
         least: It must be this at least.
         below: It must be below this; infinity means that it must be finite.
         most: It must be this at most.
@@ -213,6 +211,25 @@ def flag(name: str, value: Any) -> bool:
     raise TypeError(f"{name} is {shown(value)}; pass True or False")
 
 
+def numbers_of(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return real numbers as a float64 array of their own.
+
+    Args:
+        name: What they are, in words.
+        value: What NumPy can make an array of.
+
+    Raises:
+        TypeError: If they are no real numbers.
+    """
+    try:
+        array = np.array(value)
+    except (TypeError, ValueError, RuntimeError):
+        array = np.array(None)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} is {shown(value)}; pass real numbers")
+    return array.astype(np.float64)
+
+
 # -- words, functions and objects -----------------------------------------------
 
 
@@ -252,7 +269,7 @@ def function(name: str, value: Any, use: str = "pass a function") -> Any:
     return value
 
 
-def instance(name: str, value: Any, wanted: type[T], use: str) -> T:
+def instance(name: str, value: Any, wanted: Callable[..., T], use: str) -> T:
     """Return an object of a class.
 
     Args:
@@ -264,7 +281,7 @@ def instance(name: str, value: Any, wanted: type[T], use: str) -> T:
     Raises:
         TypeError: If it is of another class, or is a class itself.
     """
-    if not isinstance(value, wanted):
+    if not isinstance(value, cast("type[T]", wanted)):
         raise TypeError(f"{name} is {kind(value)}; {use}")
     return value
 
@@ -390,10 +407,12 @@ def _plain(value: Any) -> int | float | None:
         if value.ndim:
             return None
         value = value.item()
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+    if isinstance(value, (bool, np.bool_)):
         return None
     if isinstance(value, (int, np.integer)):
         return int(value)
+    if not isinstance(value, numbers.Real):
+        return None
     try:
         return float(value)
     except OverflowError:
@@ -408,7 +427,9 @@ def _range(
     low = above if above is not None else least
     if low is not None and bounded:
         left, right = "[" if above is None else "(", "]" if below is None else ")"
-        return f"it must lie in {left}{low:g}, {most if below is None else below:g}{right}"
+        return (
+            f"it must lie in {left}{low:g}, {most if below is None else below:g}{right}"
+        )
     if low is None:
         if bounded:
             return f"it must be {'below' if most is None else 'at most'} " + (

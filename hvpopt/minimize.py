@@ -12,15 +12,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hvpopt import checks
 from hvpopt.history import HistoryFile
 from hvpopt.limits import Limits, Watch
 from hvpopt.loop import Loop
 from hvpopt.models import Model, copy_model
 from hvpopt.newton.default import default_method
-from hvpopt.newton.method import Method
+from hvpopt.newton.method import Method, checked_method
 from hvpopt.objective import Objective
 from hvpopt.recorder import Callback
-from hvpopt.restart.checkpoint import Checkpoint, ProblemState, check_checkpoint, load
+from hvpopt.restart.checkpoint import (
+    Checkpoint,
+    ProblemState,
+    check_apart,
+    check_checkpoint,
+    load,
+)
 from hvpopt.restart.files import previous
 from hvpopt.restart.fingerprint import VALUE, check_same, fingerprint, value_of_same_sum
 from hvpopt.restart.signals import SignalListener
@@ -92,10 +99,10 @@ def minimize(
         raises is raised.
 
     Raises:
-        TypeError: For a model or loss of the wrong type.
+        TypeError: For a model, loss, method or option of the wrong type.
         ValueError: For a loss that is not scalar, not finite at the start, ignores a
             parameter or changes from call to call; for bounds, scales or masks that do
-            not fit; for limits out of range.
+            not fit; for limits out of range; for a history that is the checkpoint's file.
         FileExistsError: If the checkpoint exists: resume it, or remove it.
 
     Example:
@@ -106,9 +113,12 @@ def minimize(
         tensor([1.0000, 1.0000], dtype=torch.float64)
     """
     limits = Limits(max_iter, max_products, max_seconds, gtol)
+    checks.optional(checks.function, "callback", callback)
+    progress = checks.flag("progress", progress)
     path = None
     if checkpoint is not None:
         path = check_checkpoint(checkpoint, checkpoint_every, checkpoint_seconds)
+        check_apart(path, history_file)
         for file in (path, previous(path)):
             if file.exists():
                 raise FileExistsError(
@@ -144,7 +154,7 @@ def minimize(
             space,
             method,
             limits,
-            Watch(max_seconds, listener, objective.processes),
+            Watch(limits.max_seconds, listener, objective.processes),
             callback=callback,
             history_file=_history(history_file) if main else None,
             saving=path is not None,
@@ -213,7 +223,7 @@ def resume(
             or version, is not finite, or is damaged together with the one before it. If
             the last one alone is damaged, a warning is logged and the run goes on from
             the one before.
-        TypeError: For a loss or method of the wrong type.
+        TypeError: For a loss, method or option of the wrong type.
         ValueError: For limits out of range, or bounds, scale or mask without a model.
 
     Example:
@@ -227,6 +237,9 @@ def resume(
         True
     """
     path = check_checkpoint(checkpoint, checkpoint_every, checkpoint_seconds)
+    check_apart(path, history_file)
+    checks.optional(checks.function, "callback", callback)
+    progress = checks.flag("progress", progress)
     given: dict[str, Any] = {
         "scale": scale,
         "mask": mask,
@@ -242,7 +255,7 @@ def resume(
     problem, state, whole = load(path)
     saved = problem.limits
     limits = Limits(
-        int(saved["max_iter"]) if max_iter is None else max_iter,
+        saved["max_iter"] if max_iter is None else max_iter,
         saved["max_products"] if max_products is None else max_products,
         max_seconds,
         saved["gtol"] if gtol is None else gtol,
@@ -271,7 +284,7 @@ def resume(
             space,
             method,
             limits,
-            Watch(max_seconds, listener, objective.processes),
+            Watch(limits.max_seconds, listener, objective.processes),
             callback=callback,
             history_file=_history(history_file, state.history) if main else None,
             saving=True,
@@ -305,14 +318,7 @@ def _history(
 
 
 def _check_method(method: object, objective: Objective) -> Method:
-    chosen = default_method(objective) if method is None else method
-    if not isinstance(chosen, Method):
-        what = chosen.__name__ if isinstance(chosen, type) else type(chosen).__name__
-        raise TypeError(
-            f"method is {what}; pass an instance of a method, such as "
-            "hvpopt.QuasiNewton()"
-        )
-    return chosen
+    return default_method(objective) if method is None else checked_method(method)
 
 
 def _saved(limits: Limits) -> dict[str, float]:

@@ -312,7 +312,9 @@ class FunctionOperator(SymmetricOperator):
     ) -> None:
         size = checks.integer("size", size, least=1)
         super().__init__(size, dtype=dtype, device=device)
-        self._function = checks.function("the product", product)
+        self._function: Callable[[Tensor], Tensor] = checks.function(
+            "the product", product
+        )
 
     def _product(self, vector: Tensor) -> Tensor:
         self.counts.tally(products=1)

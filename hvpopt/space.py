@@ -286,8 +286,8 @@ class ModelSpace:
             unknown = set(option) - set(self.names)
             if unknown:
                 raise ValueError(
-                    f"{what} names parameters {sorted(unknown, key=str)} that the model does not "
-                    f"have; it has {list(self.names)}"
+                    f"{what} names parameters {sorted(unknown, key=str)} that the model "
+                    f"does not have; it has {list(self.names)}"
                 )
             return [option.get(name) for name in self.names]
         if isinstance(option, (tuple, list)):

@@ -13,11 +13,12 @@ import torch
 from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.counts import Counts
 from hvpopt.hessian import FiniteDifferenceHessian, model_noise
 from hvpopt.minimize import minimize
 from hvpopt.models import Model
-from hvpopt.newton.method import Method
+from hvpopt.newton.method import Method, checked_method
 from hvpopt.objective import Kind, Objective
 from hvpopt.operators import SymmetricOperator
 from hvpopt.result import IterationRecord, MinimizeResult, Status
@@ -67,7 +68,7 @@ def scipy_method(
         callback that stopped the run.
 
     Raises:
-        TypeError: For an unknown option.
+        TypeError: For an unknown option, or a method of the wrong type.
 
     Example:
         >>> from scipy.optimize import minimize, rosen, rosen_der, rosen_hess_prod
@@ -75,6 +76,8 @@ def scipy_method(
         ...          method=hvpopt.scipy_method(), options={"gtol": 1e-9}).x.round(6)
         array([1., 1.])
     """
+    if method is not None:
+        checked_method(method)
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise TypeError(f"unknown options {unknown}; there are {sorted(OPTIONS)}")
@@ -94,7 +97,7 @@ def scipy_method(
     ) -> OptimizeResult:
         _check_constraints(constraints)
         objective = _CallableObjective(fun, jac, hess, hessp, args)
-        start = np.array(x0, dtype=np.float64)
+        start = checks.numbers_of("x0", x0)
         lower, upper = _bounds(bounds, start.size)
         result = minimize(
             objective,
@@ -117,6 +120,7 @@ class _CallableObjective(Objective):
         self, fun: Callable[..., Any], jac: Any, hess: Any, hessp: Any, args: Any
     ) -> None:
         super().__init__(str(getattr(fun, "__name__", "fun")))
+        checks.function("fun", fun)
         if not callable(jac):
             raise ValueError(
                 f"jac is {jac!r}; the gradient is needed: pass a function, or jac=True "
@@ -265,12 +269,18 @@ def _bounds(bounds: Any, size: int) -> tuple[Vector, Vector]:
     if isinstance(bounds, Bounds):
         sides = [np.asarray(side, dtype=np.float64) for side in (bounds.lb, bounds.ub)]
     else:
-        pairs = [tuple(pair) for pair in bounds]
+        try:
+            pairs = [tuple(pair) for pair in bounds]
+        except TypeError:
+            raise TypeError(
+                f"bounds is {checks.shown(bounds)}; pass pairs (low, high), or a "
+                "scipy.optimize.Bounds"
+            ) from None
         if len(pairs) != size or any(len(pair) != 2 for pair in pairs):
             raise ValueError(f"bounds must be {size} pairs (low, high), one an entry")
         low = [-np.inf if pair[0] is None else pair[0] for pair in pairs]
         high = [np.inf if pair[1] is None else pair[1] for pair in pairs]
-        sides = [np.array(low, dtype=np.float64), np.array(high, dtype=np.float64)]
+        sides = [checks.numbers_of("a bound", side) for side in (low, high)]
     for side in sides:
         if side.shape not in ((), (1,), (size,)):
             raise ValueError(f"bounds have shape {side.shape}, expected ({size},)")
@@ -289,6 +299,8 @@ def _loop_options(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, 
         )
     chosen = {k: v for k, v in given.items() if k in OPTIONS and v is not None}
     merged = {k: v for k, v in defaults.items() if v is not None} | chosen
+    if checks.is_number(merged.get("disp")):
+        merged["disp"] = merged["disp"] > 0  # SciPy's methods take a level of detail
     return {OPTIONS[name]: value for name, value in merged.items()}
 
 
@@ -298,6 +310,7 @@ def _callback(
     """Adapt a callback of either of SciPy's signatures; only StopIteration stops."""
     if callback is None:
         return None
+    checks.function("callback", callback)
     named = set(inspect.signature(callback).parameters) == {"intermediate_result"}
 
     def adapted(model: Model, record: IterationRecord) -> None:

@@ -113,14 +113,14 @@ def cg(
     """
     checked_operator(operator)
     tol = checks.fraction("tol", tol)
-    max_products = checks.optional(checks.limit, "max_products", max_products)
+    most = checks.optional(checks.limit, "max_products", max_products)
     deadline = checks.number("deadline", deadline)
     checked_preconditioner(preconditioner)
     checks.tensor("the right-hand side", rhs, (operator.size,))
     if not bool(torch.isfinite(rhs).all()):
         raise ValueError("the right-hand side has NaN or infinite entries")
     watch = _Watch(operator, keep_pairs, sampling)
-    limit = 2 * operator.size if max_products is None else max_products
+    limit = 2 * operator.size if most is None else most
     size = float(rhs.abs().max()) if rhs.numel() else 0.0
     if size == 0.0:
         zero = torch.zeros_like(rhs)

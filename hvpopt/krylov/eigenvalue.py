@@ -98,7 +98,7 @@ def smallest_eigenvalue(
     """
     checked_operator(operator)
     tol = checks.fraction("tol", tol)
-    floor = checks.number("floor", floor, least=0.0, below=1.0)
+    floor = checks.number("floor", floor, least=0.0, below=math.inf)
     says = "an estimate needs at least 1"
     most = checks.optional(checks.limit, "max_products", max_products, least=1, says=says)
     # an operator without rows is refused by the basis

@@ -343,9 +343,8 @@ class LanczosBasis:
 
     def _coordinates(self, shift: float, radius: float | None = None) -> BoundedMinimum:
         shift = checks.number("shift", shift, above=-math.inf, below=math.inf)
-        says = "it must be positive and finite"
         radius = checks.optional(
-            checks.number, "radius", radius, above=0.0, below=math.inf, says=says
+            checks.number, "radius", radius, above=0.0, below=math.inf
         )
         g = self._known_rhs.coordinates(self.size)
         theta, vectors = self._eigenpairs()

@@ -65,7 +65,11 @@ class LowRankPreconditioner:
             base=checked_preconditioner(self.base, "base"),
         )
         shape = tuple(self.vectors.shape)
-        if not self.values.numel() or self.vectors.ndim != 2 or self.values.shape != shape[1:]:
+        if (
+            not self.values.numel()
+            or self.vectors.ndim != 2
+            or self.values.shape != shape[1:]
+        ):
             raise ValueError(
                 f"vectors have shape {shape} and values {tuple(self.values.shape)}; "
                 "expected [n, r] and [r]"

@@ -83,7 +83,11 @@ class DiagonalPreconditioner:
 
     def __post_init__(self) -> None:
         diagonal = checks.tensor("the diagonal", self.diagonal)
-        if diagonal.ndim != 1 or not diagonal.numel() or not bool(torch.isfinite(diagonal).all()):
+        if (
+            diagonal.ndim != 1
+            or not diagonal.numel()
+            or not bool(torch.isfinite(diagonal).all())
+        ):
             raise ValueError(
                 f"the diagonal must be a finite flat vector, got shape "
                 f"{tuple(diagonal.shape)}"

@@ -57,7 +57,8 @@ class CurvatureState:
 
 def check_curvature(choice: Curvature) -> Curvature:
     """Return a choice of curvature, or raise TypeError or ValueError if it is none."""
-    if choice is GaussNewtonFirst:
+    given: object = choice
+    if given is GaussNewtonFirst:
         raise TypeError("hessian is the class GaussNewtonFirst; pass GaussNewtonFirst()")
     if not isinstance(choice, GaussNewtonFirst):
         check_kind(choice)

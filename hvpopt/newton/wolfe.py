@@ -67,7 +67,9 @@ class Wolfe:
         checks.put(
             self,
             decrease=decrease,
-            slope=checks.number("slope", self.slope, above=decrease, below=1.0, says=says),
+            slope=checks.number(
+                "slope", self.slope, above=decrease, below=1.0, says=says
+            ),
             growth=checks.number("growth", self.growth, above=1.0, below=math.inf),
             max_trials=checks.integer("max_trials", self.max_trials, least=1),
             rounding=checks.number("rounding", self.rounding, least=0.0, below=1.0),
