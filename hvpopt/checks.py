@@ -86,6 +86,21 @@ def number(
         TypeError: If it is no real number.
         ValueError: If it is NaN or out of range.
     """
+    plain = _checked(name, value, above, least, below, most, says)
+    # a larger whole number is more than torch's scalars hold
+    return float(plain) if abs(plain) > 2**53 else plain
+
+
+def _checked(
+    name: str,
+    value: Any,
+    above: float | None,
+    least: float | None,
+    below: float | None,
+    most: float | None,
+    says: str,
+) -> int | float:
+    """Return what ``number`` does, an int of any size as it is."""
     plain = _plain(value)
     if plain is None:
         raise TypeError(f"{name} is {shown(value)}; pass a number")
@@ -135,7 +150,7 @@ def integer(
         TypeError: If it is no real number.
         ValueError: If it has a fraction, is not finite, or is out of range.
     """
-    plain = number(name, value, least=least, most=most, says=says)
+    plain = _checked(name, value, None, least, None, most, says)
     if math.isinf(plain) or int(plain) != plain:
         raise ValueError(f"{name} is {plain}; it must be a whole number")
     return int(plain)
@@ -179,7 +194,7 @@ def pair(name: str, value: Any, *, above: float, below: float) -> tuple[float, f
         TypeError: If it is no pair of numbers.
         ValueError: If they fall or are out of range.
     """
-    if isinstance(value, (Tensor, np.ndarray)):
+    if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and not value.is_meta):
         value = value.tolist()
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{name} is {shown(value)}; pass a pair of numbers, (low, high)")
@@ -225,7 +240,14 @@ def numbers_of(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
         array = np.array(value)
     except (TypeError, ValueError, RuntimeError):
         array = np.array(None)
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind == "O":
+        real = array.size > 0 and all(map(is_number, array.flat))
+        if real:
+            plain = [_plain(entry) for entry in array.flat]
+            array = np.array(plain, dtype=np.float64).reshape(array.shape)
+    else:
+        real = array.dtype.kind in "iuf"
+    if not real:
         raise TypeError(f"{name} is {shown(value)}; pass real numbers")
     return array.astype(np.float64)
 
@@ -262,8 +284,10 @@ def function(name: str, value: Any, use: str = "pass a function") -> Any:
         use: What the message tells to do.
 
     Raises:
-        TypeError: If it cannot be called.
+        TypeError: If it cannot be called, or is a class.
     """
+    if isinstance(value, type):
+        raise TypeError(f"{name} is {kind(value)}; {use}, or an instance")
     if not callable(value):
         raise TypeError(f"{name} is {kind(value)}, which cannot be called; {use}")
     return value
@@ -346,7 +370,7 @@ def tensor(name: str, value: Any, shape: tuple[int, ...] | None = None) -> Tenso
 
     Raises:
         TypeError: If it is no tensor, or one of another kind of numbers.
-        ValueError: If it has another shape.
+        ValueError: If it has another shape, or is on the meta device.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is {shown(value)}; wrap it with torch.as_tensor")
@@ -354,6 +378,8 @@ def tensor(name: str, value: Any, shape: tuple[int, ...] | None = None) -> Tenso
         raise TypeError(f"{name} has dtype {value.dtype}; it must be real and floating")
     if shape is not None and value.shape != shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {shape}")
+    if value.is_meta:
+        raise ValueError(f"{name} is on the meta device and holds no numbers")
     return value
 
 
@@ -409,14 +435,13 @@ def _plain(value: Any) -> int | float | None:
         value = value.item()
     if isinstance(value, (bool, np.bool_)):
         return None
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if not isinstance(value, numbers.Real):
+    if not isinstance(value, (int, np.integer, numbers.Real)):
         return None
     try:
-        return float(value)
+        plain = float(value)
     except OverflowError:
-        return math.inf
+        return math.inf if cast("int", value) > 0 else -math.inf
+    return int(value) if isinstance(value, (int, np.integer)) else plain
 
 
 def _range(

@@ -28,9 +28,14 @@ ROUNDING = 8.0
 
 def model_noise(model: Model) -> float:
     """Return the relative rounding expected of products with a model of this dtype."""
-    return ROUNDING * max(
-        float(torch.finfo(t.dtype).eps) for t in named_tensors(model).values()
-    )
+    return ROUNDING * _coarsest(model)
+
+
+def _coarsest(model: Model) -> float:
+    """Return the largest machine epsilon of a model's tensors."""
+    named = named_tensors(model).items()
+    tensors = [checks.tensor(f"parameter {name!r}", t) for name, t in named]
+    return max(float(torch.finfo(t.dtype).eps) for t in tensors)
 
 
 def gradient_graph(
@@ -52,6 +57,8 @@ def gradient_graph(
             ignores a parameter.
     """
     named = named_tensors(model)
+    for name, given in named.items():
+        checks.tensor(f"parameter {name!r}", given)
     leaves = [t.detach().clone().requires_grad_() for t in named.values()]
     with torch.enable_grad():
         value = call_loss(loss, rebuild(model, leaves))
@@ -234,7 +241,7 @@ class FiniteDifferenceHessian(SymmetricOperator):
         checks.function("the loss", loss)
         size = checks.optional(checks.number, "size", size, above=0.0, below=math.inf)
         space = checked_space(space, model)
-        eps = max(float(torch.finfo(t.dtype).eps) for t in named_tensors(model).values())
+        eps = _coarsest(model)
         super().__init__(
             space.size,
             dtype=space.dtype,

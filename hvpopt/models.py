@@ -105,6 +105,8 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
                 f"parameter {name!r} is on {tensor.device}, the first parameter on "
                 f"{device}; put the whole model on one device"
             )
+    if device.type == "meta":
+        raise ValueError("the model is on the meta device and holds no numbers")
     for name, tensor in tensors.items():
         if not all_finite(tensor.detach()):
             bad = int((~torch.isfinite(tensor.detach())).sum())

@@ -48,6 +48,9 @@ class Objective(ABC):
             the operators that it made included.
     """
 
+    #: NumPy's numbers leave ``weight * objective`` to ``__rmul__``.
+    __array_ufunc__ = None
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.counts = Counts()
@@ -96,6 +99,7 @@ class Objective(ABC):
             space: Flat coordinates. Default ``ModelSpace(model)``.
             seed: Of what is random in it.
         """
+        checks.seed("seed", seed)
         return self.hessian(model, kind, space=space)
 
     @abstractmethod

@@ -53,6 +53,8 @@ class SymmetricOperator(ABC):
 
     cost = 1.0
     holding: Holding = WHOLE
+    #: NumPy's numbers leave ``factor * operator`` to ``__rmul__``.
+    __array_ufunc__ = None
 
     def __init__(
         self,

@@ -134,6 +134,7 @@ class ModelSpace:
 
     def inside(self, vector: Tensor) -> bool:
         """True if a flat vector breaks no bound."""
+        self._check_length(vector)
         return not self.bounded or bool((self.project(vector) == vector).all())
 
     def pushed_out(self, vector: Tensor, gradient: Tensor) -> Tensor:
@@ -185,6 +186,7 @@ class ModelSpace:
             The same object.
 
         Raises:
+            TypeError: If a tensor holds no real floating-point numbers.
             ValueError: If names, shapes or device differ.
         """
         tensors = named_tensors(model)
@@ -198,6 +200,11 @@ class ModelSpace:
                 raise ValueError(
                     f"the {what} has shape {tuple(tensor.shape)} for parameter {name!r}, "
                     f"expected {tuple(shape)}"
+                )
+            if not tensor.is_floating_point():
+                raise TypeError(
+                    f"the {what} has dtype {tensor.dtype} for parameter {name!r}; it "
+                    "must be real and floating"
                 )
             if tensor.device != self.device:
                 raise ValueError(
@@ -269,7 +276,7 @@ class ModelSpace:
         return list(named_tensors(self._reference).values())
 
     def _check_length(self, vector: Tensor) -> None:
-        checks.instance("the flat vector", vector, Tensor, "pass a tensor")
+        checks.tensor("the flat vector", vector)
         if vector.shape != (self.size,):
             raise ValueError(
                 f"a flat vector of this model has shape ({self.size},), "
@@ -293,7 +300,8 @@ class ModelSpace:
         if isinstance(option, (tuple, list)):
             if len(option) != len(self.names):
                 raise ValueError(
-                    f"{what} has {len(option)} entries for {len(self.names)} parameters"
+                    f"{what} has {len(option)} entries for {len(self.names)} parameters; "
+                    "a list has one for each parameter, a tensor one for each cell"
                 )
             return list(option)
         return [option] * len(self.names)

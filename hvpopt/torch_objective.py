@@ -58,7 +58,13 @@ class TorchObjective(Objective):
     def value(self, model: Model) -> float:
         """Return the objective, building no graph. NaN and infinity are returned."""
         with torch.no_grad():
-            detached = rebuild(model, [t.detach() for t in named_tensors(model).values()])
+            detached = rebuild(
+                model,
+                [
+                    checks.tensor(f"parameter {name!r}", t).detach()
+                    for name, t in named_tensors(model).items()
+                ],
+            )
             value = call_loss(self._loss, detached)
         self.counts.tally(values=1)
         if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
@@ -89,13 +95,13 @@ class TorchObjective(Objective):
         Raises:
             ValueError: For Gauss-Newton of a loss that is not declared convex.
         """
+        check_kind(kind)
         if kind == "gauss-newton" and not self.convex:
             raise ValueError(
                 f"{self.name!r} is a plain torch function, without the residual that "
                 "Gauss-Newton needs; use kind='exact', or declare a convex function with "
                 "TorchObjective(..., convex=True)"
             )
-        check_kind(kind)
         return HessianOperator(self._loss, model, space=space, counts=self.counts.child())
 
     def linearise(

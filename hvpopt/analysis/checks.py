@@ -167,7 +167,7 @@ def _check_taylor(
         )
     direction: Model | None = options.get("direction")
     size = checks.number("size", options.get("size", 0.02), above=0.0, below=math.inf)
-    halvings = checks.integer("halvings", options.get("halvings", 16), least=1)
+    halvings = checks.integer("halvings", options.get("halvings", 16), least=1, most=1000)
     tol = checks.number("tol", options.get("tol", 0.1), least=0.0, below=math.inf)
     seed = checks.seed("seed", options.get("seed", 0))
     objective = as_objective(loss)

@@ -128,6 +128,7 @@ def session(timeout: float = 60.0, *, backend: str | None = None) -> Iterator[No
         RankError: If another rank failed, is lost, or has not come to its end.
     """
     timeout = checks.number("timeout", timeout, above=0.0)
+    checks.optional(checks.instance, "backend", backend, str, "pass 'gloo' or 'nccl'")
     joined = _join(timeout, backend)
     others = current_exchange()
     try:

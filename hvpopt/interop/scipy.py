@@ -81,6 +81,11 @@ def scipy_method(
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise TypeError(f"unknown options {unknown}; there are {sorted(OPTIONS)}")
+    for name in ("maxiter", "max_products"):
+        checks.optional(checks.limit, name, options.get(name))
+    checks.optional(checks.number, "max_seconds", options.get("max_seconds"), least=0.0)
+    if options.get("gtol") is not None:
+        checks.gtol(options["gtol"])
 
     def run(
         fun: Callable[..., Any],
@@ -121,18 +126,15 @@ class _CallableObjective(Objective):
     ) -> None:
         super().__init__(str(getattr(fun, "__name__", "fun")))
         checks.function("fun", fun)
-        if not callable(jac):
+        if not callable(jac) or isinstance(jac, type):
             raise ValueError(
                 f"jac is {jac!r}; the gradient is needed: pass a function, or jac=True "
                 "where fun returns it too"
             )
         differenced = hess is None or isinstance(hess, str)
         for name, function in (("hess", None if differenced else hess), ("hessp", hessp)):
-            if function is not None and not callable(function):
-                raise TypeError(
-                    f"{name} is a {type(function).__name__}; pass a function, or leave "
-                    "it out for differences of jac"
-                )
+            use = "pass a function, or leave it out for differences of jac"
+            checks.optional(checks.function, name, function, use)
         self.fun, self.jac, self.args = fun, jac, args
         self.hess = None if differenced else hess
         self.hessp = None if hess is not None else hessp
@@ -148,7 +150,9 @@ class _CallableObjective(Objective):
         for known, result in self._recent:
             if torch.equal(known, model):
                 return result
-        value = np.asarray(self.fun(_array(model), *self.args))
+        value = checks.numbers_of(
+            "what fun returned", self.fun(_array(model), *self.args)
+        )
         if value.size != 1:
             raise ValueError(f"fun returned shape {value.shape}; expected one number")
         self.counts.tally(values=1)
@@ -246,7 +250,7 @@ def _array(tensor: Tensor) -> Vector:
 
 
 def _vector(values: Any, size: int, what: str) -> Tensor:
-    array = np.array(values, dtype=np.float64)
+    array = checks.numbers_of(f"what {what} returned", values)
     if array.size != size:
         raise ValueError(f"{what} returned shape {array.shape}, expected ({size},)")
     return torch.from_numpy(array.reshape(-1))

@@ -27,6 +27,8 @@ from hvpopt.operators import SymmetricOperator, checked_operator
 from hvpopt.space import ModelSpace
 
 KINDS = ("rademacher", "gaussian")
+#: Widest smoothing, cells; no axis has as many.
+WIDEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def estimate_diagonal(
     n_probes = checks.integer("n_probes", n_probes, least=1)
     checks.choice("kind", kind, KINDS)
     seed = checks.seed("seed", seed)
-    smooth = checks.optional(checks.number, "smooth", smooth, least=0.0, below=math.inf)
+    smooth = checks.optional(checks.number, "smooth", smooth, least=0.0, most=WIDEST)
     if smooth is not None and operator.space is None:
         raise ValueError(
             "smooth needs to know which cells are neighbours, and this operator has no "
@@ -131,11 +133,12 @@ def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor
 
     Raises:
         TypeError: For an argument of the wrong type.
-        ValueError: If the width is negative or not finite, or the diagonal does not fit.
+        ValueError: If the width is negative or above a million, or the diagonal does
+            not fit.
     """
     checks.instance("space", space, ModelSpace, "pass hvpopt.ModelSpace(model)")
     checks.tensor("the diagonal", diagonal, (space.size,))
-    width = checks.number("width", width, least=0.0, below=math.inf)
+    width = checks.number("width", width, least=0.0, most=WIDEST)
     # a step of one unit everywhere tells where the free cells are
     unit = named_tensors(space.step_to_model(torch.ones_like(diagonal))).values()
     scale = torch.ones_like(diagonal) if space.scale is None else space.scale

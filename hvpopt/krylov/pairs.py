@@ -142,6 +142,7 @@ class PairsPreconditioner:
 
     def _damped(self, s: Tensor, y: Tensor) -> Tensor:
         """Pull s towards M⁻¹ y until s·y is a fifth of y·M⁻¹y."""
+        y = y.to(s)
         known = self.apply(y)
         least, curvature = float(y @ known), float(s @ y)
         if curvature >= 0.2 * least:

@@ -31,12 +31,20 @@ class ForcingFacts:
         linear_residual_norm: ``‖H h + g‖`` of the step taken, with the Hessian and
             gradient where it began; NaN if unknown.
         ratio: Actual over predicted decrease; NaN if unknown.
+
+    Raises:
+        TypeError: For what is no number.
     """
 
     gradient_norm_before: float
     gradient_norm_after: float
     linear_residual_norm: float = math.nan
     ratio: float = math.nan
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not checks.is_number(value):
+                raise TypeError(f"{name} is {checks.shown(value)}; pass a number")
 
 
 @dataclass(frozen=True)
@@ -260,7 +268,7 @@ def as_forcing(forcing: float | Forcing) -> Forcing:
             f"forcing is {checks.shown(forcing)}; pass a number in (0, 1) or an instance "
             "such as hvpopt.EisenstatWalker2()"
         )
-    return Constant(float(forcing))
+    return Constant(checks.fraction("tol", forcing))
 
 
 def _if_large(kept: float) -> float:

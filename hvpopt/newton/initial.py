@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.krylov.diagonal import estimate_diagonal, mean_and_error
+from hvpopt.krylov.diagonal import WIDEST, estimate_diagonal, mean_and_error
 from hvpopt.krylov.low_rank import LowRankPreconditioner, nystrom
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner, Preconditioner
 from hvpopt.newton.method import OutOfBudget
@@ -149,7 +149,7 @@ class HessianDiagonal(InitialCurvature):
 
     def __post_init__(self) -> None:
         n_probes = checks.optional(checks.integer, "n_probes", self.n_probes, least=1)
-        smooth = checks.number("smooth", self.smooth, least=0.0, below=math.inf)
+        smooth = checks.number("smooth", self.smooth, least=0.0, most=WIDEST)
         damping = checks.optional(
             checks.number, "damping", self.damping, above=0.0, below=math.inf
         )

@@ -83,6 +83,8 @@ class Newton(torch.optim.Optimizer):
         method = TrustRegionNewton() if method is None else method
         checked_method(method)
         gtol = checks.gtol(gtol)
+        use = "pass a list of tensors, or what parameters() of a module returns"
+        checks.having("params", params, "__iter__", use)
         super().__init__(params, {})
         given = self.param_groups[0]["params"]
         self._params: list[Tensor] = [p for p in given if p.requires_grad]
