@@ -61,6 +61,8 @@ def draw_image(
         checks.pair, "limits", limits, above=-math.inf, below=math.inf
     )
     signed = checks.flag("signed", signed)
+    for name, words in (("title", title), ("unit", unit)):
+        checks.instance(name, words, str, "pass a text")
     checks.instance("axes", axes, Axes, "pass the axes of a figure to draw in")
     if limits is None and signed:
         reach = float(data.abs().flatten().quantile(0.99)) or 1.0
