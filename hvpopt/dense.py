@@ -8,7 +8,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from hvpopt.operators import DENSE_MEMORY_LIMIT, SymmetricOperator
+from hvpopt import checks
+from hvpopt.operators import DENSE_MEMORY_LIMIT, SymmetricOperator, checked_operator
 
 
 class DenseHessian:
@@ -24,6 +25,7 @@ class DenseHessian:
         matrix: ``[n, n]``.
 
     Raises:
+        TypeError: If ``operator`` is no SymmetricOperator.
         MemoryError: If the matrix needs more than ``memory_limit`` bytes.
         TimeoutError: If the deadline passes.
     """
@@ -35,7 +37,9 @@ class DenseHessian:
         memory_limit: float = DENSE_MEMORY_LIMIT,
         deadline: float = math.inf,
     ) -> None:
-        self.matrix = operator.to_dense(memory_limit=memory_limit, deadline=deadline)
+        self.matrix = checked_operator(operator).to_dense(
+            memory_limit=memory_limit, deadline=deadline
+        )
 
     def smallest_eigenvalue(self) -> tuple[float, Tensor]:
         """Return the smallest eigenvalue and its unit eigenvector ``[n]``."""
@@ -55,8 +59,12 @@ class DenseHessian:
             ``[n]``.
 
         Raises:
-            ValueError: If the shifted matrix is not positive definite.
+            TypeError: If ``rhs`` is no real tensor, or the shift no number.
+            ValueError: If the shifted matrix is not positive definite, or ``rhs`` does
+                not fit.
         """
+        checks.tensor("the right-hand side", rhs, self.matrix.shape[:1])
+        shift = checks.number("shift", shift, above=-math.inf, below=math.inf)
         shifted = self.matrix.clone()
         shifted.diagonal().add_(shift)
         factor, info = torch.linalg.cholesky_ex(shifted)

@@ -8,6 +8,7 @@ with the graph.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.counts import Counts
 from hvpopt.models import (
     Model,
@@ -30,7 +32,7 @@ from hvpopt.second_order import (
     differentiable_gradient,
     second_derivatives,
 )
-from hvpopt.space import ModelSpace
+from hvpopt.space import ModelSpace, checked_space
 
 # A product through a long graph loses about a digit to accumulated rounding.
 ROUNDING = 8.0
@@ -38,9 +40,14 @@ ROUNDING = 8.0
 
 def model_noise(model: Model) -> float:
     """Return the relative rounding expected of products with a model of this dtype."""
-    return ROUNDING * max(
-        float(torch.finfo(t.dtype).eps) for t in named_tensors(model).values()
-    )
+    return ROUNDING * _coarsest(model)
+
+
+def _coarsest(model: Model) -> float:
+    """Return the largest machine epsilon of a model's tensors."""
+    named = named_tensors(model).items()
+    tensors = [checks.tensor(f"parameter {name!r}", t) for name, t in named]
+    return max(float(torch.finfo(t.dtype).eps) for t in tensors)
 
 
 def gradient_graph(
@@ -63,6 +70,8 @@ def gradient_graph(
         SecondOrderError: If the gradient exists, but not with a graph of its own.
     """
     named = named_tensors(model)
+    for name, given in named.items():
+        checks.tensor(f"parameter {name!r}", given)
     leaves = [t.detach().clone().requires_grad_() for t in named.values()]
     with torch.enable_grad():
         value = call_loss(loss, rebuild(model, leaves))
@@ -162,8 +171,9 @@ class HessianOperator(SymmetricOperator):
         space: ModelSpace | None = None,
         counts: Counts | None = None,
     ) -> None:
+        checks.function("the loss", loss)
         warn_of_hooks(model, "space=ModelSpace(model, mask=...)")
-        space = ModelSpace(model) if space is None else space
+        space = checked_space(space, model)
         super().__init__(
             space.size,
             dtype=space.dtype,
@@ -317,8 +327,10 @@ class FiniteDifferenceHessian(SymmetricOperator):
         space: ModelSpace | None = None,
         counts: Counts | None = None,
     ) -> None:
-        space = ModelSpace(model) if space is None else space
-        eps = max(float(torch.finfo(t.dtype).eps) for t in named_tensors(model).values())
+        checks.function("the loss", loss)
+        size = checks.optional(checks.number, "size", size, above=0.0, below=math.inf)
+        space = checked_space(space, model)
+        eps = _coarsest(model)
         super().__init__(
             space.size,
             dtype=space.dtype,

@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import dataclass
 
+from hvpopt import checks
 from hvpopt.processes import Processes
 from hvpopt.restart.signals import SignalListener
 from hvpopt.result import Status
@@ -24,24 +25,25 @@ class Limits:
         certify: Certify a minimum by λ_min.
 
     Raises:
+        TypeError: For what is no number.
         ValueError: For a number out of range.
     """
 
-    max_iter: int
+    max_iter: float
     max_products: float
     max_seconds: float
     gtol: float
     certify: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_products", "max_seconds", "max_iter"):
-            limit = getattr(self, name)
-            if not limit >= 0:
-                raise ValueError(f"{name} is {limit}; it must be zero or positive")
-        if not 0.0 <= self.gtol < 1.0:
-            raise ValueError(
-                f"gtol is {self.gtol}; it is relative and must lie in [0, 1)"
-            )
+        checks.put(
+            self,
+            max_iter=checks.limit("max_iter", self.max_iter),
+            max_products=checks.limit("max_products", self.max_products),
+            max_seconds=checks.number("max_seconds", self.max_seconds, least=0.0),
+            gtol=checks.gtol(self.gtol),
+            certify=checks.flag("certify", self.certify),
+        )
 
 
 class Stop(BaseException):

@@ -14,16 +14,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hvpopt import checks
 from hvpopt.counts import metered
 from hvpopt.history import HistoryFile
 from hvpopt.limits import Limits, Watch
 from hvpopt.loop import Loop
 from hvpopt.models import Model, copy_model, named_tensors, warn_of_hooks
 from hvpopt.newton.default import default_method, gradients_alone
-from hvpopt.newton.method import Method
+from hvpopt.newton.method import Method, checked_method
 from hvpopt.objective import Objective
 from hvpopt.recorder import Callback
-from hvpopt.restart.checkpoint import Checkpoint, ProblemState, check_checkpoint, load
+from hvpopt.restart.checkpoint import (
+    Checkpoint,
+    ProblemState,
+    check_apart,
+    check_checkpoint,
+    load,
+)
 from hvpopt.restart.files import previous, sweep
 from hvpopt.restart.fingerprint import (
     VALUE,
@@ -132,11 +139,11 @@ def minimize(
         of another run in the callback, are neither counted nor limited here.
 
     Raises:
-        TypeError: For a model or loss of the wrong type, or a method whose state cannot
-            be saved where a checkpoint is asked for.
+        TypeError: For a model, loss, method or option of the wrong type, or a method
+            whose state cannot be saved where a checkpoint is asked for.
         ValueError: For a loss that is not scalar, not finite at the start, ignores a
             parameter or changes from call to call; for bounds, scales or masks that do
-            not fit; for limits out of range.
+            not fit; for limits out of range; for a history that is the checkpoint's file.
         hvpopt.second_order.SecondOrderError: For a loss without second derivative and a
             method that needs products.
         FileExistsError: If the checkpoint exists: resume it, or remove it.
@@ -152,9 +159,12 @@ def minimize(
         tensor([1.0000, 1.0000], dtype=torch.float64)
     """
     limits = Limits(max_iter, max_products, max_seconds, gtol, certify)
+    checks.optional(checks.function, "callback", callback)
+    progress = checks.flag("progress", progress)
     path = None
     if checkpoint is not None:
         path = check_checkpoint(checkpoint, checkpoint_every, checkpoint_seconds)
+        check_apart(path, history_file)
     options: dict[str, Any] = {
         "scale": scale,
         "mask": mask,
@@ -192,7 +202,7 @@ def minimize(
             space.to_vector(start),
             chosen,
             limits,
-            Watch(max_seconds, listener, objective.processes),
+            Watch(limits.max_seconds, listener, objective.processes),
             callback=callback,
             history_file=_history(history_file) if main else None,
             saving=path is not None,
@@ -269,7 +279,7 @@ def resume(
             or version, is not finite, or is damaged together with the one before it. If
             the last one alone is damaged, a warning is logged and the run goes on from
             the one before.
-        TypeError: For a loss or method of the wrong type.
+        TypeError: For a loss, method or option of the wrong type.
         ValueError: For limits out of range, or bounds, scale or mask without a model.
 
     Example:
@@ -283,6 +293,9 @@ def resume(
         True
     """
     path = check_checkpoint(checkpoint, checkpoint_every, checkpoint_seconds)
+    check_apart(path, history_file)
+    checks.optional(checks.function, "callback", callback)
+    progress = checks.flag("progress", progress)
     given: dict[str, Any] = {
         "scale": scale,
         "mask": mask,
@@ -337,7 +350,7 @@ def resume(
             space.to_vector(start),
             method,
             limits,
-            Watch(max_seconds, listener, objective.processes),
+            Watch(limits.max_seconds, listener, objective.processes),
             callback=callback,
             history_file=_history(history_file, state.history) if main else None,
             saving=True,
@@ -412,14 +425,7 @@ def _history(
 
 
 def _check_method(method: object, objective: Objective) -> Method:
-    chosen = default_method(objective) if method is None else method
-    if not isinstance(chosen, Method):
-        what = chosen.__name__ if isinstance(chosen, type) else type(chosen).__name__
-        raise TypeError(
-            f"method is {what}; pass an instance of a method, such as "
-            "hvpopt.QuasiNewton()"
-        )
-    return chosen
+    return default_method(objective) if method is None else checked_method(method)
 
 
 def _saved(limits: Limits) -> dict[str, float]:

@@ -43,6 +43,8 @@ def named_tensors(model: Model) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError("the model holds no tensor; pass at least one parameter")
     for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise TypeError(f"the parameter name {name!r} is no text; losses take names")
         if not isinstance(tensor, Tensor):
             raise TypeError(
                 f"parameter {name!r} is a {type(tensor).__name__}, not a torch.Tensor"
@@ -189,6 +191,8 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     """
     device = next(iter(tensors.values())).device
     for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided:
+            raise TypeError(f"parameter {name!r} is sparse; pass tensor.to_dense()")
         if not tensor.is_floating_point():
             raise TypeError(
                 f"parameter {name!r} has dtype {tensor.dtype}; second derivatives need "
@@ -202,6 +206,8 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
                 f"parameter {name!r} is on {tensor.device}, the first parameter on "
                 f"{device}; put the whole model on one device"
             )
+    if device.type == "meta":
+        raise ValueError("the model is on the meta device and holds no numbers")
     for name, tensor in tensors.items():
         if not all_finite(tensor.detach()):
             bad = int((~torch.isfinite(tensor.detach())).sum())

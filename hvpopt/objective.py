@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.counts import Counts, metered
 from hvpopt.models import Model, named_tensors, rebuild
 from hvpopt.operators import SumOperator, SymmetricOperator
@@ -45,6 +47,9 @@ class Objective(ABC):
         counts: The tally of everything evaluated through this objective, products of
             the operators that it made included.
     """
+
+    #: NumPy's numbers leave ``weight * objective`` to ``__rmul__``.
+    __array_ufunc__ = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -94,6 +99,7 @@ class Objective(ABC):
             space: Flat coordinates. Default ``ModelSpace(model)``.
             seed: Of what is random in it.
         """
+        checks.seed("seed", seed)
         return self.hessian(model, kind, space=space)
 
     @abstractmethod
@@ -168,7 +174,8 @@ class Objective(ABC):
         return NotImplemented
 
     def __rmul__(self, weight: float) -> SumObjective:
-        return SumObjective([(float(weight) * w, o) for w, o in _weighted_terms(self)])
+        weight = checks.number(f"the weight of {self.name!r}", weight)
+        return SumObjective([(weight * w, o) for w, o in _weighted_terms(self)])
 
 
 class SumObjective(Objective):
@@ -180,16 +187,15 @@ class SumObjective(Objective):
         terms: Pairs of weight and objective. Names that repeat are numbered.
 
     Raises:
+        TypeError: If a term is no pair of a number and an Objective.
         ValueError: If there is no term, or a weight is not finite.
     """
 
     def __init__(self, terms: Iterable[tuple[float, Objective]]) -> None:
-        self.terms = list(terms)
+        checks.having("terms", terms, "__iter__", "pass pairs (weight, objective)")
+        self.terms = [_checked_term(term) for term in terms]
         if not self.terms:
             raise ValueError("a sum of objectives needs at least one term")
-        for weight, term in self.terms:
-            if not abs(weight) < float("inf"):
-                raise ValueError(f"the weight of {term.name!r} is {weight}")
         super().__init__(" + ".join(term.name for _, term in self.terms))
         names = [term.name for _, term in self.terms]
         self._names = _distinct(names)
@@ -365,9 +371,21 @@ class SumObjective(Objective):
 
 
 def check_kind(kind: str) -> None:
-    """Raise ValueError unless ``kind`` is a Hessian's name."""
-    if kind not in ("exact", "gauss-newton"):
-        raise ValueError(f"kind is {kind!r}; it must be 'exact' or 'gauss-newton'")
+    """Raise TypeError or ValueError unless ``kind`` is a Hessian's name."""
+    checks.choice("kind", kind, ("exact", "gauss-newton"))
+
+
+def _checked_term(term: Any) -> tuple[float, Objective]:
+    """Return a finite weight and an objective."""
+    if not isinstance(term, (tuple, list)) or len(term) != 2:
+        raise TypeError(
+            f"a term of the sum is {checks.kind(term)}; pass a pair (weight, objective)"
+        )
+    weight, objective = term
+    use = "pass an Objective, such as hvpopt.TorchObjective(loss)"
+    checks.instance("an objective of the sum", objective, Objective, use)
+    name = f"the weight of {objective.name!r}"
+    return checks.number(name, weight, above=-math.inf, below=math.inf), objective
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.counts import Counts
 from hvpopt.holding import WHOLE, Holding
 from hvpopt.second_order import second_derivatives
@@ -53,6 +54,8 @@ class SymmetricOperator(ABC):
 
     cost = 1.0
     holding: Holding = WHOLE
+    #: NumPy's numbers leave ``factor * operator`` to ``__rmul__``.
+    __array_ufunc__ = None
 
     def __init__(
         self,
@@ -64,13 +67,14 @@ class SymmetricOperator(ABC):
         counts: Counts | None = None,
         noise: float | None = None,
     ) -> None:
-        self.size = size
-        self.dtype = dtype
-        # "cuda" as tensors call it, "cuda:0"
-        self.device = torch.empty(0, device=device).device
+        self.size = checks.integer("size", size, least=0)
+        self.dtype = checks.floating("dtype", dtype)
+        self.device = checks.device(device)
         self.space = space
         self.counts = Counts() if counts is None else counts
-        self.noise = float(torch.finfo(dtype).eps) if noise is None else noise
+        checks.instance("counts", self.counts, Counts, "pass a hvpopt.Counts()")
+        noise = float(torch.finfo(dtype).eps) if noise is None else noise
+        self.noise = checks.number("noise", noise, least=0.0, below=math.inf)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -91,13 +95,20 @@ class SymmetricOperator(ABC):
             ``[n]``, in the dtype of ``vector``.
 
         Raises:
-            ValueError: If shape or device do not fit, or ``vector`` is not finite.
+            TypeError: If ``vector``, or what a function returned for it, is no real
+                floating-point tensor.
+            ValueError: If shape or device of either do not fit, or ``vector`` is not
+                finite.
             FloatingPointError: If the product is not finite.
             SecondOrderError: If the loss has no second derivative.
         """
         self._check(vector, ndim=1)
         with second_derivatives():
-            result = self._product(vector).to(vector.dtype)
+            result = self._product(vector)
+        what = f"the product of {type(self).__name__}"
+        result = checks.tensor(what, result, (self.size,)).to(vector.dtype)
+        if result.device != self.device:
+            raise ValueError(f"{what} is on {result.device}, expected {self.device}")
         if not bool(torch.isfinite(result).all()):
             raise FloatingPointError(
                 f"product {self.counts.products} of {type(self).__name__} is not finite "
@@ -135,7 +146,7 @@ class SymmetricOperator(ABC):
         return NotImplemented
 
     def __rmul__(self, factor: float) -> SymmetricOperator:
-        return SumOperator([(float(factor), self)])
+        return SumOperator([(factor, self)])
 
     def to_dense(
         self,
@@ -159,6 +170,9 @@ class SymmetricOperator(ABC):
             MemoryError: If the matrix needs more than ``memory_limit`` bytes.
             TimeoutError: If the deadline passes.
         """
+        memory_limit = checks.number("memory_limit", memory_limit, least=0.0)
+        block = checks.integer("block", block, least=1)
+        deadline = checks.number("deadline", deadline)
         needed = self.size**2 * torch.finfo(self.dtype).bits // 8
         if needed > memory_limit:
             raise MemoryError(
@@ -205,6 +219,7 @@ class SymmetricOperator(ABC):
         return LinearOperator(self.shape, matvec=apply, rmatvec=apply, dtype=numpy_dtype)
 
     def _check(self, rhs: Tensor, ndim: int) -> None:
+        checks.instance("the right-hand side", rhs, Tensor, "pass a tensor")
         if rhs.ndim != ndim or rhs.shape[0] != self.size:
             raise ValueError(
                 f"the right-hand side has shape {tuple(rhs.shape)}, expected "
@@ -224,6 +239,27 @@ class SymmetricOperator(ABC):
             raise ValueError("the right-hand side has NaN or infinite entries")
 
 
+def checked_operator(operator: object) -> SymmetricOperator:
+    """Return an operator, or raise TypeError that tells how to make one.
+
+    Args:
+        operator: What was given.
+
+    Raises:
+        TypeError: If it is no SymmetricOperator.
+    """
+    if isinstance(operator, SymmetricOperator):
+        return operator
+    use = "pass a SymmetricOperator, such as hvpopt.HessianOperator(loss, model)"
+    if isinstance(operator, Tensor):
+        use = "pass hvpopt.MatrixOperator(t) of a symmetric tensor t"
+    elif isinstance(operator, np.ndarray):
+        use = "pass hvpopt.MatrixOperator(torch.from_numpy(a)) of a symmetric array a"
+    elif callable(operator) and not isinstance(operator, type):
+        use = "pass hvpopt.FunctionOperator(f, n) of a function f of vectors [n]"
+    raise TypeError(f"the operator is {checks.kind(operator)}; {use}")
+
+
 class MatrixOperator(SymmetricOperator):
     """A symmetric operator that holds its matrix; for tests and small models.
 
@@ -231,11 +267,13 @@ class MatrixOperator(SymmetricOperator):
         matrix: ``[n, n]``, real and symmetric to rounding.
 
     Raises:
-        ValueError: If the matrix is not square, finite and symmetric.
+        TypeError: If the matrix is no real floating-point tensor.
+        ValueError: If it is not square, finite and symmetric, or is empty.
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        checks.tensor("the matrix", matrix)
+        if not matrix.numel() or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(
                 f"the matrix has shape {tuple(matrix.shape)}, expected [n, n]"
             )
@@ -262,6 +300,11 @@ class FunctionOperator(SymmetricOperator):
         size: ``n``.
         dtype: Natural dtype of flat vectors.
         device: Where flat vectors live.
+
+    Raises:
+        TypeError: If the product cannot be called, or for a size or dtype of another
+            type.
+        ValueError: If the size is not positive, or there is no such device.
     """
 
     def __init__(
@@ -272,8 +315,11 @@ class FunctionOperator(SymmetricOperator):
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> None:
+        size = checks.integer("size", size, least=1)
         super().__init__(size, dtype=dtype, device=device)
-        self._function = product
+        self._function: Callable[[Tensor], Tensor] = checks.function(
+            "the product", product
+        )
 
     def _product(self, vector: Tensor) -> Tensor:
         self.counts.tally(products=1)
@@ -290,7 +336,9 @@ class SumOperator(SymmetricOperator):
         counts: The tally that the sum's products advance. Default a new one.
 
     Raises:
-        ValueError: If there is no term, or sizes or devices differ.
+        TypeError: If a term is no pair of a number and an operator.
+        ValueError: If there is no term, a weight is not finite, or sizes or devices
+            differ.
     """
 
     def __init__(
@@ -301,6 +349,13 @@ class SumOperator(SymmetricOperator):
     ) -> None:
         if not terms:
             raise ValueError("a sum of operators needs at least one term")
+        terms = [
+            (
+                checks.number("the weight", w, above=-math.inf, below=math.inf),
+                checked_operator(term),
+            )
+            for w, term in terms
+        ]
         first = terms[0][1]
         for _, term in terms:
             if term.size != first.size or term.device != first.device:

@@ -5,11 +5,15 @@ Every function returns a Figure of its own; nothing touches pyplot's state.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.result import IterationRecord
 
 try:
@@ -46,8 +50,20 @@ def draw_image(
 
     Returns:
         The matplotlib image.
+
+    Raises:
+        TypeError: For an argument of the wrong type.
+        ValueError: For an image that is not 2-D, or a number out of range.
     """
-    data = image.detach().double().cpu()
+    data = _picture("the image", image)
+    spacing = checks.number("spacing", spacing, above=0.0, below=math.inf)
+    limits = checks.optional(
+        checks.pair, "limits", limits, above=-math.inf, below=math.inf
+    )
+    signed = checks.flag("signed", signed)
+    for name, words in (("title", title), ("unit", unit)):
+        checks.instance(name, words, str, "pass a text")
+    checks.instance("axes", axes, Axes, "pass the axes of a figure to draw in")
     if limits is None and signed:
         reach = float(data.abs().flatten().quantile(0.99)) or 1.0
         limits = (-reach, reach)
@@ -79,6 +95,8 @@ def plot_images(
     signed: bool = False,
 ) -> Figure:
     """Return a row of images, one a title; options as for ``draw_image``."""
+    if not isinstance(images, Mapping) or not images:
+        raise TypeError(f"images is {checks.kind(images)}; pass images by their title")
     figure = Figure(figsize=(4.2 * len(images), 3.0), layout="constrained")
     for i, (title, image) in enumerate(images.items()):
         axes = figure.add_subplot(1, len(images), i + 1)
@@ -101,29 +119,41 @@ def plot_hessian(
 
     Returns:
         The figure.
+
+    Raises:
+        TypeError: For an argument of the wrong type.
+        ValueError: For a matrix, shape or cell that do not fit each other.
     """
+    matrix = _picture("the matrix", matrix)
+    depth, width = _indices("shape", shape)
+    row_index, column = _indices("cell", cell)
+    n = depth * width
+    if matrix.shape != (n, n):
+        raise ValueError(
+            f"the matrix has shape {tuple(matrix.shape)}, expected {(n, n)} for a model "
+            f"of shape {(depth, width)}"
+        )
+    if row_index >= depth or column >= width:
+        raise ValueError(f"cell is {(row_index, column)}; the model has {(depth, width)}")
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     left = figure.add_subplot(1, 2, 1)
-    reach = float(matrix.detach().abs().flatten().quantile(0.95)) or 1.0
-    drawn = left.imshow(
-        matrix.detach().cpu().numpy(), cmap=SIGNED, vmin=-reach, vmax=reach
-    )
+    reach = float(np.quantile(matrix.abs().numpy(), 0.95)) or 1.0
+    drawn = left.imshow(matrix.numpy(), cmap=SIGNED, vmin=-reach, vmax=reach)
     left.set_title("Hessian")
     left.set_xlabel("cell")
     left.set_ylabel("cell")
     figure.colorbar(drawn, ax=left, shrink=0.85)
-    index = cell[0] * shape[1] + cell[1]
-    row = matrix[index].reshape(tuple(shape))
+    row = matrix[row_index * width + column].reshape(depth, width)
     right = figure.add_subplot(1, 2, 2)
     draw_image(
         right,
         row,
-        f"its row of cell ({cell[0]}, {cell[1]})",
+        f"its row of cell ({row_index}, {column})",
         spacing=spacing,
         limits=(-reach, reach),
         signed=True,
     )
-    right.plot((cell[1] + 0.5) * spacing, (cell[0] + 0.5) * spacing, "k+")
+    right.plot((column + 0.5) * spacing, (row_index + 0.5) * spacing, "k+")
     return figure
 
 
@@ -141,12 +171,18 @@ def draw_convergence(
         against: ``"seconds"``, ``"iteration"`` or ``"products"``.
 
     Raises:
+        TypeError: For histories of the wrong type.
         ValueError: For another ``against``.
     """
-    if against not in ("seconds", "iteration", "products"):
-        raise ValueError(
-            f"against is {against!r}; it must be 'seconds', 'iteration' or 'products'"
-        )
+    checks.choice("against", against, ("seconds", "iteration", "products"))
+    checks.instance("axes", axes, Axes, "pass the axes of a figure to draw in")
+    use = "pass MinimizeResult.history by its label"
+    checks.having("histories", histories, "items", use)
+    for history in histories.values():
+        if not isinstance(history, (list, tuple)) or not all(
+            isinstance(record, IterationRecord) for record in history
+        ):
+            raise TypeError(f"a history is {checks.kind(history)}; {use}")
     for label, history in histories.items():
         x = [
             record.counts.products
@@ -169,3 +205,21 @@ def plot_convergence(
     figure = Figure(figsize=(5.0, 3.6), layout="constrained")
     draw_convergence(figure.add_subplot(), histories, against=against)
     return figure
+
+
+def _picture(name: str, image: object) -> Tensor:
+    """Return a 2-D array of numbers as a float64 tensor on the host."""
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(checks.numbers_of(name, image))
+    use = "pass a 2-D tensor"
+    data = checks.instance(name, image, Tensor, use).detach()
+    if data.is_complex() or data.ndim != 2 or not data.numel():
+        raise ValueError(f"{name} is {checks.shown(data)}; {use} of real numbers")
+    return data.double().cpu()
+
+
+def _indices(name: str, pair: object) -> tuple[int, int]:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"{name} is {checks.shown(pair)}; pass (depth, distance)")
+    depth, distance = (checks.integer(f"an entry of {name}", i, least=0) for i in pair)
+    return depth, distance

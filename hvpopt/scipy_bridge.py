@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import Bounds
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.counts import Counts
 from hvpopt.models import Model, warn_of_hooks
 from hvpopt.newton.problem import trials
@@ -192,7 +193,7 @@ class ScipyProblem:
         return None
 
     def _flat(self, values: npt.ArrayLike) -> Vector:
-        array = np.array(values, dtype=np.float64)
+        array = checks.numbers_of("the vector", values)
         if array.size != self.space.size:
             raise ValueError(
                 f"the vector has shape {array.shape}, expected ({self.space.size},)"

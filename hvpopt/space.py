@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.models import (
     Model,
     all_finite,
@@ -58,8 +59,8 @@ class ModelSpace:
         scale: Scale of each free cell ``[n]``, or None where all are 1.
 
     Raises:
-        TypeError: For parameters that are not real floating-point tensors, or a mask
-            that is not boolean.
+        TypeError: For parameters that are not real floating-point tensors, a mask that
+            is not boolean, or scales and bounds that are no real numbers.
         ValueError: For non-finite models, parameters on several devices, shapes that
             do not fit, scales that are not positive, crossed bounds, a model outside
             its bounds, or no free cell.
@@ -83,7 +84,7 @@ class ModelSpace:
         self._dtypes = [t.dtype for t in tensors.values()]
         self.names = tuple(tensors)
         self.device = next(iter(tensors.values())).device
-        self.dtype = dtype
+        self.dtype = checks.floating("dtype", dtype)
 
         self._free = self._free_indices(mask)
         self.size = sum(self._numels) if self._free is None else self._free.numel()
@@ -119,6 +120,7 @@ class ModelSpace:
 
     def project(self, vector: Tensor) -> Tensor:
         """Return the nearest flat vector inside the bounds."""
+        self._check_length(vector)
         return _clamp(vector, self.lower, self.upper) if self.bounded else vector.clone()
 
     @property
@@ -133,6 +135,7 @@ class ModelSpace:
 
     def inside(self, vector: Tensor) -> bool:
         """True if a flat vector breaks no bound."""
+        self._check_length(vector)
         return not self.bounded or bool((self.project(vector) == vector).all())
 
     def pushed_out(self, vector: Tensor, gradient: Tensor) -> Tensor:
@@ -142,6 +145,8 @@ class ModelSpace:
             vector: A flat point ``[n]`` inside the bounds.
             gradient: The flat gradient there ``[n]``.
         """
+        self._check_length(vector)
+        self._check_length(gradient)
         out = torch.zeros_like(vector, dtype=torch.bool)
         if self.lower is not None:
             out |= (vector <= self.lower) & (gradient > 0)
@@ -192,6 +197,7 @@ class ModelSpace:
             The same object.
 
         Raises:
+            TypeError: If a tensor holds no real floating-point numbers.
             ValueError: If names, shapes or device differ.
         """
         tensors = named_tensors(model)
@@ -205,6 +211,11 @@ class ModelSpace:
                 raise ValueError(
                     f"the {what} has shape {tuple(tensor.shape)} for parameter {name!r}, "
                     f"expected {tuple(shape)}"
+                )
+            if not tensor.is_floating_point():
+                raise TypeError(
+                    f"the {what} has dtype {tensor.dtype} for parameter {name!r}; it "
+                    "must be real and floating"
                 )
             if tensor.device != self.device:
                 raise ValueError(
@@ -276,6 +287,7 @@ class ModelSpace:
         return list(named_tensors(self._reference).values())
 
     def _check_length(self, vector: Tensor) -> None:
+        checks.tensor("the flat vector", vector)
         if vector.shape != (self.size,):
             raise ValueError(
                 f"a flat vector of this model has shape ({self.size},), "
@@ -292,14 +304,15 @@ class ModelSpace:
             unknown = set(option) - set(self.names)
             if unknown:
                 raise ValueError(
-                    f"{what} names parameters {sorted(unknown)} that the model does not "
-                    f"have; it has {list(self.names)}"
+                    f"{what} names parameters {sorted(unknown, key=str)} that the model "
+                    f"does not have; it has {list(self.names)}"
                 )
             return [option.get(name) for name in self.names]
         if isinstance(option, (tuple, list)):
             if len(option) != len(self.names):
                 raise ValueError(
-                    f"{what} has {len(option)} entries for {len(self.names)} parameters"
+                    f"{what} has {len(option)} entries for {len(self.names)} parameters; "
+                    "a list has one for each parameter, a tensor one for each cell"
                 )
             return list(option)
         return [option] * len(self.names)
@@ -316,9 +329,21 @@ class ModelSpace:
             value = default if value is None else value
             # a Python number would come out as float32, and not be the number given
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            tensor = torch.as_tensor(
-                value, dtype=torch.float64 if number else None, device=self.device
-            ).detach()
+            try:
+                tensor = torch.as_tensor(
+                    value, dtype=torch.float64 if number else None, device=self.device
+                ).detach()
+            except (TypeError, ValueError, RuntimeError, OverflowError):
+                raise TypeError(
+                    f"{what} of parameter {name!r} is {checks.shown(value)}; pass "
+                    f"{'True, False or a mask' if what == 'mask' else 'a number'} or a "
+                    "tensor"
+                ) from None
+            if tensor.is_complex():
+                raise TypeError(
+                    f"{what} of parameter {name!r} has dtype {tensor.dtype}; it must be "
+                    "real"
+                )
             if (dtype is torch.bool) != (tensor.dtype is torch.bool):
                 raise TypeError(
                     f"{what} of parameter {name!r} has dtype {tensor.dtype}, "
@@ -385,6 +410,18 @@ class ModelSpace:
                 f"(its values, in units of the scale, run from {low:g} to {high:g}); "
                 "clamp it, or widen the bounds"
             )
+
+
+def checked_space(space: object, model: Model) -> ModelSpace:
+    """Return flat coordinates: a space that is one, or for None that of a model.
+
+    Args:
+        space: What was given.
+        model: Of which the space is where none was given.
+    """
+    if space is None:
+        return ModelSpace(model)
+    return checks.instance("space", space, ModelSpace, "pass hvpopt.ModelSpace(model)")
 
 
 def _clamp(vector: Tensor, lower: Tensor | None, upper: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.hessian import HessianOperator, check_scalar, gradient_graph
 from hvpopt.models import Model, call_loss, named_tensors, rebuild
 from hvpopt.objective import Kind, Linearisation, Objective, check_kind
@@ -24,7 +25,8 @@ class TorchObjective(Objective):
             exact Hessian then serves where Gauss-Newton is asked for.
 
     Raises:
-        TypeError: If ``loss`` cannot be called.
+        TypeError: If ``loss`` cannot be called or is a class, or for another option of
+            the wrong type.
     """
 
     def __init__(
@@ -34,13 +36,15 @@ class TorchObjective(Objective):
         name: str | None = None,
         convex: bool = False,
     ) -> None:
-        if not callable(loss):
+        checks.function("the loss", loss)
+        if isinstance(loss, type):
             raise TypeError(
-                f"the loss is a {type(loss).__name__}, which cannot be called"
+                f"the loss is the class {loss.__name__}; pass an instance, or a function"
             )
+        checks.optional(checks.instance, "name", name, str, "pass a text")
         super().__init__(name or str(getattr(loss, "__name__", type(loss).__name__)))
         self._loss = loss
-        self.convex = convex
+        self.convex = checks.flag("convex", convex)
 
     @property
     def has_gauss_newton(self) -> bool:
@@ -55,7 +59,13 @@ class TorchObjective(Objective):
         """Return the objective, building no graph. NaN and infinity are returned."""
         self.counts.tally(values=1)
         with torch.no_grad():
-            detached = rebuild(model, [t.detach() for t in named_tensors(model).values()])
+            detached = rebuild(
+                model,
+                [
+                    checks.tensor(f"parameter {name!r}", t).detach()
+                    for name, t in named_tensors(model).items()
+                ],
+            )
             value = call_loss(self._loss, detached)
         if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
             return float(value)
@@ -85,13 +95,13 @@ class TorchObjective(Objective):
         Raises:
             ValueError: For Gauss-Newton of a loss that is not declared convex.
         """
+        check_kind(kind)
         if kind == "gauss-newton" and not self.convex:
             raise ValueError(
                 f"{self.name!r} is a plain torch function, without the residual that "
                 "Gauss-Newton needs; use kind='exact', or declare a convex function with "
                 "TorchObjective(..., convex=True)"
             )
-        check_kind(kind)
         return HessianOperator(self._loss, model, space=space, counts=self.counts.child())
 
     def linearise(

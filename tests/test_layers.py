@@ -11,6 +11,7 @@ ORDER = (
     "counts",
     "holding",
     "second_order",
+    "checks",
     "models",
     "space",
     "operators",

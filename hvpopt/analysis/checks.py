@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.models import Model, named_tensors
 from hvpopt.objective import Objective
-from hvpopt.operators import SymmetricOperator
+from hvpopt.operators import SymmetricOperator, checked_operator
 from hvpopt.space import ModelSpace
 from hvpopt.torch_objective import as_objective
 
@@ -82,9 +84,15 @@ def check_symmetry(
 
     Returns:
         The report; ``measured`` is the largest relative difference.
+
+    Raises:
+        TypeError: For an argument of the wrong type.
+        ValueError: For a number out of range, such as no pair at all.
     """
-    tol = 100 * operator.noise if tol is None else tol
-    generator = torch.Generator().manual_seed(seed)
+    checked_operator(operator)
+    tol = 100 * operator.noise if tol is None else checks.number("tol", tol, above=0.0)
+    pairs = checks.integer("pairs", pairs, least=1)
+    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     worst = 0.0
     for _ in range(pairs):
         u, w = (
@@ -114,8 +122,12 @@ def check_gradient(
     Returns:
         The report; ``measured`` is the slope, or the worst remainder for a loss that is
         linear to rounding.
+
+    Raises:
+        TypeError: For an unknown option, or one of the wrong type.
+        ValueError: For a number out of range, or a direction that is zero.
     """
-    return _check_taylor(loss, model, order=1, **options)  # type: ignore[arg-type]
+    return _check_taylor(loss, model, 1, options)
 
 
 def check_hessian(
@@ -134,21 +146,30 @@ def check_hessian(
     Returns:
         The report; ``measured`` is the slope, or the worst remainder for a loss that is
         quadratic to rounding.
+
+    Raises:
+        TypeError: For an unknown option, or one of the wrong type.
+        ValueError: For a number out of range, or a direction that is zero.
     """
-    return _check_taylor(loss, model, order=2, **options)  # type: ignore[arg-type]
+    return _check_taylor(loss, model, 2, options)
 
 
 def _check_taylor(
     loss: Objective | Callable[..., Tensor],
     model: Model,
-    *,
     order: int,
-    direction: Model | None = None,
-    size: float = 0.02,
-    halvings: int = 16,
-    tol: float = 0.1,
-    seed: int = 0,
+    options: dict[str, Any],
 ) -> CheckReport:
+    unknown = sorted(set(options) - {"direction", "size", "halvings", "tol", "seed"})
+    if unknown:
+        raise TypeError(
+            f"unknown options {unknown}; there are direction, size, halvings, tol, seed"
+        )
+    direction: Model | None = options.get("direction")
+    size = checks.number("size", options.get("size", 0.02), above=0.0, below=math.inf)
+    halvings = checks.integer("halvings", options.get("halvings", 16), least=1, most=1000)
+    tol = checks.number("tol", options.get("tol", 0.1), least=0.0, below=math.inf)
+    seed = checks.seed("seed", options.get("seed", 0))
     objective = as_objective(loss)
     space = ModelSpace(model)
     start = space.to_vector(model)
@@ -158,6 +179,8 @@ def _check_taylor(
         along = along.to(start)
     else:
         along = space.step_to_vector(direction)
+        if not bool(torch.isfinite(along).all()):
+            raise ValueError("the direction has NaN or infinite cells")
         if not bool(along.any()):
             raise ValueError("the direction is zero; leave it out for a random one")
     along = along * (size * (float(start.norm()) or 1.0) / float(along.norm()))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hvpopt import checks
 from hvpopt.distributed.exchange import Exchange
 from hvpopt.processes import Processes
 
@@ -55,7 +56,7 @@ def any_rank(flag: bool) -> bool:
     Returns:
         The same on every rank.
     """
-    return current_exchange().largest(float(flag)) > 0
+    return current_exchange().largest(float(checks.flag("flag", flag))) > 0
 
 
 def device() -> torch.device:
@@ -122,11 +123,12 @@ def session(timeout: float = 60.0, *, backend: str | None = None) -> Iterator[No
         Nothing.
 
     Raises:
-        ValueError: If the timeout is not positive.
+        TypeError: If the timeout is no number.
+        ValueError: If it is not positive.
         RankError: If another rank failed, is lost, or has not come to its end.
     """
-    if not timeout > 0:
-        raise ValueError(f"timeout is {timeout} s; it must be positive")
+    timeout = checks.number("timeout", timeout, above=0.0)
+    checks.optional(checks.instance, "backend", backend, str, "pass 'gloo' or 'nccl'")
     joined = _join(timeout, backend)
     others = current_exchange()
     try:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 
+from hvpopt import checks
 from hvpopt.distributed.ranks import current_exchange
 from hvpopt.distributed.sharded import ShardedMisfit
 from hvpopt.fwi.misfit import WaveformMisfit
@@ -42,7 +43,7 @@ def shard(
         An objective; its parts are summed over ranks.
 
     Raises:
-        TypeError: For anything but a WaveformMisfit.
+        TypeError: For anything but a WaveformMisfit, or costs that are no numbers.
         ValueError: For costs that do not fit; a survey with ``survey_pad`` on several
             ranks, whose waves depend on which shots run together.
     """
@@ -51,6 +52,7 @@ def shard(
             f"shard() takes a WaveformMisfit, got {type(misfit).__name__}; of a sum "
             "shard the waveform terms and add the others, which run on every rank"
         )
+    share_basis = checks.flag("share_basis", share_basis)
     exchange = current_exchange()
     n_shots, n_live = misfit.survey.n_shots, len(misfit.live_shots)
     if exchange.size > 1 and misfit.survey.options.get("survey_pad") is not None:
@@ -60,7 +62,9 @@ def shard(
         )
     if costs is not None and model is not None:
         raise ValueError("give costs, or a model to measure them at, not both")
-    given = [1.0] * n_shots if costs is None else [float(c) for c in costs]
+    given = [1.0] * n_shots
+    if costs is not None:
+        given = [float(c) for c in checks.numbers_of("costs", costs).reshape(-1)]
     if len(given) != n_shots or not all(0 < c < math.inf for c in given):
         raise ValueError(f"costs must be {n_shots} positive numbers, one for each shot")
     if exchange.size > n_live and exchange.rank == 0:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
-from hvpopt.operators import SymmetricOperator
+from hvpopt.operators import SymmetricOperator, checked_operator
 
 if TYPE_CHECKING:
     import pylops
@@ -38,11 +38,7 @@ def to_pylops(operator: SymmetricOperator) -> pylops.LinearOperator:
         >>> (to_pylops(H) + 0.5 * pylops.Identity(2)) @ numpy.array([1.0, 0.0])
         array([2.5, 1. ])
     """
-    if not isinstance(operator, SymmetricOperator):
-        raise TypeError(
-            f"the operator is a {type(operator).__name__}; pass a SymmetricOperator, "
-            "such as hvpopt.HessianOperator(loss, model)"
-        )
+    checked_operator(operator)
     try:
         from pylops import LinearOperator
     except ImportError as error:

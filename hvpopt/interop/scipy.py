@@ -13,11 +13,12 @@ import torch
 from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.counts import Counts
 from hvpopt.hessian import FiniteDifferenceHessian, model_noise
 from hvpopt.minimize import minimize
 from hvpopt.models import Model
-from hvpopt.newton.method import Method
+from hvpopt.newton.method import Method, checked_method
 from hvpopt.objective import Kind, Objective
 from hvpopt.operators import SymmetricOperator
 from hvpopt.result import IterationRecord, MinimizeResult, Status
@@ -67,7 +68,7 @@ def scipy_method(
         callback that stopped the run.
 
     Raises:
-        TypeError: For an unknown option.
+        TypeError: For an unknown option, or a method of the wrong type.
 
     Example:
         >>> from scipy.optimize import minimize, rosen, rosen_der, rosen_hess_prod
@@ -75,9 +76,16 @@ def scipy_method(
         ...          method=hvpopt.scipy_method(), options={"gtol": 1e-9}).x.round(6)
         array([1., 1.])
     """
+    if method is not None:
+        checked_method(method)
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise TypeError(f"unknown options {unknown}; there are {sorted(OPTIONS)}")
+    for name in ("maxiter", "max_products"):
+        checks.optional(checks.limit, name, options.get(name))
+    checks.optional(checks.number, "max_seconds", options.get("max_seconds"), least=0.0)
+    if options.get("gtol") is not None:
+        checks.gtol(options["gtol"])
 
     def run(
         fun: Callable[..., Any],
@@ -94,7 +102,7 @@ def scipy_method(
     ) -> OptimizeResult:
         _check_constraints(constraints)
         objective = _CallableObjective(fun, jac, hess, hessp, args)
-        start = np.array(x0, dtype=np.float64)
+        start = checks.numbers_of("x0", x0)
         lower, upper = _bounds(bounds, start.size)
         result = minimize(
             objective,
@@ -117,18 +125,16 @@ class _CallableObjective(Objective):
         self, fun: Callable[..., Any], jac: Any, hess: Any, hessp: Any, args: Any
     ) -> None:
         super().__init__(str(getattr(fun, "__name__", "fun")))
-        if not callable(jac):
+        checks.function("fun", fun)
+        if not callable(jac) or isinstance(jac, type):
             raise ValueError(
                 f"jac is {jac!r}; the gradient is needed: pass a function, or jac=True "
                 "where fun returns it too"
             )
         differenced = hess is None or isinstance(hess, str)
         for name, function in (("hess", None if differenced else hess), ("hessp", hessp)):
-            if function is not None and not callable(function):
-                raise TypeError(
-                    f"{name} is a {type(function).__name__}; pass a function, or leave "
-                    "it out for differences of jac"
-                )
+            use = "pass a function, or leave it out for differences of jac"
+            checks.optional(checks.function, name, function, use)
         self.fun, self.jac, self.args = fun, jac, args
         self.hess = None if differenced else hess
         self.hessp = None if hess is not None else hessp
@@ -145,7 +151,9 @@ class _CallableObjective(Objective):
             if torch.equal(known, model):
                 return result
         self.counts.tally(values=1)
-        value = np.asarray(self.fun(_array(model), *self.args))
+        value = checks.numbers_of(
+            "what fun returned", self.fun(_array(model), *self.args)
+        )
         if value.size != 1:
             raise ValueError(f"fun returned shape {value.shape}; expected one number")
         self._recent = [*self._recent[-1:], (model.clone(), float(value.reshape(())))]
@@ -241,7 +249,7 @@ def _array(tensor: Tensor) -> Vector:
 
 
 def _vector(values: Any, size: int, what: str) -> Tensor:
-    array = np.array(values, dtype=np.float64)
+    array = checks.numbers_of(f"what {what} returned", values)
     if array.size != size:
         raise ValueError(f"{what} returned shape {array.shape}, expected ({size},)")
     return torch.from_numpy(array.reshape(-1))
@@ -264,12 +272,18 @@ def _bounds(bounds: Any, size: int) -> tuple[Vector, Vector]:
     if isinstance(bounds, Bounds):
         sides = [np.asarray(side, dtype=np.float64) for side in (bounds.lb, bounds.ub)]
     else:
-        pairs = [tuple(pair) for pair in bounds]
+        try:
+            pairs = [tuple(pair) for pair in bounds]
+        except TypeError:
+            raise TypeError(
+                f"bounds is {checks.shown(bounds)}; pass pairs (low, high), or a "
+                "scipy.optimize.Bounds"
+            ) from None
         if len(pairs) != size or any(len(pair) != 2 for pair in pairs):
             raise ValueError(f"bounds must be {size} pairs (low, high), one an entry")
         low = [-np.inf if pair[0] is None else pair[0] for pair in pairs]
         high = [np.inf if pair[1] is None else pair[1] for pair in pairs]
-        sides = [np.array(low, dtype=np.float64), np.array(high, dtype=np.float64)]
+        sides = [checks.numbers_of("a bound", side) for side in (low, high)]
     for side in sides:
         if side.shape not in ((), (1,), (size,)):
             raise ValueError(f"bounds have shape {side.shape}, expected ({size},)")
@@ -288,6 +302,8 @@ def _loop_options(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, 
         )
     chosen = {k: v for k, v in given.items() if k in OPTIONS and v is not None}
     merged = {k: v for k, v in defaults.items() if v is not None} | chosen
+    if checks.is_number(merged.get("disp")):
+        merged["disp"] = merged["disp"] > 0  # SciPy's methods take a level of detail
     return {OPTIONS[name]: value for name, value in merged.items()}
 
 
@@ -297,6 +313,7 @@ def _callback(
     """Adapt a callback of either of SciPy's signatures; only StopIteration stops."""
     if callback is None:
         return None
+    checks.function("callback", callback)
     named = set(inspect.signature(callback).parameters) == {"intermediate_result"}
 
     def adapted(model: Model, record: IterationRecord) -> None:

@@ -22,9 +22,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.krylov.pairs import Pair
-from hvpopt.krylov.preconditioner import Preconditioner
-from hvpopt.operators import SymmetricOperator
+from hvpopt.krylov.preconditioner import (
+    Preconditioner,
+    apply_base,
+    checked_preconditioner,
+)
+from hvpopt.operators import SymmetricOperator, checked_operator
 
 Sampling = Literal["uniform", "last"]
 
@@ -102,20 +107,20 @@ def cg(
         The iterate and why it ended.
 
     Raises:
+        TypeError: For an argument of the wrong type.
         ValueError: If ``tol`` is not in (0, 1), the right-hand side does not fit, or
             the preconditioner is not positive definite.
     """
-    if not 0.0 < tol < 1.0:
-        raise ValueError(f"tol is {tol}; it is relative and must lie in (0, 1)")
-    if rhs.shape != (operator.size,):
-        raise ValueError(
-            f"the right-hand side has shape {tuple(rhs.shape)}, "
-            f"expected ({operator.size},)"
-        )
+    checked_operator(operator)
+    tol = checks.fraction("tol", tol)
+    most = checks.optional(checks.limit, "max_products", max_products)
+    deadline = checks.number("deadline", deadline)
+    checked_preconditioner(preconditioner)
+    checks.tensor("the right-hand side", rhs, (operator.size,))
     if not bool(torch.isfinite(rhs).all()):
         raise ValueError("the right-hand side has NaN or infinite entries")
     watch = _Watch(operator, keep_pairs, sampling)
-    limit = 2 * operator.size if max_products is None else max_products
+    limit = 2 * operator.size if most is None else most
     size = float(rhs.abs().max()) if rhs.numel() else 0.0
     if size == 0.0:
         zero = torch.zeros_like(rhs)
@@ -124,7 +129,7 @@ def cg(
     x = torch.zeros_like(rhs)
     r = rhs / size
     target = tol * float(r.norm())
-    z = r if preconditioner is None else preconditioner.apply(r)
+    z = apply_base(preconditioner, r)
     d = z.clone()
     rz = _inner(r, z)
     norm = float(r.norm())
@@ -155,7 +160,7 @@ def cg(
         watch.note_iterate(x)
         if norm <= target:
             break
-        z = r if preconditioner is None else preconditioner.apply(r)
+        z = apply_base(preconditioner, r)
         rz, before = _inner(r, z), rz
         d = z + (rz / before) * d
     return CGResult(
@@ -175,14 +180,10 @@ class _Watch:
     """What the products of one solve tell besides the solution."""
 
     def __init__(self, operator: SymmetricOperator, keep: int, sampling: str) -> None:
-        if keep < 0:
-            raise ValueError(f"keep_pairs is {keep}; it must be zero or positive")
-        if sampling not in ("uniform", "last"):
-            raise ValueError(f"sampling is {sampling!r}; it must be 'uniform' or 'last'")
         self.noise = operator.noise
         self.size = operator.size
-        self.keep = keep
-        self.sampling = sampling
+        self.keep = checks.integer("keep_pairs", keep, least=0)
+        self.sampling = checks.choice("sampling", sampling, ("uniform", "last"))
         self.products = 0
         self.kept: list[tuple[int, Tensor, Tensor]] = []
         self._stride = 1

@@ -21,11 +21,14 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.models import named_tensors
-from hvpopt.operators import SymmetricOperator
+from hvpopt.operators import SymmetricOperator, checked_operator
 from hvpopt.space import ModelSpace
 
 KINDS = ("rademacher", "gaussian")
+#: Widest smoothing, cells; no axis has as many.
+WIDEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,14 @@ def estimate_diagonal(
         The estimate and what it cost.
 
     Raises:
+        TypeError: For an argument of the wrong type.
         ValueError: For no probe, an unknown kind, or smoothing without a ModelSpace.
     """
-    if n_probes < 1:
-        raise ValueError(f"n_probes is {n_probes}; it must be at least 1")
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; it must be one of {KINDS}")
+    checked_operator(operator)
+    n_probes = checks.integer("n_probes", n_probes, least=1)
+    checks.choice("kind", kind, KINDS)
+    seed = checks.seed("seed", seed)
+    smooth = checks.optional(checks.number, "smooth", smooth, least=0.0, most=WIDEST)
     if smooth is not None and operator.space is None:
         raise ValueError(
             "smooth needs to know which cells are neighbours, and this operator has no "
@@ -127,10 +132,13 @@ def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor
         ``[n]``.
 
     Raises:
-        ValueError: If the width is negative or not finite, or the diagonal does not fit.
+        TypeError: For an argument of the wrong type.
+        ValueError: If the width is negative or above a million, or the diagonal does
+            not fit.
     """
-    if not 0.0 <= width < float("inf"):
-        raise ValueError(f"width is {width} cells; it must be zero or positive")
+    checks.instance("space", space, ModelSpace, "pass hvpopt.ModelSpace(model)")
+    checks.tensor("the diagonal", diagonal, (space.size,))
+    width = checks.number("width", width, least=0.0, most=WIDEST)
     # a step of one unit everywhere tells where the free cells are
     unit = named_tensors(space.step_to_model(torch.ones_like(diagonal))).values()
     scale = torch.ones_like(diagonal) if space.scale is None else space.scale

@@ -16,8 +16,9 @@ import torch
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.krylov.lanczos import LanczosBasis
-from hvpopt.operators import SymmetricOperator
+from hvpopt.operators import SymmetricOperator, checked_operator
 
 #: Products after which an estimate stops unless told otherwise.
 MAX_PRODUCTS = 300
@@ -86,6 +87,7 @@ def smallest_eigenvalue(
         The estimate. Not reaching ``tol`` is no error: look at ``converged``.
 
     Raises:
+        TypeError: For an argument of the wrong type.
         ValueError: For tolerances out of range or an unknown backend.
 
     Example:
@@ -94,15 +96,20 @@ def smallest_eigenvalue(
         >>> round(hvpopt.smallest_eigenvalue(H, tol=1e-4).value, 3)
         -3.0
     """
-    if not 0.0 < tol < 1.0:
-        raise ValueError(f"tol is {tol}; it is relative and must lie in (0, 1)")
-    limit = min(operator.size, MAX_PRODUCTS) if max_products is None else max_products
-    if limit < 1:
-        raise ValueError(f"max_products is {limit}; an estimate needs at least 1")
-    if backend == "scipy":
-        return _by_scipy(operator, tol, start, limit)
-    if backend != "lanczos":
-        raise ValueError(f"backend is {backend!r}; it must be 'lanczos' or 'scipy'")
+    checked_operator(operator)
+    tol = checks.fraction("tol", tol)
+    floor = checks.number("floor", floor, least=0.0, below=math.inf)
+    says = "an estimate needs at least 1"
+    most = checks.optional(checks.limit, "max_products", max_products, least=1, says=says)
+    # an operator without rows is refused by the basis
+    limit = min(operator.size, MAX_PRODUCTS) if most is None else most
+    deadline = checks.number("deadline", deadline)
+    confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
+    seed = checks.seed("seed", seed)
+    if start is not None:
+        checks.tensor("the start", start, (operator.size,))
+    if checks.choice("backend", backend, ("lanczos", "scipy")) == "scipy":
+        return _by_scipy(operator, tol, start, min(limit, 2**31 - 1))
     basis = LanczosBasis(
         operator, start, probe=1.0 if start is not None else 0.0, seed=seed
     )
@@ -181,7 +188,7 @@ def estimate_from(
 
 
 def _by_scipy(
-    operator: SymmetricOperator, tol: float, start: Tensor | None, limit: int
+    operator: SymmetricOperator, tol: float, start: Tensor | None, limit: float
 ) -> EigenvalueEstimate:
     """Estimate with ARPACK; one more product gives the residual."""
     if operator.size < 3 or limit < 4:
@@ -191,7 +198,7 @@ def _by_scipy(
         )
     if start is not None and not 0.0 < float(start.double().norm()) < math.inf:
         raise ValueError("the start is zero or not finite; leave it out")
-    before = operator.counts.products
+    limit, before = int(limit), operator.counts.products
     v0 = None if start is None else start.double().cpu().numpy()
     linear = operator.to_scipy()
     basis_size = min(operator.size, 20, limit - 1)

@@ -27,13 +27,14 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.krylov.asymmetry import Asymmetry
 from hvpopt.krylov.bounds import log_component, log_mass, lower_bound
 from hvpopt.krylov.right_hand_side import RightHandSide
 from hvpopt.krylov.rows import Rows
 from hvpopt.krylov.start import first_vector
 from hvpopt.krylov.trust_region import BoundedMinimum, bounded_minimum
-from hvpopt.operators import SymmetricOperator
+from hvpopt.operators import SymmetricOperator, checked_operator
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class LanczosBasis:
         invariant: True once the space is closed under H: nothing is left to add.
 
     Raises:
+        TypeError: For an argument of the wrong type.
         ValueError: If ``start`` does not fit, is not finite, or is zero without probe.
     """
 
@@ -93,9 +95,9 @@ class LanczosBasis:
         probe: float = 0.0,
         seed: int = 0,
     ) -> None:
-        if not 0.0 <= probe < math.inf:
-            raise ValueError(f"probe is {probe}; it must be zero or positive, and finite")
-        self.operator = operator
+        probe = checks.number("probe", probe, least=0.0, below=math.inf)
+        seed = checks.seed("seed", seed)
+        self.operator = checked_operator(operator)
         self.diagonal: list[float] = []
         self.off_diagonal: list[float] = []
         self.invariant = False
@@ -138,6 +140,7 @@ class LanczosBasis:
         Returns:
             How many were added; fewer when the space became invariant.
         """
+        k = checks.integer("k", k, least=0)
         for added in range(k):
             if self.invariant:
                 return added
@@ -226,11 +229,16 @@ class LanczosBasis:
 
     def ritz_vector(self, index: int = 0) -> Tensor:
         """Return the unit Ritz vector ``[n]`` of a Ritz value."""
-        return self._combine(self._eigenpairs()[1][:, index])
+        vectors = self._eigenpairs()[1]
+        return self._combine(vectors[:, self._checked_index(index)])
 
     def ritz_residual(self, index: int = 0) -> float:
         """Return ``‖H x − θ x‖``, the distance from θ to some eigenvalue at most."""
-        return self.off_diagonal[-1] * abs(float(self._eigenpairs()[1][-1, index]))
+        last = self._eigenpairs()[1][-1]
+        return self.off_diagonal[-1] * abs(float(last[self._checked_index(index)]))
+
+    def _checked_index(self, index: int) -> int:
+        return checks.integer("index", index, least=-self.size, most=self.size - 1)
 
     def excludes_below(self, value: float, confidence: float = 0.999) -> bool:
         """Return True if no eigenvalue lies below ``value``, at a stated confidence.
@@ -243,8 +251,8 @@ class LanczosBasis:
         Raises:
             ValueError: If ``confidence`` is not in (0, 1).
         """
-        if not 0.0 < confidence < 1.0:
-            raise ValueError(f"confidence is {confidence}; it must lie in (0, 1)")
+        value = checks.number("value", value)
+        confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
         if not self.size or value > self.ritz_values[0]:
             return False
         if self._complete:
@@ -257,6 +265,7 @@ class LanczosBasis:
 
         Without a random part in the start there is none: −inf.
         """
+        confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
         if not self._certainty and not self._complete:
             return -math.inf
         top = float(self.ritz_values[0])
@@ -341,6 +350,10 @@ class LanczosBasis:
         return self._rhs
 
     def _coordinates(self, shift: float, radius: float | None = None) -> BoundedMinimum:
+        shift = checks.number("shift", shift, above=-math.inf, below=math.inf)
+        radius = checks.optional(
+            checks.number, "radius", radius, above=0.0, below=math.inf
+        )
         g = self._known_rhs.coordinates(self.size)
         theta, vectors = self._eigenpairs()
         slopes = vectors.T @ g

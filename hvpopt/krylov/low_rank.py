@@ -20,14 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.krylov.pairs import Pair
 from hvpopt.krylov.preconditioner import (
     DiagonalPreconditioner,
     Preconditioner,
     apply_base,
+    checked_preconditioner,
 )
-from hvpopt.operators import SymmetricOperator
+from hvpopt.operators import SymmetricOperator, checked_operator
 
 #: Smallest θ and σ relative to the largest θ, where no damping asks for more.
 FLOOR = 1e-12
@@ -44,6 +46,7 @@ class LowRankPreconditioner:
         base: B. Default the identity.
 
     Raises:
+        TypeError: For what is no tensor, no number or no preconditioner.
         ValueError: If shapes do not fit or a number is not positive.
     """
 
@@ -54,16 +57,27 @@ class LowRankPreconditioner:
     base: Preconditioner | None = None
 
     def __post_init__(self) -> None:
+        checks.tensor("vectors", self.vectors)
+        checks.tensor("values", self.values)
+        checks.put(
+            self,
+            rest=checks.number("rest", self.rest, above=0.0, below=math.inf),
+            base=checked_preconditioner(self.base, "base"),
+        )
         shape = tuple(self.vectors.shape)
-        if self.vectors.ndim != 2 or self.values.shape != shape[1:]:
+        if (
+            not self.values.numel()
+            or self.vectors.ndim != 2
+            or self.values.shape != shape[1:]
+        ):
             raise ValueError(
                 f"vectors have shape {shape} and values {tuple(self.values.shape)}; "
                 "expected [n, r] and [r]"
             )
-        if not bool((self.values > 0).all()) or not 0.0 < self.rest < math.inf:
+        if not bool(((self.values > 0) & (self.values < math.inf)).all()):
             raise ValueError(
-                f"values are down to {float(self.values.min()):g} and rest is "
-                f"{self.rest:g}; all must be positive and finite"
+                f"values run from {float(self.values.min()):g} to "
+                f"{float(self.values.max()):g}; all must be positive and finite"
             )
 
     @property
@@ -73,6 +87,7 @@ class LowRankPreconditioner:
 
     def apply(self, vector: Tensor) -> Tensor:
         """Return ``M⁻¹ vector``, ``[n]``."""
+        checks.tensor("the vector", vector)
         if vector.shape != self.vectors.shape[:1]:
             raise ValueError(
                 f"the vector has shape {tuple(vector.shape)}, expected "
@@ -111,7 +126,7 @@ def nystrom(
 
     Raises:
         ValueError: If ``rank`` is not in [1, n], or H is zero.
-        TypeError: If the base is not diagonal.
+        TypeError: If the base is not diagonal, or for another argument of a wrong type.
 
     Example:
         >>> import torch, hvpopt
@@ -119,13 +134,13 @@ def nystrom(
         >>> H.counts.products, hvpopt.nystrom(H, 8).rank, H.counts.products
         (0, 8, 8)
     """
-    n = operator.size
-    if not 1 <= rank <= n:
-        raise ValueError(f"rank is {rank}; it must lie in [1, {n}]")
-    _check_damping(damping)
+    n = checked_operator(operator).size
+    rank = checks.integer("rank", rank, least=1, most=n)
+    seed = checks.seed("seed", seed)
+    damping = _checked_damping(damping)
     if base is not None and not isinstance(base, DiagonalPreconditioner):
         raise TypeError(
-            f"base is a {type(base).__name__}; a sketch needs the square root of its "
+            f"base is {checks.kind(base)}; a sketch needs the square root of its "
             "base, so give a DiagonalPreconditioner, and build others on top"
         )
     # drawn on the host, so that a seed means the same on every device
@@ -186,9 +201,10 @@ def ritz_preconditioner(
         The preconditioner, ``[n]`` to ``[n]``.
 
     Raises:
+        TypeError: If the basis is none.
         ValueError: If the basis is empty or zero, or a number is out of range.
     """
-    _check_damping(damping)
+    damping = _checked_damping(damping)
     vectors, values = _largest_ritz_pairs(basis, rank, accuracy, max(damping, FLOOR))
     return LowRankPreconditioner(vectors, values, float(values.min()))
 
@@ -210,7 +226,8 @@ def ritz_pairs(
         The pairs, the smallest |θ| first.
 
     Raises:
-        ValueError: As for ``ritz_preconditioner``.
+        TypeError: As for ``ritz_preconditioner``.
+        ValueError: Likewise.
     """
     vectors, values = _largest_ritz_pairs(basis, rank, accuracy, FLOOR)
     columns = zip(vectors.unbind(1), values, strict=True)
@@ -221,10 +238,9 @@ def _largest_ritz_pairs(
     basis: LanczosBasis, rank: int, accuracy: float, floor: float
 ) -> tuple[Tensor, Tensor]:
     """Return U ``[n, r]`` and |θ| ``[r]``, falling, of the accurate Ritz pairs."""
-    if rank < 1:
-        raise ValueError(f"rank is {rank}; it must be at least 1")
-    if not accuracy > 0.0:
-        raise ValueError(f"accuracy is {accuracy}; it must be positive")
+    checks.instance("basis", basis, LanczosBasis, "pass hvpopt.LanczosBasis(operator)")
+    rank = checks.integer("rank", rank, least=1)
+    accuracy = checks.number("accuracy", accuracy, above=0.0)
     sizes = np.abs(basis.ritz_values)
     largest = float(sizes.max())
     if not largest > 0.0:
@@ -239,6 +255,6 @@ def _largest_ritz_pairs(
     return vectors, torch.from_numpy(sizes[taken]).to(vectors)
 
 
-def _check_damping(damping: float) -> None:
-    if not 0.0 <= damping < 1.0:
-        raise ValueError(f"damping is {damping}; it is relative and lies in [0, 1)")
+def _checked_damping(damping: float) -> float:
+    says = "it is relative and lies in [0, 1)"
+    return checks.number("damping", damping, least=0.0, below=1.0, says=says)

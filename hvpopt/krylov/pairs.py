@@ -16,7 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hvpopt.krylov.preconditioner import Preconditioner, apply_base
+from hvpopt import checks
+from hvpopt.krylov.preconditioner import (
+    Preconditioner,
+    apply_base,
+    checked_preconditioner,
+)
 
 Pair = tuple[Tensor, Tensor]
 
@@ -42,6 +47,7 @@ class PairsPreconditioner:
             damping, of the inverse). Default False.
 
     Raises:
+        TypeError: If a pair is no pair of tensors, or for another option of a wrong type.
         ValueError: If a pair's curvature is not safely positive, shapes differ, or
             numbers are out of range.
     """
@@ -54,11 +60,26 @@ class PairsPreconditioner:
     damped: bool = False
 
     def __post_init__(self) -> None:
-        if self.memory < 1:
-            raise ValueError(f"memory is {self.memory}; it must be at least 1")
-        if self.scale != "auto" and not 0.0 < self.scale < float("inf"):
+        checks.put(
+            self,
+            memory=checks.integer("memory", self.memory, least=1),
+            base=checked_preconditioner(self.base, "base"),
+            damped=checks.flag("damped", self.damped),
+        )
+        if not isinstance(self.scale, str):
+            says = "it must be positive or 'auto'"
+            scale = checks.number(
+                "scale", self.scale, above=0.0, below=float("inf"), says=says
+            )
+            checks.put(self, scale=scale)
+        elif self.scale != "auto":
             raise ValueError(f"scale is {self.scale!r}; it must be positive or 'auto'")
-        for s, y in self.pairs:
+        if not isinstance(self.pairs, (tuple, list)):
+            raise TypeError(f"pairs is {checks.kind(self.pairs)}; pass pairs (s, y)")
+        for pair in self.pairs:
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise TypeError(f"a pair is {checks.kind(pair)}; pass (s, y)")
+            s, y = pair
             if not safely_positive(s, y):
                 raise ValueError(
                     f"a pair has s·y = {float(s @ y):g}, which is not safely positive; "
@@ -77,6 +98,8 @@ class PairsPreconditioner:
             A new preconditioner; this one if the pair's curvature is not safely positive
             and ``damped`` is False, or nothing about the pair can be used.
         """
+        checks.tensor("s", s)
+        checks.tensor("y", y, tuple(s.shape))
         if self.damped:
             s = self._damped(s, y)
         if not safely_positive(s, y):
@@ -85,6 +108,7 @@ class PairsPreconditioner:
 
     def apply(self, vector: Tensor) -> Tensor:
         """Return ``M⁻¹ vector``, ``[n]``."""
+        checks.tensor("the vector", vector)
         if self.pairs and vector.shape != self.pairs[0][0].shape:
             raise ValueError(
                 f"the vector has shape {tuple(vector.shape)}, the pairs "
@@ -118,6 +142,7 @@ class PairsPreconditioner:
 
     def _damped(self, s: Tensor, y: Tensor) -> Tensor:
         """Pull s towards M⁻¹ y until s·y is a fifth of y·M⁻¹y."""
+        y = y.to(s)
         known = self.apply(y)
         least, curvature = float(y @ known), float(s @ y)
         if curvature >= 0.2 * least:
@@ -134,8 +159,11 @@ def safely_positive(s: Tensor, y: Tensor) -> bool:
         y: The curvature along it ``[n]``.
 
     Raises:
+        TypeError: If one is no real floating-point tensor.
         ValueError: If the two are not flat vectors of one length.
     """
+    checks.tensor("s", s)
+    checks.tensor("y", y)
     if s.ndim != 1 or s.shape != y.shape:
         raise ValueError(
             f"a pair has shapes {tuple(s.shape)} and {tuple(y.shape)}; both must be [n]"

@@ -7,6 +7,7 @@ can keep them in its state from step to step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from hvpopt import checks
 
 
 class Preconditioner(Protocol):
@@ -24,14 +27,34 @@ class Preconditioner(Protocol):
         ...
 
 
+def checked_preconditioner(
+    preconditioner: object, name: str = "preconditioner"
+) -> Preconditioner | None:
+    """Return a preconditioner or None; raise TypeError for anything else.
+
+    Args:
+        preconditioner: What was given.
+        name: Of the option.
+    """
+    use = "pass an object with apply(), such as a DiagonalPreconditioner"
+    return checks.optional(checks.having, name, preconditioner, "apply", use)
+
+
 def apply_base(base: Preconditioner | None, vector: Tensor) -> Tensor:
     """Return ``M⁻¹ vector`` of a base; the vector itself where there is none.
 
     Args:
         base: The preconditioner to build on.
         vector: ``[n]``.
+
+    Raises:
+        TypeError: If the base returns no real floating-point tensor.
+        ValueError: If it returns one of another shape.
     """
-    return vector if base is None else base.apply(vector)
+    if base is None:
+        return vector
+    what = f"what {type(base).__name__}.apply returned"
+    return checks.tensor(what, base.apply(vector), tuple(vector.shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +71,8 @@ class DiagonalPreconditioner:
         damping: As given.
 
     Raises:
+        TypeError: If the diagonal is no real floating-point tensor, or the damping no
+            number.
         ValueError: If the diagonal is not finite, has no positive entry, or the damping
             is not positive.
     """
@@ -57,8 +82,12 @@ class DiagonalPreconditioner:
     damping: float = 1e-2
 
     def __post_init__(self) -> None:
-        diagonal = self.diagonal
-        if diagonal.ndim != 1 or not bool(torch.isfinite(diagonal).all()):
+        diagonal = checks.tensor("the diagonal", self.diagonal)
+        if (
+            diagonal.ndim != 1
+            or not diagonal.numel()
+            or not bool(torch.isfinite(diagonal).all())
+        ):
             raise ValueError(
                 f"the diagonal must be a finite flat vector, got shape "
                 f"{tuple(diagonal.shape)}"
@@ -66,9 +95,8 @@ class DiagonalPreconditioner:
         largest = float(diagonal.max())
         if not largest > 0.0:
             raise ValueError(f"the diagonal's largest entry is {largest:g}, not positive")
-        if not self.damping > 0.0:
-            raise ValueError(f"damping is {self.damping}; it must be positive")
-        object.__setattr__(self, "diagonal", diagonal.detach().clone())
+        damping = checks.number("damping", self.damping, above=0.0, below=math.inf)
+        checks.put(self, diagonal=diagonal.detach().clone(), damping=damping)
 
     @cached_property
     def inverse(self) -> Tensor:
@@ -78,6 +106,7 @@ class DiagonalPreconditioner:
 
     def apply(self, vector: Tensor) -> Tensor:
         """Return ``M⁻¹ vector``, ``[n]``."""
+        checks.tensor("the vector", vector)
         if vector.shape != self.inverse.shape:
             raise ValueError(
                 f"the vector has shape {tuple(vector.shape)}, the diagonal "

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.operators import SymmetricOperator
 
 
@@ -35,8 +36,12 @@ def first_vector(
     like = torch.empty(0, dtype=torch.float64, device=operator.device)
     vector = like.new_zeros(n)
     if start is not None:
-        if start.shape != (n,):
-            raise ValueError(f"the start has shape {tuple(start.shape)}, expected ({n},)")
+        checks.tensor("the start", start, (n,))
+        if start.device != operator.device:
+            raise ValueError(
+                f"the start is on {start.device}, the operator on {operator.device}; "
+                "move it with .to()"
+            )
         # in float64: squares of a small float32 gradient underflow
         norm = float(start.double().norm())
         if not math.isfinite(norm):

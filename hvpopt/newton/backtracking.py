@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.newton.method import Direction, Step
 from hvpopt.newton.problem import Point, Problem
 
@@ -31,6 +32,10 @@ class Backtracking:
             Nocedal and Wright, §3.1). Default 1e-4.
         shrink: Least and largest factor between trials. Default (0.1, 0.5).
         max_trials: Values to spend before giving up. Default 20.
+
+    Raises:
+        TypeError: For what is no number, or no pair of them.
+        ValueError: For a number out of range.
     """
 
     decrease: float = 1e-4
@@ -38,13 +43,12 @@ class Backtracking:
     max_trials: int = 20
 
     def __post_init__(self) -> None:
-        low, high = self.shrink
-        if not 0.0 < self.decrease < 0.5:
-            raise ValueError(f"decrease is {self.decrease}; it must lie in (0, 0.5)")
-        if not 0.0 < low <= high < 1.0:
-            raise ValueError(f"shrink is {self.shrink}; it must rise within (0, 1)")
-        if self.max_trials < 1:
-            raise ValueError(f"max_trials is {self.max_trials}; it must be at least 1")
+        checks.put(
+            self,
+            decrease=checks.number("decrease", self.decrease, above=0.0, below=0.5),
+            shrink=checks.pair("shrink", self.shrink, above=0.0, below=1.0),
+            max_trials=checks.integer("max_trials", self.max_trials, least=1),
+        )
 
     def search(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hvpopt import checks
 from hvpopt.newton.problem import Point
 from hvpopt.objective import Kind, check_kind
 
@@ -22,14 +23,15 @@ class GaussNewtonFirst:
             0.1.
 
     Raises:
+        TypeError: If ``until`` is no number.
         ValueError: If ``until`` is not in (0, 1).
     """
 
     until: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.until < 1.0:
-            raise ValueError(f"until is {self.until}; it must lie in (0, 1)")
+        until = checks.number("until", self.until, above=0.0, below=1.0)
+        checks.put(self, until=until)
 
 
 Curvature = Kind | GaussNewtonFirst
@@ -54,7 +56,10 @@ class CurvatureState:
 
 
 def check_curvature(choice: Curvature) -> Curvature:
-    """Return a choice of curvature, or raise ValueError if it is none."""
+    """Return a choice of curvature, or raise TypeError or ValueError if it is none."""
+    given: object = choice
+    if given is GaussNewtonFirst:
+        raise TypeError("hessian is the class GaussNewtonFirst; pass GaussNewtonFirst()")
     if not isinstance(choice, GaussNewtonFirst):
         check_kind(choice)
     return choice

@@ -13,6 +13,8 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from hvpopt import checks
+
 #: The golden ratio: the order of convergence that choice 1 attains.
 GOLDEN = (1.0 + math.sqrt(5.0)) / 2.0
 #: The safeguard of choices 1 and 2 acts while the last η keeps the new one above this.
@@ -29,12 +31,20 @@ class ForcingFacts:
         linear_residual_norm: ``‖H h + g‖`` of the step taken, with the Hessian and
             gradient where it began; NaN if unknown.
         ratio: Actual over predicted decrease; NaN if unknown.
+
+    Raises:
+        TypeError: For what is no number.
     """
 
     gradient_norm_before: float
     gradient_norm_after: float
     linear_residual_norm: float = math.nan
     ratio: float = math.nan
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not checks.is_number(value):
+                raise TypeError(f"{name} is {checks.shown(value)}; pass a number")
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Constant(Forcing):
     tol: float = 1e-2
 
     def __post_init__(self) -> None:
-        _check_unit("tol", self.tol)
+        checks.put(self, tol=checks.fraction("tol", self.tol))
 
     def start(self) -> ForcingState:
         """Return the state of a run that has taken no step."""
@@ -110,7 +120,7 @@ class _Adaptive(Forcing):
 
     def __post_init__(self) -> None:
         for name in ("initial", "cap", "floor"):
-            _check_unit(name, getattr(self, name))
+            checks.put(self, **{name: checks.fraction(name, getattr(self, name))})
         if not self.floor <= self.initial <= self.cap:
             raise ValueError(
                 f"initial is {self.initial}; it must lie between floor={self.floor} and "
@@ -184,10 +194,11 @@ class EisenstatWalker2(_Adaptive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.gamma <= 1.0:
-            raise ValueError(f"gamma is {self.gamma}; it must lie in (0, 1]")
-        if not 1.0 < self.alpha <= 2.0:
-            raise ValueError(f"alpha is {self.alpha}; it must lie in (1, 2]")
+        checks.put(
+            self,
+            gamma=checks.number("gamma", self.gamma, above=0.0, most=1.0),
+            alpha=checks.number("alpha", self.alpha, above=1.0, most=2.0),
+        )
 
     def _wanted(self, state: ForcingState, facts: ForcingFacts) -> float:
         ratio = facts.gradient_norm_after / facts.gradient_norm_before
@@ -218,8 +229,11 @@ class SquareRoot(Forcing):
     floor: float = 1e-8
 
     def __post_init__(self) -> None:
-        _check_unit("cap", self.cap)
-        _check_unit("floor", self.floor)
+        checks.put(
+            self,
+            cap=checks.fraction("cap", self.cap),
+            floor=checks.fraction("floor", self.floor),
+        )
         if self.floor > self.cap:
             raise ValueError(f"floor is {self.floor}, above cap={self.cap}")
 
@@ -249,19 +263,13 @@ def as_forcing(forcing: float | Forcing) -> Forcing:
     """
     if isinstance(forcing, Forcing):
         return forcing
-    if isinstance(forcing, bool) or not isinstance(forcing, (int, float)):
-        what = getattr(forcing, "__name__", repr(forcing))
+    if not checks.is_number(forcing):
         raise TypeError(
-            f"forcing is {what}; pass a number in (0, 1) or an instance such as "
-            "hvpopt.EisenstatWalker2()"
+            f"forcing is {checks.shown(forcing)}; pass a number in (0, 1) or an instance "
+            "such as hvpopt.EisenstatWalker2()"
         )
-    return Constant(float(forcing))
+    return Constant(checks.fraction("tol", forcing))
 
 
 def _if_large(kept: float) -> float:
     return kept if kept > SAFEGUARD else 0.0
-
-
-def _check_unit(name: str, value: float) -> None:
-    if not 0.0 < value < 1.0:
-        raise ValueError(f"{name} is {value}; it is relative and must lie in (0, 1)")

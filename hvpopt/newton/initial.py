@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvpopt.krylov.diagonal import estimate_diagonal, mean_and_error
+from hvpopt import checks
+from hvpopt.krylov.diagonal import WIDEST, estimate_diagonal, mean_and_error
 from hvpopt.krylov.low_rank import LowRankPreconditioner, nystrom
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner, Preconditioner
 from hvpopt.newton.method import OutOfBudget
@@ -164,12 +165,12 @@ class HessianDiagonal(InitialCurvature):
     damping: float | None = None
 
     def __post_init__(self) -> None:
-        if self.n_probes is not None and self.n_probes < 1:
-            raise ValueError(f"n_probes is {self.n_probes}; it must be at least 1")
-        if not 0.0 <= self.smooth < math.inf:
-            raise ValueError(f"smooth is {self.smooth} cells; it must not be negative")
-        if self.damping is not None and not 0.0 < self.damping < math.inf:
-            raise ValueError(f"damping is {self.damping}; it must be positive")
+        n_probes = checks.optional(checks.integer, "n_probes", self.n_probes, least=1)
+        smooth = checks.number("smooth", self.smooth, least=0.0, most=WIDEST)
+        damping = checks.optional(
+            checks.number, "damping", self.damping, above=0.0, below=math.inf
+        )
+        checks.put(self, n_probes=n_probes, smooth=smooth, damping=damping)
 
     def build(
         self, problem: Problem, point: Point, seed: int, budget: Budget
@@ -284,8 +285,9 @@ class HessianSketch(InitialCurvature):
     diagonal: HessianDiagonal = HessianDiagonal()
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}; it must be at least 1")
+        checks.put(self, rank=checks.integer("rank", self.rank, least=1))
+        use = "pass a HessianDiagonal(...)"
+        checks.instance("diagonal", self.diagonal, HessianDiagonal, use)
 
     def build(
         self, problem: Problem, point: Point, seed: int, budget: Budget

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.krylov.cg import CGResult, CGStatus, cg
 from hvpopt.krylov.pairs import Pair
 from hvpopt.krylov.preconditioner import Preconditioner, apply_base
@@ -116,10 +117,8 @@ class LineSearchNewton(SecondOrderMethod):
         self.forcing = as_forcing(EisenstatWalker2() if forcing is None else forcing)
         self.hessian = check_curvature(hessian)
         self.globalisation = Backtracking() if globalisation is None else globalisation
-        if not callable(getattr(self.globalisation, "search", None)):
-            raise TypeError(
-                f"globalisation is {globalisation!r}; pass Backtracking() or Wolfe()"
-            )
+        use = "pass Backtracking() or Wolfe()"
+        checks.having("globalisation", self.globalisation, "search", use)
         super().__init__(
             eigenvalue_floor=eigenvalue_floor,
             confidence=confidence,

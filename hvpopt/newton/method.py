@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.objective import Kind
 
@@ -197,3 +198,13 @@ class Method(ABC):
     def remember(self, state: Any, before: Point, after: Point, step: Step) -> Any:
         """Return the state after an accepted step. Default unchanged."""
         return state
+
+
+def checked_method(method: object) -> Method:
+    """Return a method, or raise TypeError that tells how to make one.
+
+    Args:
+        method: What was given.
+    """
+    use = "pass an instance of a method, such as hvpopt.QuasiNewton()"
+    return checks.instance("method", method, Method, use)

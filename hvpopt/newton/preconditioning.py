@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from hvpopt import checks
 from hvpopt.krylov.pairs import Pair, PairsPreconditioner, safely_positive
 from hvpopt.krylov.preconditioner import (
     DiagonalPreconditioner,
@@ -64,10 +65,12 @@ class Preconditioning:
     cg_pairs: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("refresh", 1), ("pairs", 0), ("cg_pairs", 0)):
-            number = getattr(self, name)
-            if number is not None and number < least:
-                raise ValueError(f"{name} is {number}; it must be at least {least}")
+        checks.put(
+            self,
+            refresh=checks.optional(checks.integer, "refresh", self.refresh, least=1),
+            pairs=checks.integer("pairs", self.pairs, least=0),
+            cg_pairs=checks.integer("cg_pairs", self.cg_pairs, least=0),
+        )
         what: object = self.given
         wrong = isinstance(what, (type, torch.Tensor))
         if wrong or not (what is None or _applies(what) or callable(what)):

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.krylov.pairs import Pair, PairsPreconditioner, safely_positive
 from hvpopt.krylov.preconditioner import Preconditioner
 from hvpopt.newton.backtracking import Backtracking
@@ -77,29 +78,20 @@ class QuasiNewton(SecondOrderMethod):
         max_products: int = 300,
         seed: int = 0,
     ) -> None:
-        if memory < 1:
-            raise ValueError(f"memory is {memory}; it must be at least 1")
-        if refresh is not None and refresh < 1:
-            raise ValueError(f"refresh is {refresh}; it must be at least 1, or None")
         super().__init__(
             eigenvalue_floor=eigenvalue_floor,
             confidence=confidence,
             max_products=max_products,
             seed=seed,
         )
-        if globalisation is not None and not isinstance(globalisation, Backtracking):
-            raise TypeError(
-                f"globalisation is a {type(globalisation).__name__}; pass a Backtracking"
-            )
-        if initial is not None and not isinstance(initial, InitialCurvature):
-            raise TypeError(
-                f"initial is a {type(initial).__name__}; pass an InitialCurvature, such "
-                "as hvpopt.HessianDiagonal()"
-            )
-        self.memory = memory
-        self.initial = initial or HessianDiagonal()
-        self.refresh = refresh
-        self.globalisation = globalisation or Backtracking()
+        self.memory = checks.integer("memory", memory, least=1)
+        self.initial = HessianDiagonal() if initial is None else initial
+        use = "pass an InitialCurvature, such as hvpopt.HessianDiagonal()"
+        checks.instance("initial", self.initial, InitialCurvature, use)
+        self.refresh = checks.optional(checks.integer, "refresh", refresh, least=1)
+        self.globalisation = Backtracking() if globalisation is None else globalisation
+        use = "pass a Backtracking(...)"
+        checks.instance("globalisation", self.globalisation, Backtracking, use)
 
     @property
     def needs_products(self) -> bool:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hvpopt import checks
+
 
 @dataclass(frozen=True)
 class Radii:
@@ -27,6 +29,7 @@ class Radii:
         grow: Factor of a growing one. Default 2.
 
     Raises:
+        TypeError: For what is no number, or no pair of them.
         ValueError: If the thresholds do not rise within (0, 1), or a factor is out of
             range.
     """
@@ -39,17 +42,19 @@ class Radii:
     grow: float = 2.0
 
     def __post_init__(self) -> None:
-        thresholds = (self.accept, self.poor, self.good, self.excellent)
+        names = ("accept", "poor", "good", "excellent")
+        thresholds = tuple(checks.number(name, getattr(self, name)) for name in names)
+        checks.put(
+            self,
+            **dict(zip(names, thresholds, strict=True)),
+            shrink=checks.pair("shrink", self.shrink, above=0.0, below=1.0),
+            grow=checks.number("grow", self.grow, above=1.0, below=math.inf),
+        )
         if not 0.0 < self.accept <= self.poor < self.good <= self.excellent < 1.0:
             raise ValueError(
                 f"accept, poor, good, excellent are {thresholds}; they must rise within "
                 "(0, 1)"
             )
-        low, high = self.shrink
-        if not 0.0 < low <= high < 1.0:
-            raise ValueError(f"shrink is {self.shrink}; it must rise within (0, 1)")
-        if not 1.0 < self.grow < math.inf:
-            raise ValueError(f"grow is {self.grow}; it must be above 1")
 
     def shorter(self, length: float, slope: float, change: float) -> float:
         """Return the radius after a poor step: where a parabola has its minimum.

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.krylov.eigenvalue import (
     EigenvalueEstimate,
     eigenvalue_converged,
@@ -53,11 +54,13 @@ class SecondOrderMethod(Method):
     def __init__(
         self, *, eigenvalue_floor: float, confidence: float, max_products: int, seed: int
     ) -> None:
-        check_curvature_search(eigenvalue_floor, confidence, max_products)
-        self.eigenvalue_floor = eigenvalue_floor
-        self.confidence = confidence
-        self.max_products = max_products
-        self.seed = seed
+        self.eigenvalue_floor = checks.number(
+            "eigenvalue_floor", eigenvalue_floor, least=0.0, below=1.0
+        )
+        self.confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
+        self.max_products = checks.integer("max_products", max_products, least=1)
+        # each measurement of the curvature takes the next seed
+        self.seed = checks.seed("seed", seed, spare=2**32)
 
     def escape(
         self, problem: Problem, point: Point, state: Any, budget: Budget
@@ -165,18 +168,6 @@ class SecondOrderMethod(Method):
             f"negative curvature {estimate.value:.3g} here, but no step along it lowered "
             "the loss above its rounding",
         )
-
-
-def check_curvature_search(
-    eigenvalue_floor: float, confidence: float, max_products: int
-) -> None:
-    """Raise ValueError for options of ``SecondOrderMethod`` out of range."""
-    if not 0.0 <= eigenvalue_floor < 1.0:
-        raise ValueError(f"eigenvalue_floor is {eigenvalue_floor}; it must lie in [0, 1)")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence is {confidence}; it must lie in (0, 1)")
-    if max_products < 1:
-        raise ValueError(f"max_products is {max_products}; it must be at least 1")
 
 
 def _fall_without_curvature(problem: Problem, point: Point, flat: Tensor) -> Step | None:

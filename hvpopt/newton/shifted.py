@@ -13,11 +13,16 @@ from typing import Any
 
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.dense import DenseHessian
 from hvpopt.krylov.cg import CGStatus, cg
 from hvpopt.krylov.eigenvalue import rounding_at, smallest_eigenvalue, tolerance_at
 from hvpopt.krylov.lanczos import LanczosBasis
-from hvpopt.krylov.preconditioner import Preconditioner, RestrictedPreconditioner
+from hvpopt.krylov.preconditioner import (
+    Preconditioner,
+    RestrictedPreconditioner,
+    checked_preconditioner,
+)
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.method import (
     Direction,
@@ -56,6 +61,7 @@ class ShiftedNewton(SecondOrderMethod):
         seed: Of the random probe.
 
     Raises:
+        TypeError: For an option of the wrong type.
         ValueError: For an unknown solver or a number out of range.
     """
 
@@ -74,18 +80,15 @@ class ShiftedNewton(SecondOrderMethod):
         memory_limit: float = DENSE_MEMORY_LIMIT,
         seed: int = 0,
     ) -> None:
-        if solver not in SOLVERS:
-            raise ValueError(f"solver is {solver!r}; it must be one of {SOLVERS}")
-        if not 1.0 < factor < math.inf:
-            raise ValueError(
-                f"factor is {factor}; H + τI is definite only for factor > 1"
-            )
-        for name, number in (
-            ("tol", tol),
-            ("eigenvalue_tol", eigenvalue_tol),
-        ):
-            if not 0.0 < number < 1.0:
-                raise ValueError(f"{name} is {number}; it must lie in (0, 1)")
+        self.solver = checks.choice("solver", solver, SOLVERS)
+        says = "H + τI is definite only for factor > 1"
+        self.factor = checks.number(
+            "factor", factor, above=1.0, below=math.inf, says=says
+        )
+        self.tol = checks.number("tol", tol, above=0.0, below=1.0)
+        self.eigenvalue_tol = checks.number(
+            "eigenvalue_tol", eigenvalue_tol, above=0.0, below=1.0
+        )
         super().__init__(
             eigenvalue_floor=eigenvalue_floor,
             confidence=confidence,
@@ -97,13 +100,11 @@ class ShiftedNewton(SecondOrderMethod):
                 f"a preconditioner goes with solver='cg', not {solver!r}; for Lanczos "
                 "give minimize a scale, such as the diagonal to the power −1/2"
             )
-        self.solver = solver
-        self.factor = factor
-        self.tol = tol
-        self.eigenvalue_tol = eigenvalue_tol
-        self.preconditioner = preconditioner
-        self.globalisation = globalisation or Backtracking()
-        self.memory_limit = memory_limit
+        self.preconditioner = checked_preconditioner(preconditioner)
+        self.globalisation = Backtracking() if globalisation is None else globalisation
+        use = "pass a Backtracking(...)"
+        checks.having("globalisation", self.globalisation, "search", use)
+        self.memory_limit = checks.number("memory_limit", memory_limit, least=0.0)
 
     def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
         """Return the shifted Newton step, shortened as far as the loss asks."""

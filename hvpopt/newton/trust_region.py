@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hvpopt import checks
 from hvpopt.newton.backtracking import GRADIENT_PROGRESS
 from hvpopt.newton.curvature import (
     Curvature,
@@ -104,29 +105,22 @@ class TrustRegionNewton(SecondOrderMethod):
         confidence: float = 0.99,
         seed: int = 0,
     ) -> None:
-        if radius is not None and not 0.0 < radius < math.inf:
-            raise ValueError(f"radius is {radius}; it must be positive and finite")
-        if radii is not None and not isinstance(radii, Radii):
-            raise TypeError(f"radii is {radii!r}; pass a hvpopt.newton.radius.Radii")
-        if not 0.0 <= probe < 1.0:
-            raise ValueError(
-                f"probe is {probe}; it is relative to the tolerance and must lie in "
-                "[0, 1)"
-            )
         super().__init__(
             eigenvalue_floor=eigenvalue_floor,
             confidence=confidence,
             max_products=max_products,
             seed=seed,
         )
-        if max_trials < 1:
-            raise ValueError(f"max_trials is {max_trials}; it must be at least 1")
         self.hessian = check_curvature(hessian)
         self.forcing = SquareRoot() if tol is None else as_forcing(tol)
-        self.radius = radius
+        self.radius = checks.optional(
+            checks.number, "radius", radius, above=0.0, below=math.inf
+        )
         self.radii = Radii() if radii is None else radii
-        self.probe = probe
-        self.max_trials = max_trials
+        checks.instance("radii", self.radii, Radii, "pass a hvpopt.Radii(...)")
+        says = "it is relative to the tolerance and must lie in [0, 1)"
+        self.probe = checks.number("probe", probe, least=0.0, below=1.0, says=says)
+        self.max_trials = checks.integer("max_trials", max_trials, least=1)
 
     def start(self, problem: Problem) -> TrustRegionState:
         """Return the state that a run begins with."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.method import Direction, Step
 from hvpopt.newton.problem import Point, Problem
@@ -49,6 +50,7 @@ class Wolfe:
         backtracking: For steps that meet a bound. Default ``Backtracking()``.
 
     Raises:
+        TypeError: For what is no number, or another ``backtracking``.
         ValueError: If not ``0 < decrease < slope < 1``, or a number is out of range.
     """
 
@@ -60,19 +62,20 @@ class Wolfe:
     backtracking: Backtracking = field(default_factory=Backtracking)
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.decrease < 0.5:
-            raise ValueError(f"decrease is {self.decrease}; it must lie in (0, 0.5)")
-        if not self.decrease < self.slope < 1.0:
-            raise ValueError(
-                f"slope is {self.slope}; it must lie in (decrease, 1), with "
-                f"decrease={self.decrease}"
-            )
-        if not 1.0 < self.growth < math.inf:
-            raise ValueError(f"growth is {self.growth}; it must be above 1 and finite")
-        if self.max_trials < 1:
-            raise ValueError(f"max_trials is {self.max_trials}; it must be at least 1")
-        if not 0.0 <= self.rounding < 1.0:
-            raise ValueError(f"rounding is {self.rounding}; it must lie in [0, 1)")
+        decrease = checks.number("decrease", self.decrease, above=0.0, below=0.5)
+        says = f"it must lie in (decrease, 1), with decrease={decrease}"
+        checks.put(
+            self,
+            decrease=decrease,
+            slope=checks.number(
+                "slope", self.slope, above=decrease, below=1.0, says=says
+            ),
+            growth=checks.number("growth", self.growth, above=1.0, below=math.inf),
+            max_trials=checks.integer("max_trials", self.max_trials, least=1),
+            rounding=checks.number("rounding", self.rounding, least=0.0, below=1.0),
+        )
+        use = "pass a Backtracking(...)"
+        checks.instance("backtracking", self.backtracking, Backtracking, use)
 
     def search(self, problem: Problem, point: Point, direction: Direction) -> Step:
         """Return a step that meets both conditions.

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.counts import Counts
 from hvpopt.limits import check_repeatable
 from hvpopt.models import Model, named_tensors, warn_of_hooks
 from hvpopt.newton.convergence import Tolerance, next_step
-from hvpopt.newton.method import Method, Stationary, Step
+from hvpopt.newton.method import Method, Stationary, Step, checked_method
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.trust_region import TrustRegionNewton
 from hvpopt.optim.closure import Closure, ClosureObjective
@@ -94,13 +95,10 @@ class Newton(torch.optim.Optimizer):
         certify: bool = False,
     ) -> None:
         method = TrustRegionNewton() if method is None else method
-        if not isinstance(method, Method):
-            raise TypeError(
-                f"method is {method!r}; pass an instance of a method, such as "
-                "hvpopt.TrustRegionNewton()"
-            )
-        if not 0.0 <= gtol < 1.0:
-            raise ValueError(f"gtol is {gtol}; it is relative and must lie in [0, 1)")
+        checked_method(method)
+        gtol = checks.gtol(gtol)
+        use = "pass a list of tensors, or what parameters() of a module returns"
+        checks.having("params", params, "__iter__", use)
         super().__init__(params, {})
         given = self.param_groups[0]["params"]
         self._params: list[Tensor] = [p for p in given if p.requires_grad]
@@ -114,7 +112,7 @@ class Newton(torch.optim.Optimizer):
         self._objective = ClosureObjective(self._params)
         self.method = method
         self.gtol = gtol
-        self.certify = certify
+        self.certify = checks.flag("certify", certify)
         self.last: Step | Stationary | None = None
         self._repeats = False
         self._space: ModelSpace
@@ -149,11 +147,8 @@ class Newton(torch.optim.Optimizer):
             ValueError: For a closure that calls backward, ignores a parameter, returns a
                 loss that is not a finite scalar, or another one at its second call.
         """
-        if not callable(closure):
-            raise TypeError(
-                f"the closure is a {type(closure).__name__}; step needs a function that "
-                "returns the loss"
-            )
+        use = "step needs a function that returns the loss"
+        checks.function("the closure", closure, use)
         if not self._repeats:
             warn_of_hooks(tuple(self._params), fate=HOOKS, stacklevel=5)
         same = closure is self._objective.closure
@@ -209,9 +204,10 @@ class Newton(torch.optim.Optimizer):
             state_dict: Of a Newton with the same parameters and options.
 
         Raises:
+            TypeError: If it is no mapping.
             ValueError: For the state of another kind of optimiser or of another size.
         """
-        rest = dict(state_dict)
+        rest = dict(checks.having("the state", state_dict, "keys", "pass a state_dict()"))
         if "progress" not in rest:
             raise ValueError("this is not the state of an hvpopt.optim.Newton")
         vector, state, taken, largest, counted = copy.deepcopy(rest.pop("progress"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.counts import Counts
 from hvpopt.newton.method import Method
 from hvpopt.newton.problem import Point
@@ -291,10 +291,9 @@ def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"checkpoint is {path!r}; pass the path of a file")
-    if every < 1 or int(every) != every:
-        raise ValueError(f"checkpoint_every is {every}; it is steps, 1 or more")
-    if not seconds >= 0.0 or math.isnan(seconds):
-        raise ValueError(f"checkpoint_seconds is {seconds}; it must be zero or positive")
+    says = "it is steps, 1 or more"
+    checks.integer("checkpoint_every", every, least=1, says=says)
+    checks.number("checkpoint_seconds", seconds, least=0.0)
     found = Path(os.path.realpath(path))
     if found.is_dir():
         raise ValueError(f"checkpoint is the directory {found}; pass a file in it")
@@ -305,3 +304,25 @@ def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -
             f"{found.parent}; make it first",
         )
     return found
+
+
+def check_apart(path: Path, history_file: str | os.PathLike[str] | None) -> None:
+    """Refuse a history that would be written over a checkpoint, or over its previous one.
+
+    Args:
+        path: Of the checkpoint.
+        history_file: Of the history, or None.
+
+    Raises:
+        ValueError: If they are one file.
+    """
+    if not isinstance(history_file, (str, os.PathLike)):
+        return  # what is no path is refused where it is opened
+    given = os.path.realpath(history_file)
+    for file in (path, files.previous(path)):
+        there = file.exists() and os.path.exists(given)
+        if os.path.realpath(file) == given or (there and os.path.samefile(file, given)):
+            raise ValueError(
+                f"history_file is {os.fspath(history_file)!r}, a file of the checkpoint; "
+                "give the history a file of its own"
+            )

@@ -1,0 +1,468 @@
+"""What is given from outside, checked by type and range: the one place for it.
+
+Each function takes the name of an option and its value, and returns the value in plain
+Python, or raises TypeError for a value of the wrong type and ValueError for one out of
+range, saying what is wrong, the value, and what to do.
+
+A number may be a Python number, a NumPy scalar, or a tensor or array without dimensions.
+Truth values and text are none, nor is NaN. Where a whole number is meant, a float without
+a fraction is taken for one, since ``1e3`` and a result of NumPy are floats; 2.5 is not.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+#: Characters of a value that a message shows.
+SHOWN = 60
+#: Seeds that ``torch.Generator.manual_seed`` takes.
+SEEDS = (-(2**63), 2**64 - 1)
+
+
+def shown(value: object) -> str:
+    """Return in words what a value is, for a message."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Tensor):
+        return f"a Tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if isinstance(value, np.ndarray):
+        return f"a ndarray of shape {value.shape} and dtype {value.dtype}"
+    if isinstance(value, (list, tuple, dict, set)) or callable(value):
+        return f"a {type(value).__name__}"
+    told = repr(value)
+    if len(told) > SHOWN or " at 0x" in told:
+        return f"a {type(value).__name__}"
+    return told
+
+
+def kind(value: object) -> str:
+    """Return in words of what class a value is, for a message."""
+    return shown(value) if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def is_number(value: object) -> bool:
+    """Return True if ``number`` takes a value for a number, in range or not."""
+    return _plain(value) is not None
+
+
+# -- numbers --------------------------------------------------------------------
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    says: str = "",
+) -> float:
+    """Return a real number within a range.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        above: The number must be above this. Default no such limit, and likewise below.
+        least: It must be this at least.
+        below: It must be below this; infinity means that it must be finite.
+        most: It must be this at most.
+        says: The rest of the message. Default the range in words.
+
+    Returns:
+        A Python int or float, unchanged where it was one.
+
+    Raises:
+        TypeError: If it is no real number.
+        ValueError: If it is NaN or out of range.
+    """
+    plain = _checked(name, value, above, least, below, most, says)
+    # a larger whole number is more than torch's scalars hold
+    return float(plain) if abs(plain) > 2**53 else plain
+
+
+def _checked(
+    name: str,
+    value: Any,
+    above: float | None,
+    least: float | None,
+    below: float | None,
+    most: float | None,
+    says: str,
+) -> int | float:
+    """Return what ``number`` does, an int of any size as it is."""
+    plain = _plain(value)
+    if plain is None:
+        raise TypeError(f"{name} is {shown(value)}; pass a number")
+    inside = (
+        not math.isnan(plain)
+        and (above is None or plain > above)
+        and (least is None or plain >= least)
+        and (below is None or plain < below)
+        and (most is None or plain <= most)
+    )
+    if not inside:
+        says = says or _range(above, least, below, most)
+        raise ValueError(f"{name} is {plain}; {says}")
+    return plain
+
+
+def fraction(name: str, value: Any) -> float:
+    """Return a relative number in (0, 1), both ends left out; see ``number``."""
+    says = "it is relative and must lie in (0, 1)"
+    return number(name, value, above=0.0, below=1.0, says=says)
+
+
+def gtol(value: Any) -> float:
+    """Return the tolerance of a gradient relative to the largest met; see ``number``."""
+    says = "it is relative and must lie in [0, 1)"
+    return number("gtol", value, least=0.0, below=1.0, says=says)
+
+
+def integer(
+    name: str,
+    value: Any,
+    *,
+    least: int | None = None,
+    most: int | None = None,
+    says: str = "",
+) -> int:
+    """Return a whole number within a range; a float without a fraction becomes one.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        least: Smallest that is allowed. Default no such limit.
+        most: Largest. Default no such limit.
+        says: The rest of the message. Default the range in words.
+
+    Raises:
+        TypeError: If it is no real number.
+        ValueError: If it has a fraction, is not finite, or is out of range.
+    """
+    plain = _checked(name, value, None, least, None, most, says)
+    if math.isinf(plain) or int(plain) != plain:
+        raise ValueError(f"{name} is {plain}; it must be a whole number")
+    return int(plain)
+
+
+def limit(name: str, value: Any, *, least: int = 0, says: str = "") -> float:
+    """Return a whole number or infinity, for no limit; see ``integer``."""
+    plain = _plain(value)
+    if plain == math.inf:
+        return math.inf
+    return integer(name, value, least=least, says=says)
+
+
+def seed(name: str, value: Any, *, spare: int = 0) -> int:
+    """Return a seed of torch's random numbers.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        spare: How far somebody counts up from it.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it has a fraction or torch takes no such seed.
+    """
+    least, most = SEEDS
+    says = f"it must be a whole number from -2**63 to 2**64 - {spare + 1}"
+    return integer(name, value, least=least, most=most - spare, says=says)
+
+
+def pair(name: str, value: Any, *, above: float, below: float) -> tuple[float, float]:
+    """Return two numbers that do not fall, both within a range.
+
+    Args:
+        name: Of the option.
+        value: What was given: a tuple or list, or a tensor or array of two numbers.
+        above: Both must be above this.
+        below: Both must be below this.
+
+    Raises:
+        TypeError: If it is no pair of numbers.
+        ValueError: If they fall or are out of range.
+    """
+    if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and not value.is_meta):
+        value = value.tolist()
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} is {shown(value)}; pass a pair of numbers, (low, high)")
+    low, high = (number(f"an entry of {name}", entry) for entry in value)
+    if not above < low <= high < below:
+        raise ValueError(
+            f"{name} is {(low, high)}; it must rise within ({above:g}, {below:g})"
+        )
+    return low, high
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return a truth value: True, False, or 0 or 1.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+
+    Raises:
+        TypeError: If it is something else, such as the text "no", which Python takes
+            for true.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (Tensor, np.ndarray)) and not value.ndim:
+        return flag(name, value.item())
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    raise TypeError(f"{name} is {shown(value)}; pass True or False")
+
+
+def numbers_of(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return real numbers as a float64 array of their own.
+
+    Args:
+        name: What they are, in words.
+        value: What NumPy can make an array of.
+
+    Raises:
+        TypeError: If they are no real numbers.
+    """
+    try:
+        array = np.array(value)
+    except (TypeError, ValueError, RuntimeError):
+        array = np.array(None)
+    if array.dtype.kind == "O":
+        real = array.size > 0 and all(map(is_number, array.flat))
+        if real:
+            plain = [_plain(entry) for entry in array.flat]
+            array = np.array(plain, dtype=np.float64).reshape(array.shape)
+    else:
+        real = array.dtype.kind in "iuf"
+    if not real:
+        raise TypeError(f"{name} is {shown(value)}; pass real numbers")
+    return array.astype(np.float64)
+
+
+# -- words, functions and objects -----------------------------------------------
+
+
+def choice(name: str, value: Any, names: Iterable[str]) -> str:
+    """Return one of some names.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        names: Those that there are.
+
+    Raises:
+        TypeError: If it is no text.
+        ValueError: If it is none of the names.
+    """
+    known = tuple(names)
+    if isinstance(value, str) and value in known:
+        return value
+    words = " or ".join(map(repr, known)) if len(known) < 3 else f"one of {known}"
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(f"{name} is {shown(value)}; it must be {words}")
+
+
+def function(name: str, value: Any, use: str = "pass a function") -> Any:
+    """Return what can be called.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        use: What the message tells to do.
+
+    Raises:
+        TypeError: If it cannot be called, or is a class.
+    """
+    if isinstance(value, type):
+        raise TypeError(f"{name} is {kind(value)}; {use}, or an instance")
+    if not callable(value):
+        raise TypeError(f"{name} is {kind(value)}, which cannot be called; {use}")
+    return value
+
+
+def instance(name: str, value: Any, wanted: Callable[..., T], use: str) -> T:
+    """Return an object of a class.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        wanted: The class.
+        use: What the message tells to do.
+
+    Raises:
+        TypeError: If it is of another class, or is a class itself.
+    """
+    if not isinstance(value, cast("type[T]", wanted)):
+        raise TypeError(f"{name} is {kind(value)}; {use}")
+    return value
+
+
+def having(name: str, value: Any, method: str, use: str) -> Any:
+    """Return an object, not a class, that has a method of some name.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        method: The method's name.
+        use: What the message tells to do.
+
+    Raises:
+        TypeError: If it has none, or is a class or a tensor.
+    """
+    if isinstance(value, (type, Tensor)) or not callable(getattr(value, method, None)):
+        raise TypeError(f"{name} is {kind(value)}; {use}")
+    return value
+
+
+def optional(
+    check: Callable[Concatenate[str, Any, P], T],
+    name: str,
+    value: Any,
+    *args: P.args,
+    **options: P.kwargs,
+) -> T | None:
+    """Return None for None, and otherwise what a check of this module returns.
+
+    Args:
+        check: ``number``, ``integer``, ….
+        name: Of the option.
+        value: What was given.
+        *args: Of the check.
+        **options: Of the check.
+    """
+    return None if value is None else check(name, value, *args, **options)
+
+
+def put(owner: object, **values: Any) -> None:
+    """Set attributes of a frozen dataclass, from its ``__post_init__``.
+
+    Args:
+        owner: The dataclass.
+        **values: By the attribute's name.
+    """
+    for name, value in values.items():
+        object.__setattr__(owner, name, value)
+
+
+# -- tensors --------------------------------------------------------------------
+
+
+def tensor(name: str, value: Any, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Return a real floating-point tensor.
+
+    Args:
+        name: What it is, in words.
+        value: What was given.
+        shape: That it must have. Default any.
+
+    Raises:
+        TypeError: If it is no tensor, or one of another kind of numbers.
+        ValueError: If it has another shape, or is on the meta device.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is {shown(value)}; wrap it with torch.as_tensor")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} has dtype {value.dtype}; it must be real and floating")
+    if shape is not None and value.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {shape}")
+    if value.is_meta:
+        raise ValueError(f"{name} is on the meta device and holds no numbers")
+    return value
+
+
+def floating(name: str, value: Any) -> torch.dtype:
+    """Return a dtype of real floating-point numbers.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise TypeError(
+            f"{name} is {shown(value)}; pass torch.float64 or another real "
+            "floating-point dtype"
+        )
+    return value
+
+
+def device(value: Any) -> torch.device:
+    """Return a device as tensors call it: ``cuda`` is ``cuda:0``.
+
+    Args:
+        value: Its name, or a ``torch.device``.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If there is no such device here.
+    """
+    if not isinstance(value, (str, torch.device)):
+        raise TypeError(f"device is {shown(value)}; pass 'cpu', 'cuda' or a torch.device")
+    try:
+        return torch.empty(0, device=value).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device is {str(value)!r}, not to be had: {reason}") from error
+
+
+# -- inside ---------------------------------------------------------------------
+
+
+def _plain(value: Any) -> int | float | None:
+    """Return a value as a Python number, or None if it is none."""
+    if isinstance(value, Tensor):
+        if value.ndim or value.is_meta:
+            return None
+        value = value.item()
+    elif isinstance(value, np.ndarray):
+        if value.ndim:
+            return None
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    if not isinstance(value, (int, np.integer, numbers.Real)):
+        return None
+    try:
+        plain = float(value)
+    except OverflowError:
+        return math.inf if cast("int", value) > 0 else -math.inf
+    return int(value) if isinstance(value, (int, np.integer)) else plain
+
+
+def _range(
+    above: float | None, least: float | None, below: float | None, most: float | None
+) -> str:
+    """Return a range in words."""
+    bounded = most is not None or (below is not None and below < math.inf)
+    low = above if above is not None else least
+    if low is not None and bounded:
+        left, right = "[" if above is None else "(", "]" if below is None else ")"
+        return (
+            f"it must lie in {left}{low:g}, {most if below is None else below:g}{right}"
+        )
+    if low is None:
+        if bounded:
+            return f"it must be {'below' if most is None else 'at most'} " + (
+                f"{below if most is None else most:g}"
+            )
+        return "it must be finite" if below == math.inf else "it must not be NaN"
+    words = "above" if above is not None else "at least"
+    text = f"it must be {words} {low:g}"
+    if low == 0.0:
+        text = f"it must be {'positive' if above is not None else 'zero or positive'}"
+    return text + (" and finite" if below == math.inf else "")
