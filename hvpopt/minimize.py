@@ -324,7 +324,7 @@ def resume(
             method, fallback = fallback, None
         saved = problem.limits
         limits = Limits(
-            int(saved["max_iter"]) if max_iter is None else max_iter,
+            saved["max_iter"] if max_iter is None else max_iter,
             saved["max_products"] if max_products is None else max_products,
             max_seconds,
             saved["gtol"] if gtol is None else gtol,
