@@ -47,11 +47,14 @@ class Waveforms:
             self.survey.check(models)
         return models
 
-    def check_connected(self, model: Model) -> None:
+    def check_connected(self, model: Model) -> bool:
         """Raise ValueError unless the parameterisation depends on every unknown.
 
         Args:
             model: The unknowns.
+
+        Returns:
+            True if its derivative depends on the unknowns too; False for a linear map.
 
         Raises:
             ValueError: If it carries no graph, or ignores an unknown: that block of the
@@ -63,9 +66,13 @@ class Waveforms:
             models = self.models(rebuild(model, leaves), check=False)
         live = live_models(models)
         used = torch.autograd.grad(
-            live, leaves, [torch.zeros_like(m) for m in live], allow_unused=True
+            live,
+            leaves,
+            [torch.zeros_like(m) for m in live],
+            allow_unused=True,
+            create_graph=True,
         )
-        every_gradient(named, used)
+        return any(u.requires_grad for u in every_gradient(named, used))
 
     def loss(self, models: Sequence[Tensor], shots: Shots = None) -> Tensor:
         """Return the part of ``ℓ(F(V))`` that some shots contribute, a scalar."""
