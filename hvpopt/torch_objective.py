@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from hvpopt.hessian import HessianOperator, check_scalar, gradient_graph
-from hvpopt.models import Model, call_loss, named_tensors, rebuild
+from hvpopt.copies import call_with_graph, new_leaves, writes
+from hvpopt.hessian import IN_PLACE, HessianOperator, check_scalar, gradient_graph
+from hvpopt.models import Model, rebuild
 from hvpopt.objective import Kind, Linearisation, Objective, check_kind
 from hvpopt.space import ModelSpace
 
@@ -18,7 +18,9 @@ class TorchObjective(Objective):
 
     Args:
         loss: Called as the model is arranged: ``loss(t)``, ``loss(a, b)`` or
-            ``loss(vp=a, vs=b)``.
+            ``loss(vp=a, vs=b)``. It is given copies and may work in place on them; one
+            that writes where autograd cannot see it (``v.data.clamp_(0, 1)``) is refused
+            where that shows: give bounds instead.
         name: What its part is called in a sum. Default the function's own name.
         convex: Says that the loss is convex in the model (most regularisers are). Its
             exact Hessian then serves where Gauss-Newton is asked for.
@@ -40,6 +42,7 @@ class TorchObjective(Objective):
             )
         super().__init__(name or str(getattr(loss, "__name__", type(loss).__name__)))
         self._loss = loss
+        self._works_in_place = False
         self.convex = convex
 
     @property
@@ -53,9 +56,12 @@ class TorchObjective(Objective):
 
     def value(self, model: Model) -> float:
         """Return the objective, building no graph. NaN and infinity are returned."""
-        with torch.no_grad():
-            detached = rebuild(model, [t.detach() for t in named_tensors(model).values()])
-            value = call_loss(self._loss, detached)
+        value, wrote = writes(self._loss, model)
+        if wrote and not self._works_in_place:
+            # once: is it part of the graph, or unseen by it?
+            leaves = rebuild(model, new_leaves(model))
+            call_with_graph(self._loss, leaves, "the loss", IN_PLACE)
+            self._works_in_place = True
         self.counts.tally(values=1)
         if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
             return float(value)

@@ -43,11 +43,12 @@ class WaveformMisfit(ShotSum):
         misfit: ℓ: ``"l2"`` (the mean of squares over all samples), ``"huber"``,
             ``"envelope"``, ``"normalised-correlation"``, a ``DataMisfit``, a function of
             ``deepwave.misfits``, or any function of (simulated, observed) that sums
-            over shots.
+            over shots. It is given copies and may work in place on them.
         parameterisation: V, any differentiable map from the unknowns (called ``V(t)``,
             ``V(a, b)`` or ``V(name=a)``, as they are arranged) to the propagator's
             models: a tensor, a tuple in its order, or a dict by its names. Products
-            include its second derivative. Default the unknowns are the models.
+            include its second derivative, by autograd: see ``parameterisation`` for when
+            to run ``check_hessian``. Default the unknowns are the models.
         shots_per_group: Shots that run together. Default: on a CPU as many as torch has
             threads, since more take memory and save no time; on a GPU all. Products by
             double backprop run all together by default, for one graph to serve them.
@@ -103,10 +104,15 @@ class WaveformMisfit(ShotSum):
         self.engine = engine
         data = check_observed(survey, observed)
         data_misfit = as_data_misfit(misfit)
+        data_misfit.check_writes(data)
         data_misfit.check_adds(data)
         super().__init__(
             Waveforms(
-                survey, parameterisation, data_misfit, data, data_misfit.constants(data)
+                survey,
+                parameterisation,
+                data_misfit,
+                data,
+                data_misfit.take_constants(data),
             ),
             name,
             shots_per_group=shots_per_group,

@@ -24,6 +24,7 @@ class NormalisedCorrelation(DataMisfit):
 
     name = "normalised correlation"
     adds = True
+    reads_only = True
 
     def of_shots(
         self, simulated: Data, observed: Data, shots: Shots, constants: Constants
@@ -62,6 +63,7 @@ class Envelope(DataMisfit):
 
     name = "envelope"
     adds = True
+    reads_only = True
 
     def __init__(self, damping: float = 1e-3) -> None:
         if not 0 < damping < float("inf"):
@@ -167,6 +169,7 @@ class DeepwaveMisfit(DataMisfit):
     """
 
     adds = True
+    reads_only = True
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self._function = function

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt.copies import call_with_graph, new_leaves, writes
 from hvpopt.fwi.acquisition import Shots, take
 from hvpopt.fwi.data_misfits import Constants, DataMisfit
 from hvpopt.fwi.survey import Data, Survey
-from hvpopt.models import Model, call_loss, named_tensors, rebuild
+from hvpopt.hessian import IN_PLACE
+from hvpopt.models import Model, named_tensors, rebuild
 from hvpopt.objective import Kind
 
 
@@ -37,15 +39,26 @@ class Waveforms:
 
     def models(self, model: Model, *, check: bool = True) -> tuple[Tensor, ...]:
         """Return V(m) in the propagator's order, with a graph where ``model`` has one."""
-        mapped = (
-            model
-            if self.parameterisation is None
-            else call_loss(self.parameterisation, model)
-        )
-        models = self.survey.arrange(mapped)
+        models = self.survey.arrange(self._mapped(model))
         if check:
             self.survey.check(models)
         return models
+
+    def _mapped(self, model: Model) -> Any:
+        """Return what the parameterisation returns; it is given copies."""
+        function = self.parameterisation
+        if function is None:
+            return model
+        what = "the parameterisation"
+        if not torch.is_grad_enabled() or not any(
+            t.requires_grad for t in named_tensors(model).values()
+        ):
+            mapped, wrote = writes(function, model)
+            if wrote:  # unseen by a graph too?
+                leaves = rebuild(model, new_leaves(model))
+                call_with_graph(function, leaves, what, IN_PLACE)
+            return mapped
+        return call_with_graph(function, model, what, IN_PLACE)
 
     def check_connected(self, model: Model) -> bool:
         """Raise ValueError unless the parameterisation depends on every unknown.
@@ -76,12 +89,11 @@ class Waveforms:
 
     def loss(self, models: Sequence[Tensor], shots: Shots = None) -> Tensor:
         """Return the part of ``ℓ(F(V))`` that some shots contribute, a scalar."""
-        data = self.survey.propagate(models, shots)
-        return self.data_loss(data, shots)
+        return self.data_loss(self.survey.propagate(models, shots), shots)
 
     def data_loss(self, data: Data, shots: Shots = None) -> Tensor:
         """Return the part of ``ℓ(d)`` that some shots contribute, a scalar."""
-        return self.data_misfit.of_shots(data, self._rows(shots), shots, self.constants)
+        return self.data_misfit.evaluate(data, self._rows(shots), shots, self.constants)
 
     def derivatives(
         self, data: Data, perturbation: Data, shots: Shots, kind: Kind
