@@ -156,7 +156,9 @@ def check_hessian(
 
     Returns:
         The report; ``measured`` is the slope, or the worst remainder for a loss that is
-        quadratic to rounding.
+        quadratic to rounding, or the relative error where the slope has not settled. The
+        loss's own rounding is taken from the shortest steps, and the verdict from powers
+        of the step fitted to the sweep: see ``CheckReport.outcome``.
     """
     return _check_taylor(loss, model, order=2, **options)  # type: ignore[arg-type]
 
@@ -322,15 +324,11 @@ class _Powers:
         )
 
     def resolves(self, term: float) -> bool:
-        """True if an error of the highest derivative by RESOLUTION would be seen.
-
-        Args:
-            term: That derivative's coefficient in the Taylor series.
-        """
+        """True if an error of RESOLUTION in the highest derivative would be seen."""
         return self.uncertain[self.order] <= RESOLUTION * self._size(term)
 
     def error(self, term: float) -> float:
-        """Return the error of the highest derivative, relative."""
+        """Return the error of the highest derivative, relative to its ``term``."""
         return abs(self.found[self.order]) / self._size(term)
 
     def _size(self, term: float) -> float:
