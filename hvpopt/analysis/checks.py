@@ -261,8 +261,8 @@ def _derivatives(
     if order == 1:
         value, shaped = objective.value_and_gradient(model)
         gradient = space.gradient_to_vector(shaped)
-        roundings = (noise * float(gradient.norm()) * length,)
-        return _Derivatives(value, float(gradient @ along), 0.0, roundings)
+        rounding = noise * float(gradient.norm()) * length
+        return _Derivatives(value, float(gradient @ along), 0.0, (rounding,))
     lin = objective.linearise(model, "exact", space=space)
     assert lin.hessian is not None
     gradient = space.gradient_to_vector(lin.gradient)

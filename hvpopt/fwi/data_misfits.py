@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hvpopt.copies import GraphCopies
 from hvpopt.fwi.acquisition import Shots, take
+from hvpopt.fwi.arguments import kind_of, number
 from hvpopt.fwi.autodiff import jvp, vjp
 from hvpopt.fwi.survey import Data
 from hvpopt.objective import Kind
@@ -251,6 +252,12 @@ class _Weighted(DataMisfit):
 
     def constants(self, observed: Data) -> Constants:
         """Return the number of samples; check that the weights fit the data."""
+        for weights in (self._traces, self._samples):
+            if isinstance(weights, Mapping) and (unknown := set(weights) - set(observed)):
+                raise ValueError(
+                    f"weights are given for channels {sorted(map(str, unknown))}; the "
+                    f"data have {list(observed)}"
+                )
         for channel, data in observed.items():
             shots, receivers, samples = data.shape
             _check_weights("trace", self._traces, channel, [(shots, receivers)])
@@ -344,8 +351,8 @@ class Huber(_Weighted):
         sample_weights: Weights = None,
     ) -> None:
         super().__init__(trace_weights, sample_weights)
-        if delta is not None and not 0 < delta < float("inf"):
-            raise ValueError(f"delta is {delta}; it must be positive and finite")
+        if delta is not None:
+            delta = number("delta", delta, positive=True)
         self._delta = delta
 
     def constants(self, observed: Data) -> Constants:
@@ -392,6 +399,11 @@ def _check_weights(
     tensor = _of_channel(weights, channel)
     if tensor is None:
         return
+    if not isinstance(tensor, Tensor) or tensor.is_complex():
+        raise TypeError(
+            f"{kind} weights of channel {channel!r} are {kind_of(tensor)}; give a real "
+            "torch.Tensor"
+        )
     if tuple(tensor.shape) not in allowed:
         raise ValueError(
             f"{kind} weights of channel {channel!r} have shape {tuple(tensor.shape)}, "

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt.fwi.arguments import indices, instance, number, whole
 from hvpopt.fwi.autodiff import vjp
 from hvpopt.fwi.misfit import WaveformMisfit
+from hvpopt.fwi.shot_sum import ShotSum
 from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner
 from hvpopt.models import Model, copy_model, named_tensors, rebuild
@@ -97,6 +99,10 @@ def gauss_newton_diagonal(
         ValueError: For no probe, a negative width, an unknown shot, or a diagonal with
             no positive entry.
     """
+    instance("misfit", misfit, ShotSum, "a hvpopt.fwi.WaveformMisfit")
+    n_probes, seed = whole("n_probes", n_probes, 1), whole("seed", seed, 0)
+    smooth_cells = number("smooth_cells", smooth_cells, least=0)
+    damping = number("damping", damping, least=0)
     every = range(misfit.survey.n_shots) if shots is None else shots
     space = ModelSpace(model) if space is None else space
     operator = misfit.hessian(model, "gauss-newton", space=space, shots=every)
@@ -149,6 +155,9 @@ def source_illumination(
         ValueError: For another propagator, a survey with ``survey_pad``, a model that
             does not fit, or a wavefield that is zero.
     """
+    instance("misfit", misfit, ShotSum, "a hvpopt.fwi.WaveformMisfit")
+    smooth_cells = number("smooth_cells", smooth_cells, least=0)
+    damping = number("damping", damping, least=0)
     survey = misfit.survey
     if survey.propagator != "scalar":
         raise ValueError(
@@ -162,7 +171,9 @@ def source_illumination(
         )
     space = ModelSpace(model) if space is None else space
     space.match(model, "model")
-    taken = misfit.live_shots if shots is None else list(shots)
+    taken = misfit.live_shots
+    if shots is not None:
+        taken = indices("shots", shots, survey.n_shots)
     leaves = [t.requires_grad_() for t in named_tensors(copy_model(model)).values()]
     with torch.enable_grad():
         (velocity,) = misfit.waveforms.models(rebuild(model, leaves))

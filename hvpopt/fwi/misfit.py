@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
+from hvpopt.fwi.arguments import instance, text, whole
 from hvpopt.fwi.born import BornHessian, WaveformHessian
 from hvpopt.fwi.double_backprop import DoubleBackpropHessian
 from hvpopt.fwi.encoding import encode, random_codes, why_not_encoded
@@ -21,7 +22,7 @@ from hvpopt.fwi.shot_sum import ShotSum, detached
 from hvpopt.fwi.subsets import ShotSubset
 from hvpopt.fwi.survey import Survey
 from hvpopt.fwi.trace_misfits import as_data_misfit
-from hvpopt.fwi.waveforms import Waveforms, check_observed
+from hvpopt.fwi.waveforms import Waveforms, check_observed, check_parameterisation
 from hvpopt.memory import PeakMemory
 from hvpopt.models import Model
 from hvpopt.objective import Kind, check_kind
@@ -100,7 +101,10 @@ class WaveformMisfit(ShotSum):
         on_bad_shot: str = "raise",
         name: str = "waveforms",
     ) -> None:
+        instance("survey", survey, Survey, "a hvpopt.fwi.Survey")
         check_engine(engine)
+        check_parameterisation(parameterisation)
+        seed, name = whole("seed", seed, 0), text("name", name)
         self.engine = engine
         data = check_observed(survey, observed)
         data_misfit = as_data_misfit(misfit)
@@ -224,6 +228,7 @@ class WaveformMisfit(ShotSum):
                 weights, receivers that differ from shot to shot, initial wavefields.
         """
         check_kind(kind)
+        whole("n_encoded", n_encoded, 1, self.survey.n_shots)
         live = self.live_shots
         codes = torch.zeros(n_encoded, self.survey.n_shots, dtype=torch.float64)
         codes[:, live] = random_codes(n_encoded, len(live), seed)

@@ -176,6 +176,8 @@ def each_bound(bound: PerParameter, convert: Callable[[Any], Any]) -> PerParamet
     """Return bounds with a function applied to each, None left as it is."""
     if bound is None:
         return None
+    if isinstance(bound, (str, bytes)):
+        raise TypeError(f"a bound is {bound!r}; it must be a number or a tensor")
     if isinstance(bound, Mapping):
         return {name: each_bound(b, convert) for name, b in bound.items()}
     if isinstance(bound, Sequence):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hvpopt.copies import call_with_graph, new_leaves, writes
 from hvpopt.fwi.acquisition import Shots, take
+from hvpopt.fwi.arguments import kind_of
 from hvpopt.fwi.data_misfits import Constants, DataMisfit
 from hvpopt.fwi.survey import Data, Survey
 from hvpopt.hessian import IN_PLACE
@@ -105,6 +106,17 @@ class Waveforms:
 
     def _rows(self, shots: Shots) -> Data:
         return {channel: take(d, shots) for channel, d in self.observed.items()}
+
+
+def check_parameterisation(function: object) -> None:
+    """Raise TypeError unless a parameterisation is None or can be called."""
+    if function is not None and not callable(function):
+        raise TypeError(f"parameterisation is a {kind_of(function)}; it must be callable")
+    if isinstance(function, type):
+        raise TypeError(
+            f"parameterisation is the {kind_of(function)}; pass an instance, "
+            f"{function.__name__}(...)"
+        )
 
 
 def live_models(models: Sequence[Tensor]) -> list[Tensor]:
