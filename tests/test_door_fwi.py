@@ -350,7 +350,7 @@ FILES = {
     "gathers dt nan": (
         lambda p: read_gathers(p / "v.npy", dt=NAN),
         ValueError,
-        "dt is nan",
+        "dt=nan is not plausible",
     ),
     "gathers pad": (
         lambda p: read_gathers(p / "v.npy", dt=DT, pad="yes"),

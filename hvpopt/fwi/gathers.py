@@ -45,8 +45,6 @@ class Gathers:
             tensor = getattr(self, name)
             if name == "data" or tensor is not None:
                 instance(name, tensor, Tensor, "a torch.Tensor")
-        if self.live is not None and self.live.dtype != torch.bool:
-            raise TypeError(f"live is {self.live.dtype}; it must be torch.bool")
         if self.data.ndim != 3 or self.data.numel() == 0:
             raise ValueError(
                 f"gathers have shape {tuple(self.data.shape)}, expected [shot, receiver, "
@@ -67,11 +65,14 @@ class Gathers:
                     f"{name} has shape {tuple(tensor.shape)}, expected {shape} for data "
                     f"of shape {tuple(self.data.shape)}"
                 )
+        if self.live is not None and self.live.dtype != torch.bool:
+            raise TypeError(f"live is {self.live.dtype}; it must be torch.bool")
 
 
-def check_dt(dt: float) -> None:
+def check_dt(dt: Any) -> None:
     """Raise ValueError unless a sampling interval is plausible in seconds."""
-    number("dt", dt, positive=True)
+    if not isinstance(dt, float):
+        dt = number("dt", dt)
     if not 0 < dt < 1:
         raise ValueError(
             f"dt={dt:g} is not plausible in seconds, which it must be in; 4 ms is 0.004"

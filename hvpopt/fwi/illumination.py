@@ -21,10 +21,11 @@ from torch import Tensor
 from hvpopt.fwi.arguments import indices, instance, number, whole
 from hvpopt.fwi.autodiff import vjp
 from hvpopt.fwi.misfit import WaveformMisfit
-from hvpopt.fwi.shot_sum import ShotSum
+from hvpopt.fwi.survey import Survey
 from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner
 from hvpopt.models import Model, copy_model, named_tensors, rebuild
+from hvpopt.objective import Objective
 from hvpopt.space import ModelSpace
 
 #: Of the parameterisation alone, for ``source_illumination``: no waves run, and one is
@@ -99,7 +100,7 @@ def gauss_newton_diagonal(
         ValueError: For no probe, a negative width, an unknown shot, or a diagonal with
             no positive entry.
     """
-    instance("misfit", misfit, ShotSum, "a hvpopt.fwi.WaveformMisfit")
+    _check_misfit(misfit)
     n_probes, seed = whole("n_probes", n_probes, 1), whole("seed", seed, 0)
     smooth_cells = number("smooth_cells", smooth_cells, least=0)
     damping = number("damping", damping, least=0)
@@ -155,7 +156,7 @@ def source_illumination(
         ValueError: For another propagator, a survey with ``survey_pad``, a model that
             does not fit, or a wavefield that is zero.
     """
-    instance("misfit", misfit, ShotSum, "a hvpopt.fwi.WaveformMisfit")
+    _check_misfit(misfit)
     smooth_cells = number("smooth_cells", smooth_cells, least=0)
     damping = number("damping", damping, least=0)
     survey = misfit.survey
@@ -186,6 +187,13 @@ def source_illumination(
     if smooth_cells > 0:
         diagonal = smooth_diagonal(diagonal, space, smooth_cells)
     return Illumination(diagonal, space, damping=damping)
+
+
+def _check_misfit(misfit: object) -> None:
+    """Raise TypeError unless this is a waveform misfit, of one process or of several."""
+    hint = "a hvpopt.fwi.WaveformMisfit"
+    instance("misfit", misfit, Objective, hint)
+    instance("the survey of misfit", getattr(misfit, "survey", None), Survey, hint + "'s")
 
 
 def _acceleration_energy(
