@@ -18,14 +18,9 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.copies import call_with_graph, new_leaves
 from hvpopt.counts import Counts
-from hvpopt.models import (
-    Model,
-    call_loss,
-    named_tensors,
-    rebuild,
-    warn_of_hooks,
-)
+from hvpopt.models import Model, named_tensors, rebuild, warn_of_hooks
 from hvpopt.operators import SymmetricOperator
 from hvpopt.second_order import (
     SecondOrderError,
@@ -36,6 +31,11 @@ from hvpopt.space import ModelSpace, checked_space
 
 # A product through a long graph loses about a digit to accumulated rounding.
 ROUNDING = 8.0
+#: What to do about a loss that writes to its model unseen.
+IN_PLACE = (
+    "give limits of the model as bounds (lower=, upper=), and let the loss compute with "
+    "a copy (v = v.clamp(0, 1) in place of v.data.clamp_(0, 1))"
+)
 
 
 def model_noise(model: Model) -> float:
@@ -56,25 +56,26 @@ def gradient_graph(
     """Evaluate a loss and its gradient at a copy of a model.
 
     Args:
-        loss: A scalar torch function, called as the model is arranged.
+        loss: A scalar torch function, called as the model is arranged. It may work in
+            place on what it is given, where autograd sees that.
         model: Where to evaluate. Not changed.
         create_graph: Keep the gradient differentiable.
 
     Returns:
-        The loss, the leaves it was evaluated at, and its gradients, one per leaf.
+        The loss, the leaves of its graph, and its gradients, one per leaf. The leaves
+        share memory with the model, which the graph does not read.
 
     Raises:
         TypeError: If the loss does not return a real torch scalar.
-        ValueError: If it returns another shape, is not finite, carries no graph, or
-            ignores a parameter.
+        ValueError: If it returns another shape, is not finite, carries no graph,
+            ignores a parameter, or changes one where autograd cannot see it.
         SecondOrderError: If the gradient exists, but not with a graph of its own.
     """
     named = named_tensors(model)
     for name, given in named.items():
         checks.tensor(f"parameter {name!r}", given)
-    leaves = [t.detach().clone().requires_grad_() for t in named.values()]
-    with torch.enable_grad():
-        value = call_loss(loss, rebuild(model, leaves))
+    leaves = new_leaves(model)
+    value = call_with_graph(loss, rebuild(model, leaves), "the loss", IN_PLACE)
     check_scalar(value)
     if not value.requires_grad:
         raise ValueError(

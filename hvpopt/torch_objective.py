@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.hessian import HessianOperator, check_scalar, gradient_graph
-from hvpopt.models import Model, call_loss, named_tensors, rebuild
+from hvpopt.copies import call_with_graph, new_leaves, writes
+from hvpopt.hessian import IN_PLACE, HessianOperator, check_scalar, gradient_graph
+from hvpopt.models import Model, named_tensors, rebuild
 from hvpopt.objective import Kind, Linearisation, Objective, check_kind
 from hvpopt.space import ModelSpace
 
@@ -19,7 +19,9 @@ class TorchObjective(Objective):
 
     Args:
         loss: Called as the model is arranged: ``loss(t)``, ``loss(a, b)`` or
-            ``loss(vp=a, vs=b)``.
+            ``loss(vp=a, vs=b)``. It is given copies and may work in place on them; one
+            that writes where autograd cannot see it (``v.data.clamp_(0, 1)``) is refused
+            where that shows: give bounds instead.
         name: What its part is called in a sum. Default the function's own name.
         convex: Says that the loss is convex in the model (most regularisers are). Its
             exact Hessian then serves where Gauss-Newton is asked for.
@@ -44,6 +46,7 @@ class TorchObjective(Objective):
         checks.optional(checks.instance, "name", name, str, "pass a text")
         super().__init__(name or str(getattr(loss, "__name__", type(loss).__name__)))
         self._loss = loss
+        self._works_in_place = False
         self.convex = checks.flag("convex", convex)
 
     @property
@@ -57,16 +60,15 @@ class TorchObjective(Objective):
 
     def value(self, model: Model) -> float:
         """Return the objective, building no graph. NaN and infinity are returned."""
+        for name, given in named_tensors(model).items():
+            checks.tensor(f"parameter {name!r}", given)
         self.counts.tally(values=1)
-        with torch.no_grad():
-            detached = rebuild(
-                model,
-                [
-                    checks.tensor(f"parameter {name!r}", t).detach()
-                    for name, t in named_tensors(model).items()
-                ],
-            )
-            value = call_loss(self._loss, detached)
+        value, wrote = writes(self._loss, model)
+        if wrote and not self._works_in_place:
+            # once: is it part of the graph, or unseen by it?
+            leaves = rebuild(model, new_leaves(model))
+            call_with_graph(self._loss, leaves, "the loss", IN_PLACE)
+            self._works_in_place = True
         if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
             return float(value)
         check_scalar(value)

@@ -13,6 +13,7 @@ ORDER = (
     "second_order",
     "checks",
     "models",
+    "copies",
     "space",
     "operators",
     "hessian",

@@ -10,6 +10,8 @@ import deepwave
 import torch
 from torch import Tensor
 
+from hvpopt.fwi.arguments import instance
+
 #: Indices of the shots that take part, or None for all of them.
 Shots: TypeAlias = "Sequence[int] | None"
 
@@ -122,6 +124,7 @@ def parse_sources(sources: Mapping[str, Any]) -> dict[str, tuple[Tensor, Points]
         TypeError: For values that are no such tuple.
         ValueError: For no source, or shapes that do not fit.
     """
+    instance("sources", sources, Mapping, "a dict {channel: (amplitudes, locations)}")
     if not sources:
         raise ValueError("the survey has no sources; pass sources={channel: ...}")
     parsed = {}
@@ -167,12 +170,19 @@ def parse_receivers(receivers: Mapping[str, Any]) -> dict[str, Points]:
         By channel, in the order given.
 
     Raises:
+        TypeError: For receivers that are no such mapping, or locations no numbers.
         ValueError: For no receiver, or shapes that do not fit.
     """
+    instance("receivers", receivers, Mapping, "a dict {channel: locations}")
     if not receivers:
         raise ValueError("the survey has no receivers; pass receivers={channel: ...}")
     parsed = {}
     for channel, value in receivers.items():
+        if isinstance(value, tuple) and len(value) != 2:
+            raise TypeError(
+                f"receivers[{channel!r}] must be locations or (locations, mask), got a "
+                f"tuple of {len(value)}"
+            )
         locations, mask = value if isinstance(value, tuple) else (value, None)
         parsed[channel] = _points(locations, mask, f"receivers[{channel!r}]")
     return parsed
@@ -182,6 +192,15 @@ def _points(locations: Any, mask: Any, what: str) -> Points:
     hicks = locations if isinstance(locations, deepwave.Hicks) else None
     if hicks is not None:
         locations = hicks.get_locations()
+    if isinstance(locations, Tensor) and (
+        locations.dtype == torch.bool or locations.is_complex()
+    ):
+        raise TypeError(
+            f"the locations of {what} are {locations.dtype}; they must be cell indices, "
+            "integers or floats"
+        )
+    if isinstance(locations, Tensor) and not bool(torch.isfinite(locations).all()):
+        raise ValueError(f"the locations of {what} have NaN or infinite coordinates")
     if not isinstance(locations, Tensor) or locations.ndim != 3:
         raise ValueError(
             f"the locations of {what} must be a tensor [shot, point, dimension] or a "

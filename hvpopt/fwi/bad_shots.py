@@ -165,4 +165,6 @@ def constants_without(misfit: DataMisfit, observed: Data, live: list[int]) -> Co
         # weights enter no constant, and those by shot fit the whole survey only
         misfit = copy.copy(misfit)
         misfit._traces = misfit._samples = None
-    return misfit.constants({channel: take(d, live) for channel, d in observed.items()})
+    return misfit.take_constants(
+        {channel: take(d, live) for channel, d in observed.items()}
+    )

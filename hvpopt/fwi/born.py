@@ -7,6 +7,13 @@ With φ(m) = ℓ(F(V(m))), r = ∇ℓ(d), q = ∇²ℓ(d) δd, δV = V'(m) w and
 
 One call of a Born propagator gives F(V) and F'(V) δV; its first-order backward, the
 gradient of both sums in V and in δV. V's own derivatives are taken once for all groups.
+Of the first sum, what δV contributes through m is, with g = F'(V)ᵀ r held constant,
+
+    ∇_m ⟨g, V'(m) w⟩ = ∇_m ⟨V'(m)ᵀ g, w⟩
+
+and is made of two reverse passes as on the right. A differentiated ``V'(m) w`` would be a
+third derivative to autograd, which drops parts of it without a word for layer and batch
+normalisation.
 """
 
 from __future__ import annotations
@@ -97,8 +104,11 @@ class WaveformHessian(SymmetricOperator):
         self._runner = GroupRunner() if runner is None else runner
         self._settle = settle
         self._unit = unit
-        if waveforms.parameterisation is not None:
-            waveforms.check_connected(self._model)
+        #: True if V'(m) depends on m
+        self._curved = (
+            waveforms.parameterisation is not None
+            and waveforms.check_connected(self._model)
+        )
 
     @property
     def curvature(self) -> str:
@@ -150,13 +160,16 @@ class BornHessian(WaveformHessian):
     engine = "born"
 
     def _product(self, vector: Tensor) -> Tensor:
-        leaves = self._leaves()
+        leaves, steps = self._leaves(), self._steps(vector)
         with torch.enable_grad():
             models = self._waveforms.models(rebuild(self._model, leaves), check=False)
         # inputs of the waves, cut from V's graph so that groups can add to one gradient
         inputs = [m.detach().requires_grad_(m.requires_grad) for m in models]
-        deltas = self._deltas(models, leaves, self._steps(vector))
-        pushes = [d.detach().requires_grad_(d.requires_grad) for d in deltas]
+        bent = self._curved and self.kind == "exact"
+        pushes = [
+            d.detach().requires_grad_(bent and m.requires_grad)
+            for d, m in zip(self._deltas(models, leaves, steps), models, strict=True)
+        ]
         cuts = [*inputs, *pushes]
 
         def part(group: list[int]) -> Terms:
@@ -170,21 +183,22 @@ class BornHessian(WaveformHessian):
 
         names = 2 * self._waveforms.survey.model_names
         gradients = self._sum(part, names, PROPAGATIONS)
-        found = [
-            (through, gradient)
-            for through, gradient in zip([*models, *deltas], gradients, strict=True)
-            if gradient is not None
-        ]
-        return self._row(vjp([t for t, _ in found], leaves, [g for _, g in found]))
+        in_models, in_pushes = gradients[: len(models)], gradients[len(models) :]
+        rows = _pulled(models, leaves, in_models, retain_graph=bent)
+        if bent:
+            with torch.enable_grad():
+                back = _pulled(models, leaves, in_pushes, create_graph=True)
+            seconds = vjp(back, leaves, steps)
+            rows = [row + second for row, second in zip(rows, seconds, strict=True)]
+        return self._row(rows)
 
     def _deltas(
         self, models: Sequence[Tensor], leaves: list[Tensor], steps: list[Tensor]
     ) -> Sequence[Tensor]:
-        """Return δV = V'(m) w, differentiable in m where it depends on it."""
+        """Return δV = V'(m) w."""
         if self._waveforms.parameterisation is None:
             return self._waveforms.survey.arrange(rebuild(self._model, steps))
-        # Gauss-Newton differentiates V once only
-        return jvp(models, leaves, steps, create_graph=self.kind == "exact")
+        return jvp(models, leaves, steps)
 
     def _add_exact(
         self, inputs: list[Tensor], pushes: list[Tensor], group: list[int]
@@ -211,6 +225,17 @@ class BornHessian(WaveformHessian):
         with torch.enable_grad():
             data = survey.propagate(inputs, group)
             _pull_back(list(data.values()), [q[channel] for channel in data], [])
+
+
+def _pulled(
+    models: Sequence[Tensor],
+    leaves: list[Tensor],
+    weights: Sequence[Tensor | None],
+    **options: bool,
+) -> list[Tensor]:
+    """Return ``V'ᵀ weights``; a weight that is None counts as zero."""
+    found = [(m, w) for m, w in zip(models, weights, strict=True) if w is not None]
+    return vjp([m for m, _ in found], leaves, [w for _, w in found], **options)
 
 
 def _pull_back(

@@ -14,7 +14,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from hvpopt.copies import GraphCopies
 from hvpopt.fwi.acquisition import Shots, take
+from hvpopt.fwi.arguments import kind_of, number
 from hvpopt.fwi.autodiff import jvp, vjp
 from hvpopt.fwi.survey import Data
 from hvpopt.objective import Kind
@@ -35,11 +37,14 @@ class DataMisfit(ABC):
         name: For reports.
         convex: True if ``ℓ`` is convex in the data.
         adds: True if it is known to add over shots; otherwise that is tested.
+        reads_only: True if it is known not to write to the data that it is given;
+            otherwise it is given copies.
     """
 
     name: str = "misfit"
     convex: bool = False
     adds: bool = False
+    reads_only: bool = False
 
     @property
     def same_square_for_every_shot(self) -> bool:
@@ -69,6 +74,39 @@ class DataMisfit(ABC):
             shots: Which shots the rows are; None for all.
             constants: What ``constants`` returned for all of them.
         """
+
+    def evaluate(
+        self, simulated: Data, observed: Data, shots: Shots, constants: Constants
+    ) -> Tensor:
+        """Return ``of_shots`` of data that stay as they are, whatever it does to them.
+
+        Args:
+            simulated: As for ``of_shots``.
+            observed: Likewise.
+            shots: Likewise.
+            constants: Likewise.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            WrittenError: If it writes to simulated data where autograd cannot see it.
+        """
+        if self.reads_only:
+            return self.of_shots(simulated, observed, shots, constants)
+        given = GraphCopies(list(simulated.values()))
+        value = self.of_shots(
+            dict(zip(simulated, given.tensors, strict=True)),
+            copied(observed),
+            shots,
+            constants,
+        )
+        given.check(
+            (f"simulated {channel}" for channel in simulated),
+            f"the misfit {self.name!r}",
+            "change a copy (simulated = simulated.clone()) with gradients enabled",
+        )
+        return value
 
     def residual(
         self, simulated: Data, observed: Data, shots: Shots, constants: Constants
@@ -122,11 +160,17 @@ class DataMisfit(ABC):
         data = {c: d.detach().requires_grad_() for c, d in simulated.items()}
         leaves, steps = list(data.values()), [perturbation[c] for c in data]
         with torch.enable_grad():
-            value = self.of_shots(data, observed, shots, constants)
+            value = self.evaluate(data, observed, shots, constants)
             slopes = vjp([value], leaves, [torch.ones_like(value)], create_graph=True)
             residual = None
             if kind == "gauss-newton":
-                residual = self.residual(data, observed, shots, constants)
+                own = self.reads_only
+                residual = self.residual(
+                    data if own else copied(data),
+                    observed if own else copied(observed),
+                    shots,
+                    constants,
+                )
             if residual is None:
                 bends = vjp(slopes, leaves, steps)
             else:
@@ -136,6 +180,27 @@ class DataMisfit(ABC):
             {c: s.detach() for c, s in zip(data, slopes, strict=True)},
             dict(zip(data, bends, strict=True)),
         )
+
+    def take_constants(self, observed: Data) -> Constants:
+        """Return ``constants`` of data that stay as they are.
+
+        Args:
+            observed: By channel, every shot.
+        """
+        return self.constants(observed if self.reads_only else copied(observed))
+
+    def check_writes(self, observed: Data) -> None:
+        """Raise WrittenError if it changes simulated data where autograd cannot see it.
+
+        Args:
+            observed: By channel, every shot.
+        """
+        if not self.reads_only:
+            constants = self.take_constants(observed)
+            first = _rows(observed, 0)
+            simulated = {c: (2 * d).requires_grad_() for c, d in first.items()}
+            with torch.enable_grad():
+                self.evaluate(simulated, first, [0], constants)
 
     def check_adds(self, observed: Data) -> None:
         """Raise ValueError unless the misfit of all shots is the sum of each one's.
@@ -149,7 +214,7 @@ class DataMisfit(ABC):
         n_shots = len(next(iter(observed.values())))
         if self.adds or n_shots == 1:
             return
-        constants = self.constants(observed)
+        constants = self.take_constants(observed)
         generator = torch.Generator().manual_seed(0)
         simulated = {}
         for channel, data in observed.items():
@@ -157,10 +222,10 @@ class DataMisfit(ABC):
             noise = torch.randn(data.shape, generator=generator, dtype=data.dtype)
             simulated[channel] = data + 0.1 * size * noise.to(data.device)
         with torch.no_grad():
-            whole = float(self.of_shots(simulated, observed, None, constants))
+            whole = float(self.evaluate(simulated, observed, None, constants))
             parts = [
                 float(
-                    self.of_shots(_rows(simulated, i), _rows(observed, i), [i], constants)
+                    self.evaluate(_rows(simulated, i), _rows(observed, i), [i], constants)
                 )
                 for i in range(n_shots)
             ]
@@ -180,12 +245,19 @@ class _Weighted(DataMisfit):
 
     convex = True
     adds = True
+    reads_only = True
 
     def __init__(self, trace_weights: Weights, sample_weights: Weights) -> None:
         self._traces, self._samples = trace_weights, sample_weights
 
     def constants(self, observed: Data) -> Constants:
         """Return the number of samples; check that the weights fit the data."""
+        for weights in (self._traces, self._samples):
+            if isinstance(weights, Mapping) and (unknown := set(weights) - set(observed)):
+                raise ValueError(
+                    f"weights are given for channels {sorted(map(str, unknown))}; the "
+                    f"data have {list(observed)}"
+                )
         for channel, data in observed.items():
             shots, receivers, samples = data.shape
             _check_weights("trace", self._traces, channel, [(shots, receivers)])
@@ -279,8 +351,8 @@ class Huber(_Weighted):
         sample_weights: Weights = None,
     ) -> None:
         super().__init__(trace_weights, sample_weights)
-        if delta is not None and not 0 < delta < float("inf"):
-            raise ValueError(f"delta is {delta}; it must be positive and finite")
+        if delta is not None:
+            delta = number("delta", delta, positive=True)
         self._delta = delta
 
     def constants(self, observed: Data) -> Constants:
@@ -308,6 +380,11 @@ class Huber(_Weighted):
         )
 
 
+def copied(data: Data) -> Data:
+    """Return copies, in the graph of the data."""
+    return {channel: d.clone() for channel, d in data.items()}
+
+
 def _rows(data: Data, shot: int) -> Data:
     return {channel: d[shot : shot + 1] for channel, d in data.items()}
 
@@ -322,6 +399,11 @@ def _check_weights(
     tensor = _of_channel(weights, channel)
     if tensor is None:
         return
+    if not isinstance(tensor, Tensor) or tensor.is_complex():
+        raise TypeError(
+            f"{kind} weights of channel {channel!r} are {kind_of(tensor)}; give a real "
+            "torch.Tensor"
+        )
     if tuple(tensor.shape) not in allowed:
         raise ValueError(
             f"{kind} weights of channel {channel!r} have shape {tuple(tensor.shape)}, "

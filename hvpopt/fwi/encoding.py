@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hvpopt.fwi.acquisition import Points, take
+from hvpopt.fwi.arguments import whole
 from hvpopt.fwi.survey import Survey
 from hvpopt.fwi.waveforms import Waveforms
 
@@ -38,7 +39,7 @@ def why_not_encoded(waveforms: Waveforms) -> str:
 
 def random_codes(n_encoded: int, n_shots: int, seed: int) -> Tensor:
     """Return random signs ``[encoded shot, shot]``, float64 on the CPU."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(whole("seed", seed, 0))
     signs = torch.randint(0, 2, (n_encoded, n_shots), generator=generator)
     return 2.0 * signs.double() - 1.0
 

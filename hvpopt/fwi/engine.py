@@ -35,7 +35,7 @@ class Engine:
 
 def check_engine(name: str) -> None:
     """Raise ValueError unless ``name`` is an engine's."""
-    if name not in _NAMES:
+    if not isinstance(name, str) or name not in _NAMES:
         raise ValueError(
             f"engine is {name!r}; it must be {', '.join(map(repr, _NAMES[:-1]))} or "
             f"{_NAMES[-1]!r}"

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from hvpopt.fwi.arguments import instance, number
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -38,6 +41,10 @@ class Gathers:
     live: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for name in ("data", "sources", "receivers", "live"):
+            tensor = getattr(self, name)
+            if name == "data" or tensor is not None:
+                instance(name, tensor, Tensor, "a torch.Tensor")
         if self.data.ndim != 3 or self.data.numel() == 0:
             raise ValueError(
                 f"gathers have shape {tuple(self.data.shape)}, expected [shot, receiver, "
@@ -58,10 +65,14 @@ class Gathers:
                     f"{name} has shape {tuple(tensor.shape)}, expected {shape} for data "
                     f"of shape {tuple(self.data.shape)}"
                 )
+        if self.live is not None and self.live.dtype != torch.bool:
+            raise TypeError(f"live is {self.live.dtype}; it must be torch.bool")
 
 
-def check_dt(dt: float) -> None:
+def check_dt(dt: Any) -> None:
     """Raise ValueError unless a sampling interval is plausible in seconds."""
+    if not isinstance(dt, float):
+        dt = number("dt", dt)
     if not 0 < dt < 1:
         raise ValueError(
             f"dt={dt:g} is not plausible in seconds, which it must be in; 4 ms is 0.004"
@@ -70,6 +81,7 @@ def check_dt(dt: float) -> None:
 
 def as_array(tensor: Tensor) -> Array:
     """Return a real tensor's numbers on the host, or raise TypeError."""
+    instance("a model or its data", tensor, Tensor, "a torch.Tensor")
     if not tensor.is_floating_point():
         raise TypeError(f"a tensor of {tensor.dtype} is no model or data; use .float()")
     array: Array = tensor.detach().cpu().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpopt.fwi.arguments import whole
 from hvpopt.fwi.parameterisation import (
     Parameterisation,
     arranged,
@@ -139,8 +141,10 @@ class CoarseGrid(Parameterisation):
     _matrices: tuple[Tensor | None, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "coarse", tuple(self.coarse))
-        object.__setattr__(self, "fine", tuple(self.fine))
+        # a torch.Size too
+        for name in ("coarse", "fine"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, _shape_of(name, given))
         if self.kind not in ("linear", "cubic"):
             raise ValueError(f"kind is {self.kind!r}; it must be 'linear' or 'cubic'")
         if len(self.coarse) != len(self.fine) or not all(
@@ -209,6 +213,14 @@ class CoarseGrid(Parameterisation):
             return bound
 
         return each_bound(lower, constant), each_bound(upper, constant)
+
+
+def _shape_of(name: str, given: Any) -> tuple[int, ...]:
+    if isinstance(given, (str, int, float)) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"the {name} shape is {given!r}; give a tuple with a length for each axis"
+        )
+    return tuple(whole(f"an axis of the {name} shape", n, 0) for n in given)
 
 
 def _region_cells(shape: tuple[int, ...], region: Any) -> np.ndarray[Any, Any]:

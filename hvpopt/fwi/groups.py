@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hvpopt.fwi.arguments import number
 from hvpopt.fwi.survey import Survey
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -29,15 +30,17 @@ def parse_bytes(size: str | float) -> int:
         ValueError: If it is no size, or not positive.
     """
     if isinstance(size, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?)b?\s*", size.lower())
+        match = re.fullmatch(
+            r"\s*([0-9]+(?:\.[0-9]*)?)\s*([kmgt]?)(i?)b?\s*", size.lower()
+        )
         if match is None:
             raise ValueError(
                 f"memory_limit is {size!r}; give a size such as '2GB', '512MiB' or bytes"
             )
-        number, unit, binary = match.groups()
-        n_bytes = float(number) * (1024 if binary else 1000) ** _UNITS[unit]
+        digits, unit, binary = match.groups()
+        n_bytes = float(digits) * (1024 if binary else 1000) ** _UNITS[unit]
     else:
-        n_bytes = float(size)
+        n_bytes = number("memory_limit", size)
     if not 1 <= n_bytes < math.inf:
         raise ValueError(f"memory_limit is {size}; it must be a positive size")
     return int(n_bytes)

@@ -18,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt.fwi.arguments import indices, instance, number, whole
 from hvpopt.fwi.autodiff import vjp
 from hvpopt.fwi.misfit import WaveformMisfit
+from hvpopt.fwi.survey import Survey
 from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner
 from hvpopt.models import Model, copy_model, named_tensors, rebuild
+from hvpopt.objective import Objective
 from hvpopt.space import ModelSpace
 
 #: Of the parameterisation alone, for ``source_illumination``: no waves run, and one is
@@ -97,6 +100,10 @@ def gauss_newton_diagonal(
         ValueError: For no probe, a negative width, an unknown shot, or a diagonal with
             no positive entry.
     """
+    _check_misfit(misfit)
+    n_probes, seed = whole("n_probes", n_probes, 1), whole("seed", seed, 0)
+    smooth_cells = number("smooth_cells", smooth_cells, least=0)
+    damping = number("damping", damping, least=0)
     every = range(misfit.survey.n_shots) if shots is None else shots
     space = ModelSpace(model) if space is None else space
     operator = misfit.hessian(model, "gauss-newton", space=space, shots=every)
@@ -149,6 +156,9 @@ def source_illumination(
         ValueError: For another propagator, a survey with ``survey_pad``, a model that
             does not fit, or a wavefield that is zero.
     """
+    _check_misfit(misfit)
+    smooth_cells = number("smooth_cells", smooth_cells, least=0)
+    damping = number("damping", damping, least=0)
     survey = misfit.survey
     if survey.propagator != "scalar":
         raise ValueError(
@@ -162,7 +172,9 @@ def source_illumination(
         )
     space = ModelSpace(model) if space is None else space
     space.match(model, "model")
-    taken = misfit.live_shots if shots is None else list(shots)
+    taken = misfit.live_shots
+    if shots is not None:
+        taken = indices("shots", shots, survey.n_shots)
     leaves = [t.requires_grad_() for t in named_tensors(copy_model(model)).values()]
     with torch.enable_grad():
         (velocity,) = misfit.waveforms.models(rebuild(model, leaves))
@@ -175,6 +187,13 @@ def source_illumination(
     if smooth_cells > 0:
         diagonal = smooth_diagonal(diagonal, space, smooth_cells)
     return Illumination(diagonal, space, damping=damping)
+
+
+def _check_misfit(misfit: object) -> None:
+    """Raise TypeError unless this is a waveform misfit, of one process or of several."""
+    hint = "a hvpopt.fwi.WaveformMisfit"
+    instance("misfit", misfit, Objective, hint)
+    instance("the survey of misfit", getattr(misfit, "survey", None), Survey, hint + "'s")
 
 
 def _acceleration_energy(

@@ -27,7 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.gathers import Array, Gathers, as_array
+from hvpopt.fwi.arguments import flag, instance, lengths, real_dtype, text
+from hvpopt.fwi.arguments import path as check_path
+from hvpopt.fwi.gathers import Array, Gathers, as_array, check_dt
 from hvpopt.fwi.raw import ByteOrder, Order, format_of, read_array, write_array
 from hvpopt.fwi.segy import gather_headers, read_segy_gathers, read_segy_model, write_segy
 
@@ -84,6 +86,8 @@ def read_model(
         ValueError: If suffix, bytes, shape, units or values do not fit.
     """
     file = _existing(path)
+    real_dtype("dtype", dtype)
+    shape = None if shape is None else lengths("shape", shape)
     factor = _factor(units)
     if format_of(file) == "segy":
         array = read_segy_model(
@@ -128,6 +132,7 @@ def write_model(
         TypeError: If a tensor is not floating-point.
         ValueError: If suffix, units or values do not fit.
     """
+    check_path("path", path)
     array = as_array(model)
     factor = _factor(units)
     _check_shape("the model", array, None, (1, 2, 3), "a model: [depth, distance] or so")
@@ -185,6 +190,12 @@ def read_gathers(
         ValueError: If suffix, bytes, shape, sampling, headers or values do not fit.
     """
     file = _existing(path)
+    real_dtype("dtype", dtype)
+    shape = None if shape is None else lengths("shape", shape)
+    if dt is not None:
+        check_dt(dt)
+    text("shot_key", shot_key)
+    flag("pad", pad)
     if format_of(file) == "segy":
         gathers = read_segy_gathers(file, dt, byte_order, shot_key, dtype, pad=pad)
         array = gathers.data.numpy()
@@ -226,6 +237,8 @@ def write_gathers(
         TypeError: If a tensor is not floating-point.
         ValueError: If suffix, sampling, positions or values do not fit.
     """
+    check_path("path", path)
+    instance("gathers", gathers, Gathers, "hvpopt.fwi.Gathers: Gathers(data, dt)")
     array = as_array(gathers.data)
     _check_shape("the data", array, None, (3,), "gathers: [shot, receiver, time]")
     with _replacing(path, overwrite=overwrite) as file:
@@ -249,6 +262,7 @@ def write_gathers(
 
 
 def _existing(path: PathLike) -> Path:
+    check_path("path", path)
     file = Path(path)
     format_of(file)
     if not file.is_file():
@@ -259,6 +273,7 @@ def _existing(path: PathLike) -> Path:
 @contextmanager
 def _replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
     """Yield a path to write to, moved to ``path`` once the block has succeeded."""
+    flag("overwrite", overwrite)
     target = Path(path)
     format_of(target)
     if target.exists() and not overwrite:
@@ -297,7 +312,7 @@ def _check_shape(
 def _factor(units: str | None) -> float:
     if units is None:
         return 1.0
-    if units not in UNITS:
+    if not isinstance(units, str) or units not in UNITS:
         raise ValueError(f"units is {units!r}; it must be one of {list(UNITS)} or None")
     return UNITS[units].factor
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
+from hvpopt.fwi.arguments import instance, text, whole
 from hvpopt.fwi.born import BornHessian, WaveformHessian
 from hvpopt.fwi.double_backprop import DoubleBackpropHessian
 from hvpopt.fwi.encoding import encode, random_codes, why_not_encoded
@@ -21,7 +22,7 @@ from hvpopt.fwi.shot_sum import ShotSum, detached
 from hvpopt.fwi.subsets import ShotSubset
 from hvpopt.fwi.survey import Survey
 from hvpopt.fwi.trace_misfits import as_data_misfit
-from hvpopt.fwi.waveforms import Waveforms, check_observed
+from hvpopt.fwi.waveforms import Waveforms, check_observed, check_parameterisation
 from hvpopt.memory import PeakMemory
 from hvpopt.models import Model
 from hvpopt.objective import Kind, check_kind
@@ -43,11 +44,12 @@ class WaveformMisfit(ShotSum):
         misfit: ℓ: ``"l2"`` (the mean of squares over all samples), ``"huber"``,
             ``"envelope"``, ``"normalised-correlation"``, a ``DataMisfit``, a function of
             ``deepwave.misfits``, or any function of (simulated, observed) that sums
-            over shots.
+            over shots. It is given copies and may work in place on them.
         parameterisation: V, any differentiable map from the unknowns (called ``V(t)``,
             ``V(a, b)`` or ``V(name=a)``, as they are arranged) to the propagator's
             models: a tensor, a tuple in its order, or a dict by its names. Products
-            include its second derivative. Default the unknowns are the models.
+            include its second derivative, by autograd: see ``parameterisation`` for when
+            to run ``check_hessian``. Default the unknowns are the models.
         shots_per_group: Shots that run together. Default: on a CPU as many as torch has
             threads, since more take memory and save no time; on a GPU all. Products by
             double backprop run all together by default, for one graph to serve them.
@@ -99,14 +101,22 @@ class WaveformMisfit(ShotSum):
         on_bad_shot: str = "raise",
         name: str = "waveforms",
     ) -> None:
+        instance("survey", survey, Survey, "a hvpopt.fwi.Survey")
         check_engine(engine)
+        check_parameterisation(parameterisation)
+        seed, name = whole("seed", seed, 0), text("name", name)
         self.engine = engine
         data = check_observed(survey, observed)
         data_misfit = as_data_misfit(misfit)
+        data_misfit.check_writes(data)
         data_misfit.check_adds(data)
         super().__init__(
             Waveforms(
-                survey, parameterisation, data_misfit, data, data_misfit.constants(data)
+                survey,
+                parameterisation,
+                data_misfit,
+                data,
+                data_misfit.take_constants(data),
             ),
             name,
             shots_per_group=shots_per_group,
@@ -218,6 +228,7 @@ class WaveformMisfit(ShotSum):
                 weights, receivers that differ from shot to shot, initial wavefields.
         """
         check_kind(kind)
+        whole("n_encoded", n_encoded, 1, self.survey.n_shots)
         live = self.live_shots
         codes = torch.zeros(n_encoded, self.survey.n_shots, dtype=torch.float64)
         codes[:, live] = random_codes(n_encoded, len(live), seed)

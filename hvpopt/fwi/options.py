@@ -8,11 +8,17 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hvpopt.fwi.acquisition import Points
+from hvpopt.fwi.arguments import number, whole
 from hvpopt.fwi.timestep import TimeStep
+
+#: Cells that the fastest wave may cross in one sample: the shortest wave of a grid is a
+#: few cells long, and is sampled at least twice a period, seldom a thousand times.
+MIN_CELLS, MAX_CELLS = 0.002, 50.0
 
 # What the survey gives to deepwave itself, and how a caller gives it.
 _OWN = {
@@ -49,6 +55,10 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> N
                     sorted(n for n in known if not n.startswith(("source", "rec")))
                 )
             )
+        if name == "pml_width":
+            widths = value if isinstance(value, (list, tuple)) else [value]
+            for width in widths:
+                whole("pml_width", width, 0)
         if name == "model_gradient_sampling_interval" and value != 1:
             raise ValueError(
                 f"model_gradient_sampling_interval={value} makes gradients inexact, and "
@@ -111,16 +121,48 @@ def spacing_of(grid_spacing: float | Sequence[float], n_dimensions: int) -> list
     Raises:
         ValueError: If they are not positive, or their number does not fit.
     """
-    given = [grid_spacing] if isinstance(grid_spacing, (int, float)) else grid_spacing
-    spacing = [float(s) for s in given]
+    several = isinstance(grid_spacing, (list, tuple, Tensor, np.ndarray))
+    given: list[Any] = [grid_spacing]
+    if several and np.ndim(grid_spacing) > 0:
+        given = list(grid_spacing)  # type: ignore[arg-type]
+    spacing = [number("grid_spacing", s, positive=True) for s in given]
     if len(spacing) == 1:
         spacing *= n_dimensions
-    if len(spacing) != n_dimensions or not all(0 < s < float("inf") for s in spacing):
+    if len(spacing) != n_dimensions:
         raise ValueError(
             f"grid_spacing is {grid_spacing}; it must be positive, one number or one for "
             f"each of {n_dimensions} dimensions"
         )
     return spacing
+
+
+def check_units(spacing: Sequence[float], dt: float, max_vel: float) -> None:
+    """Raise ValueError where metres, seconds and metres per second are not meant.
+
+    In one sample a wave at ``max_vel`` crosses a fraction of a cell, or a few where the
+    propagator takes several steps a sample. In other units that is off by a thousand.
+
+    Args:
+        spacing: Cell size in each dimension, metres.
+        dt: Sampling interval, seconds.
+        max_vel: The fastest wave speed, metres per second.
+
+    Raises:
+        ValueError: If the waves cross more than 50 cells, or less than 1/500 of one.
+    """
+    cells = max_vel * dt / min(spacing)
+    if MIN_CELLS <= cells <= MAX_CELLS:
+        return
+    given = f"dt={dt:g} s, max_vel={max_vel:g} m/s and grid_spacing={min(spacing):g} m"
+    if cells > MAX_CELLS:
+        raise ValueError(
+            f"{given} let a wave cross {cells:.4g} cells in one sample, too coarse to "
+            "record; dt is in seconds (4 ms is 0.004), grid_spacing in metres"
+        )
+    raise ValueError(
+        f"{given} let a wave cross {cells:.2g} of a cell in one sample, too fine to be "
+        "meant; velocities are in m/s (2.5 km/s is 2500.0), grid_spacing in metres"
+    )
 
 
 def samples_of(amplitudes: Iterable[Tensor], nt: int | None) -> int:
@@ -137,9 +179,7 @@ def samples_of(amplitudes: Iterable[Tensor], nt: int | None) -> int:
         ValueError: If lengths differ and ``nt`` is None, or it is not positive.
     """
     if nt is not None:
-        if nt < 1:
-            raise ValueError(f"nt is {nt}; record at least one sample")
-        return nt
+        return whole("nt", nt, 1)
     lengths = {int(a.shape[-1]) for a in amplitudes}
     if len(lengths) > 1:
         raise ValueError(

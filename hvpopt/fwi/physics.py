@@ -133,6 +133,11 @@ def check_models(name: str, models: Mapping[str, Tensor], max_vel: float) -> Non
     speed = _fastest(name, models)
     if speed is None:
         return
+    if float(speed.max()) < max_vel / 100:
+        raise ValueError(
+            f"the model's wave speed is {float(speed.max()):g} at its highest, the "
+            f"survey's max_vel {max_vel:g}; both are in m/s (2.5 km/s is 2500.0)"
+        )
     bad = speed.double() > max_vel * (1 + 1e-12)
     if bool(bad.any()):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hvpopt.fwi.arguments import whole
 from hvpopt.fwi.encoding import why_not_encoded
 from hvpopt.fwi.subsets import ShotSubset
 from hvpopt.fwi.waveforms import Waveforms
@@ -109,7 +110,9 @@ def _check_encoded(waveforms: Waveforms, n_encoded: int | None) -> int:
     reason = why_not_encoded(waveforms)
     if reason:
         raise ValueError(f"product_shots is 'encoded', but {reason}")
-    if n_encoded is None or not 1 <= n_encoded <= waveforms.survey.n_shots:
+    if n_encoded is not None:
+        n_encoded = whole("shots_per_product", n_encoded, 1, waveforms.survey.n_shots)
+    if n_encoded is None:
         raise ValueError(
             f"shots_per_product is {n_encoded}; with product_shots='encoded' it is "
             f"the number of encoded shots, from 1 to {waveforms.survey.n_shots}"

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hvpopt.fwi.arguments import number
 from hvpopt.fwi.parameterisation import (
     Parameterisation,
     arranged,
@@ -75,6 +76,8 @@ class _Cellwise(Parameterisation):
         """
 
         def convert(bound: Any) -> Tensor:
+            if isinstance(bound, (complex, bool)):
+                raise TypeError(f"a bound is {bound!r}; it must be a number or a tensor")
             values = torch.as_tensor(bound, dtype=torch.float64)
             if not bool((values >= 0).all()):
                 raise ValueError(
@@ -226,5 +229,4 @@ class VpVsRho(Parameterisation):
 
 
 def _check_reference(reference: float) -> None:
-    if not 0 < reference < math.inf:
-        raise ValueError(f"reference is {reference}; it must be positive and finite")
+    number("reference", reference, positive=True)

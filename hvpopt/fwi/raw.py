@@ -72,6 +72,8 @@ def write_array(
 
 
 def _raw_dtype(name: str, byte_order: ByteOrder) -> np.dtype[Any]:
+    if not isinstance(name, str):
+        raise TypeError(f"file_dtype is {name!r}; it must be a name such as 'float32'")
     if byte_order not in (None, "little", "big"):
         raise ValueError(f"byte_order is {byte_order!r}; it must be 'little' or 'big'")
     try:

@@ -33,6 +33,8 @@ def _segyio() -> Any:
 
 @contextmanager
 def _segy(path: Path, byte_order: ByteOrder) -> Iterator[Any]:
+    if byte_order not in (None, "little", "big"):
+        raise ValueError(f"byte_order is {byte_order!r}; it must be 'little' or 'big'")
     segyio = _segyio()
     try:
         file = segyio.open(str(path), ignore_geometry=True, endian=byte_order or "big")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt.fwi.arguments import instance, whole
 from hvpopt.fwi.bad_shots import (
     BadShotError,
     LiveShots,
@@ -63,10 +64,8 @@ class ShotSum(Objective):
         self._runner = GroupRunner(self._shrink)
         if shots_per_group is not None and memory_limit is not None:
             raise ValueError("give shots_per_group or memory_limit, not both")
-        if shots_per_group is not None and shots_per_group < 1:
-            raise ValueError(
-                f"shots_per_group is {shots_per_group}; it must be at least 1"
-            )
+        if shots_per_group is not None:
+            shots_per_group = whole("shots_per_group", shots_per_group, 1)
         self._default_groups = shots_per_group is None and memory_limit is None
         size = min(shots_per_group or default_group(self.survey), self.survey.n_shots)
         self._limit = None if memory_limit is None else parse_bytes(memory_limit)
@@ -126,6 +125,7 @@ class ShotSum(Objective):
         Raises:
             ValueError: If a shot is not in the survey, or none would be left.
         """
+        instance("reasons", reasons, Mapping, "a dict {shot: why}")
         self._live.drop(reasons)
         parts = self.waveforms
         constants = constants_without(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from hvpopt.fwi.arguments import indices, whole
+
 
 class ShotSubset:
     """All shots, fixed ones, or others at each linearisation.
@@ -44,10 +46,8 @@ class ShotSubset:
                 "shots_per_product goes with product_shots='rotating' or 'random'; got "
                 f"shots_per_product={size} and product_shots={which!r}"
             )
-        if size is not None and not 1 <= size <= n_shots:
-            raise ValueError(
-                f"shots_per_product is {size}; it must be from 1 to {n_shots}"
-            )
+        if size is not None:
+            size = whole("shots_per_product", size, 1, n_shots)
         self._which = which
         self._fixed: list[int] | None = None
         if which is None:
@@ -67,16 +67,7 @@ class ShotSubset:
         Raises:
             ValueError: If there is none, one repeats, or one is not in the survey.
         """
-        taken = sorted(int(s) for s in shots)
-        if not taken or len(set(taken)) < len(taken):
-            raise ValueError(
-                f"shots are {list(shots)}; give each index once, at least one"
-            )
-        if taken[0] < 0 or taken[-1] >= self._n_shots:
-            raise ValueError(
-                f"shots are {list(shots)}; the survey has shots 0 to {self._n_shots - 1}"
-            )
-        return taken
+        return indices("shots", shots, self._n_shots)
 
     def next(self) -> list[int]:
         """Return the shots of the next linearisation."""

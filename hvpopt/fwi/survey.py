@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from hvpopt.fwi.acquisition import Shots, parse_receivers, parse_sources, take
+from hvpopt.fwi.arguments import indices, number, real_dtype, text
 from hvpopt.fwi.options import (
     bare_faces,
     check_channels,
     check_options,
+    check_units,
     count_shots_and_dimensions,
     describe,
     fit_samples,
@@ -92,7 +94,7 @@ class Survey:
         nt: int | None = None,
         **options: Any,
     ) -> None:
-        self._forward = find_propagator(propagator)
+        self._forward = find_propagator(text("propagator", propagator))
         self._born = born_twin(propagator)
         self.propagator = propagator
         check_options(self._forward, options)
@@ -114,14 +116,16 @@ class Survey:
         self.model_names = tuple(spec.model_names(self.n_dimensions))
         amplitudes = next(iter(parsed.values()))[0]
         # as models of this dtype hold it: one at its stated bound is not above it
-        rounded = float(torch.tensor(float(max_vel), dtype=amplitudes.dtype))
-        self.max_vel, self.pml_freq = max(float(max_vel), rounded), float(pml_freq)
-        if not 0 < self.pml_freq < float("inf"):
-            raise ValueError(f"pml_freq is {pml_freq}; it must be positive and finite")
+        fastest = number("max_vel", max_vel, positive=True)
+        rounded = float(torch.tensor(fastest, dtype=amplitudes.dtype))
+        self.max_vel = max(fastest, rounded)
+        self.pml_freq = number("pml_freq", pml_freq, positive=True)
         self._spacing = spacing_of(grid_spacing, self.n_dimensions)
+        dt = number("dt", dt, positive=True)
+        check_units(self._spacing, dt, self.max_vel)
         self.resolved = resolve_time_step(
             self._spacing,
-            float(dt),
+            dt,
             samples_of((a for a, _ in parsed.values()), nt),
             self.max_vel,
             **{name: options[name] for name in _RESAMPLING if name in options},
@@ -180,6 +184,8 @@ class Survey:
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> Survey:
         """Return the same survey with wavelets of another dtype or on another device."""
+        if dtype is not None:
+            real_dtype("dtype", dtype)
         other = copy.copy(self)
         # "cuda" as tensors call it, "cuda:0"
         to = self.device if device is None else torch.empty(0, device=device).device
@@ -204,7 +210,7 @@ class Survey:
         Args:
             model: The propagator's models: one tensor, a tuple in the propagator's
                 order, or a dict by its names.
-            shots: Indices of the shots to run. Default all.
+            shots: Indices of the shots to run, in order. Default all.
 
         Returns:
             ``[shot, receiver, time]`` at ``dt`` for one receiver channel, else a dict
@@ -216,6 +222,9 @@ class Survey:
         """
         models = self.arrange(model)
         self.check(models)
+        if shots is not None:
+            indices("shots", shots, self.n_shots)
+            shots = [int(s) for s in shots]
         data = self.propagate(models, shots)
         return next(iter(data.values())) if len(data) == 1 else data
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hvpopt.fwi.acquisition import Shots
+from hvpopt.fwi.arguments import kind_of, number
 from hvpopt.fwi.data_misfits import L2, Constants, DataMisfit, Huber
 from hvpopt.fwi.survey import Data
 
@@ -24,6 +25,7 @@ class NormalisedCorrelation(DataMisfit):
 
     name = "normalised correlation"
     adds = True
+    reads_only = True
 
     def of_shots(
         self, simulated: Data, observed: Data, shots: Shots, constants: Constants
@@ -62,11 +64,10 @@ class Envelope(DataMisfit):
 
     name = "envelope"
     adds = True
+    reads_only = True
 
     def __init__(self, damping: float = 1e-3) -> None:
-        if not 0 < damping < float("inf"):
-            raise ValueError(f"damping is {damping}; it must be positive and finite")
-        self._damping = damping
+        self._damping = number("damping", damping, positive=True)
 
     def constants(self, observed: Data) -> Constants:
         """Return the number of samples, and ε of each channel."""
@@ -164,11 +165,17 @@ class DeepwaveMisfit(DataMisfit):
         function: ``deepwave.misfits.l2``, ``envelope`` or
             ``normalised_cross_correlation``. Second derivatives of ``envelope`` are not
             finite where a trace is silent; prefer ``Envelope``.
+
+    Raises:
+        TypeError: If it cannot be called.
     """
 
     adds = True
+    reads_only = True
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
+        if not callable(function):
+            raise TypeError(f"the misfit is a {kind_of(function)}, not a function")
         self._function = function
         self.name = f"deepwave {function.__name__}"
         self.convex = function.__name__ == "l2"
@@ -215,6 +222,10 @@ def as_data_misfit(misfit: Any) -> DataMisfit:
                 "a function of (simulated, observed) that sums over shots"
             )
         return NAMED[misfit]()
+    if isinstance(misfit, type) and issubclass(misfit, (DataMisfit, torch.nn.Module)):
+        raise TypeError(
+            f"misfit is the {kind_of(misfit)}; pass an instance, {misfit.__name__}()"
+        )
     if getattr(misfit, "__module__", None) == "deepwave.misfits":
         return DeepwaveMisfit(misfit)
     return FunctionMisfit(misfit)

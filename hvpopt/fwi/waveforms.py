@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt.copies import call_with_graph, new_leaves, writes
 from hvpopt.fwi.acquisition import Shots, take
+from hvpopt.fwi.arguments import kind_of
 from hvpopt.fwi.data_misfits import Constants, DataMisfit
 from hvpopt.fwi.survey import Data, Survey
-from hvpopt.models import Model, call_loss, named_tensors, rebuild
+from hvpopt.hessian import IN_PLACE
+from hvpopt.models import Model, named_tensors, rebuild
 from hvpopt.objective import Kind
 
 
@@ -37,21 +40,35 @@ class Waveforms:
 
     def models(self, model: Model, *, check: bool = True) -> tuple[Tensor, ...]:
         """Return V(m) in the propagator's order, with a graph where ``model`` has one."""
-        mapped = (
-            model
-            if self.parameterisation is None
-            else call_loss(self.parameterisation, model)
-        )
-        models = self.survey.arrange(mapped)
+        models = self.survey.arrange(self._mapped(model))
         if check:
             self.survey.check(models)
         return models
 
-    def check_connected(self, model: Model) -> None:
+    def _mapped(self, model: Model) -> Any:
+        """Return what the parameterisation returns; it is given copies."""
+        function = self.parameterisation
+        if function is None:
+            return model
+        what = "the parameterisation"
+        if not torch.is_grad_enabled() or not any(
+            t.requires_grad for t in named_tensors(model).values()
+        ):
+            mapped, wrote = writes(function, model)
+            if wrote:  # unseen by a graph too?
+                leaves = rebuild(model, new_leaves(model))
+                call_with_graph(function, leaves, what, IN_PLACE)
+            return mapped
+        return call_with_graph(function, model, what, IN_PLACE)
+
+    def check_connected(self, model: Model) -> bool:
         """Raise ValueError unless the parameterisation depends on every unknown.
 
         Args:
             model: The unknowns.
+
+        Returns:
+            True if its derivative depends on the unknowns too; False for a linear map.
 
         Raises:
             ValueError: If it carries no graph, or ignores an unknown: that block of the
@@ -63,18 +80,21 @@ class Waveforms:
             models = self.models(rebuild(model, leaves), check=False)
         live = live_models(models)
         used = torch.autograd.grad(
-            live, leaves, [torch.zeros_like(m) for m in live], allow_unused=True
+            live,
+            leaves,
+            [torch.zeros_like(m) for m in live],
+            allow_unused=True,
+            create_graph=True,
         )
-        every_gradient(named, used)
+        return any(u.requires_grad for u in every_gradient(named, used))
 
     def loss(self, models: Sequence[Tensor], shots: Shots = None) -> Tensor:
         """Return the part of ``ℓ(F(V))`` that some shots contribute, a scalar."""
-        data = self.survey.propagate(models, shots)
-        return self.data_loss(data, shots)
+        return self.data_loss(self.survey.propagate(models, shots), shots)
 
     def data_loss(self, data: Data, shots: Shots = None) -> Tensor:
         """Return the part of ``ℓ(d)`` that some shots contribute, a scalar."""
-        return self.data_misfit.of_shots(data, self._rows(shots), shots, self.constants)
+        return self.data_misfit.evaluate(data, self._rows(shots), shots, self.constants)
 
     def derivatives(
         self, data: Data, perturbation: Data, shots: Shots, kind: Kind
@@ -86,6 +106,17 @@ class Waveforms:
 
     def _rows(self, shots: Shots) -> Data:
         return {channel: take(d, shots) for channel, d in self.observed.items()}
+
+
+def check_parameterisation(function: object) -> None:
+    """Raise TypeError unless a parameterisation is None or can be called."""
+    if function is not None and not callable(function):
+        raise TypeError(f"parameterisation is a {kind_of(function)}; it must be callable")
+    if isinstance(function, type):
+        raise TypeError(
+            f"parameterisation is the {kind_of(function)}; pass an instance, "
+            f"{function.__name__}(...)"
+        )
 
 
 def live_models(models: Sequence[Tensor]) -> list[Tensor]:
