@@ -1,0 +1,185 @@
+"""Sizes far from 1, and operators that are not symmetric: true answers, or refusals."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_lanczos import symmetric
+
+import hvpopt
+from hvpopt import CGStatus
+from hvpopt.krylov.scale import norm, power_of_two, unit_of
+
+D = torch.float64
+SIZES = [1e-300, 1e-200, 1e-170, 1.0, 1e170, 1e200, 1e300]
+
+
+# -- units --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_units_and_their_reciprocals_are_normal_numbers(dtype):
+    info = torch.finfo(dtype)
+    sizes = [info.tiny * info.eps, info.tiny, 0.3, 1.0, 5.0, info.max]
+    for size in sizes:
+        unit = torch.tensor(power_of_two(size, dtype), dtype=dtype)
+        assert math.frexp(float(unit))[0] == 0.5
+        assert info.tiny <= float(unit) < math.inf
+        assert info.tiny <= float(1 / unit) < math.inf
+        if info.tiny <= size < info.max / 4:
+            assert 1.0 <= size / float(unit) < 2.0
+    for nothing in (0.0, math.inf, math.nan):
+        assert power_of_two(nothing, dtype) == 1.0
+    assert unit_of(torch.zeros(0, dtype=dtype)) == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norm_of_any_size(dtype, generator):
+    vector = torch.randn(50, generator=generator, dtype=dtype)
+    info = torch.finfo(dtype)
+    plain = float(vector.norm())
+    assert norm(vector) == plain
+    for exponent in (-100, -60, 60, 100) if dtype is torch.float32 else (-900, 900):
+        scaled = vector * math.ldexp(1.0, exponent)
+        assert norm(scaled) == pytest.approx(math.ldexp(plain, exponent), rel=4 * info.eps)
+    assert norm(torch.zeros(3, dtype=dtype)) == 0.0
+    assert norm(torch.tensor([math.inf, 1.0], dtype=dtype)) == math.inf
+    assert math.isnan(norm(torch.tensor([math.nan, 1.0], dtype=dtype)))
+
+
+# -- Krylov spaces ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("lowest", [-1.0, 0.1])
+def test_eigenvalue_of_an_operator_of_any_size(size, lowest, generator):
+    matrix = symmetric(40, generator, torch.linspace(lowest, 5.0, 40, dtype=D))
+    found = hvpopt.smallest_eigenvalue(hvpopt.MatrixOperator(size * matrix), 1e-4)
+    assert found.converged
+    assert found.value / size == pytest.approx(lowest, rel=1e-4)
+    assert found.lower / size <= lowest + 1e-13
+    assert found.upper / size >= lowest - 1e-13
+    assert (found.upper - found.lower) / size <= 2e-4 * abs(lowest)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("pull", [1e-200, 1.0, 1e200])
+def test_steps_of_a_basis_of_any_size(size, pull, generator):
+    matrix = symmetric(30, generator, torch.linspace(-1.0, 5.0, 30, dtype=D))
+    g = torch.randn(30, generator=generator, dtype=D)
+    unit = pull / size
+    if not 1e-290 < unit < 1e290:
+        pytest.skip("the step is no number")
+    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(size * matrix), pull * g)
+    basis.extend(12)
+    for options in ({"shift": 2.0 * size}, {"radius": 0.3 * unit}):
+        step = basis.solve(**options)
+        shift = options.get("shift", 0.0) / size + step.multiplier / size
+        h = step.vector / unit
+        residual = norm(matrix @ h + shift * h + g)
+        assert step.residual_norm / pull == pytest.approx(residual, rel=1e-6, abs=1e-12)
+        assert basis.residual_norm(**options) == step.residual_norm
+        assert step.norm / unit == pytest.approx(norm(h), rel=1e-12)
+        decrease = -float(g @ h + 0.5 * h @ matrix @ h)
+        if 1e-290 < pull * unit < 1e290:
+            assert (step.decrease / pull) / unit == pytest.approx(decrease, rel=1e-9)
+        assert 1e-18 < basis.floor(**options) < 1e-13
+
+
+def test_a_step_far_beyond_the_newton_step_is_on_the_boundary(generator):
+    matrix = symmetric(20, generator, torch.linspace(-1.0, 5.0, 20, dtype=D))
+    g = torch.randn(20, generator=generator, dtype=D)
+    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(matrix), 1e-200 * g)
+    basis.extend(20)
+    step = basis.solve(radius=1.0)
+    assert step.on_boundary
+    assert step.norm == pytest.approx(1.0)
+    assert step.decrease == pytest.approx(0.5)
+    assert step.residual_norm < 1e-14
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e36])
+def test_float32_operators_of_any_size(size, generator):
+    matrix = symmetric(30, generator, torch.linspace(0.5, 5.0, 30, dtype=D)).float()
+    operator = hvpopt.MatrixOperator(size * matrix)
+    found = hvpopt.smallest_eigenvalue(operator, 1e-2)
+    assert found.converged
+    assert found.value / size == pytest.approx(0.5, rel=1e-2)
+
+
+def test_what_lies_under_the_smallest_number_counts_as_zero():
+    matrix = torch.diag(torch.linspace(-3e-322, 9e-322, 20, dtype=D))
+    found = hvpopt.smallest_eigenvalue(hvpopt.MatrixOperator(matrix), 1e-4)
+    assert "rounding" in found.message or not found.converged
+
+
+# -- symmetry -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
+def test_no_smallest_eigenvalue_of_an_operator_that_is_not_symmetric(size, generator):
+    a = size * torch.randn(40, 40, generator=generator, dtype=D)
+    with pytest.raises(ValueError, match=r"not symmetric.*of ‖H‖"):
+        hvpopt.smallest_eigenvalue(hvpopt.FunctionOperator(lambda v: a @ v, 40))
+
+
+@pytest.mark.parametrize("part", [1e-8, 1e-5, 1e-3, 0.1])
+def test_residuals_are_true_of_any_operator(part, generator):
+    other = torch.randn(40, 40, generator=generator, dtype=D)
+    matrix = symmetric(40, generator, torch.linspace(0.1, 5.0, 40, dtype=D))
+    matrix = matrix + part * (other - other.mT) / 40**0.5
+    operator = hvpopt.FunctionOperator(lambda v: matrix @ v, 40)
+    g = torch.randn(40, generator=generator, dtype=D)
+    basis = hvpopt.LanczosBasis(operator, g)
+    for _ in range(3):
+        basis.extend(12)
+        x = basis.ritz_vector()
+        residual = norm(matrix @ x - float(basis.ritz_values[0]) * x)
+        assert basis.ritz_residual() == pytest.approx(residual, rel=1e-6, abs=1e-13)
+        step = basis.solve(shift=1.0)
+        h = step.vector
+        residual = norm(matrix @ h + h + g)
+        assert step.residual_norm == pytest.approx(residual, rel=1e-6, abs=1e-12)
+
+
+def test_an_eigenvalue_is_not_known_better_than_the_products_are_symmetric(generator):
+    other = torch.randn(40, 40, generator=generator, dtype=D)
+    matrix = symmetric(40, generator, torch.linspace(0.1, 5.0, 40, dtype=D))
+    matrix = matrix + 1e-3 * (other - other.mT)
+    operator = hvpopt.FunctionOperator(lambda v: matrix @ v, 40)
+    found = hvpopt.smallest_eigenvalue(operator, 1e-5)
+    assert not found.converged
+    assert "asymmetry" in found.message
+    true = norm(matrix @ found.vector - found.value * found.vector)
+    assert found.residual == pytest.approx(true, rel=1e-6)
+
+
+@pytest.mark.parametrize("noise", [1e-9, 1e-6])
+def test_declared_noise_is_no_asymmetry(noise, generator):
+    matrix = symmetric(60, generator, torch.linspace(-1.0, 5.0, 60, dtype=D))
+
+    def product(v):
+        error = torch.randn(60, generator=generator, dtype=D)
+        return matrix @ v + noise * norm(v) * error / norm(error)
+
+    operator = hvpopt.FunctionOperator(product, 60)
+    operator.noise = noise
+    found = hvpopt.smallest_eigenvalue(operator, 1e-3)
+    assert found.converged
+    assert found.value == pytest.approx(-1.0, rel=1e-3)
+
+
+def test_ritz_values_scale_with_the_operator(generator):
+    matrix = symmetric(20, generator, torch.linspace(-1.0, 5.0, 20, dtype=D))
+    plain, tiny = (
+        hvpopt.LanczosBasis(hvpopt.MatrixOperator(s * matrix), seed=3)
+        for s in (1.0, 2.0**-700)
+    )
+    plain.extend(10)
+    tiny.extend(10)
+    assert np.array_equal(plain.ritz_values, tiny.ritz_values * 2.0**700)
+    assert torch.equal(plain.ritz_vector(), tiny.ritz_vector())
+
+
+__all__ = ["CGStatus"]
