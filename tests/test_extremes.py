@@ -114,6 +114,81 @@ def test_what_lies_under_the_smallest_number_counts_as_zero():
     assert "rounding" in found.message or not found.converged
 
 
+# -- conjugate gradients ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+@pytest.mark.parametrize("pull", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_cg_of_any_size(size, pull, dtype, preconditioned, generator):
+    if dtype is torch.float64:
+        size, pull = size**6, pull**6
+    matrix = symmetric(40, generator, torch.linspace(1.0, 3.0, 40, dtype=D))
+    diagonal = matrix.diagonal().to(dtype) * size
+    matrix = matrix.to(dtype)
+    b = torch.randn(40, generator=generator, dtype=D).to(dtype)
+    result = hvpopt.cg(
+        hvpopt.MatrixOperator(size * matrix),
+        pull * b,
+        tol=1e-3,
+        preconditioner=(
+            hvpopt.DiagonalPreconditioner(diagonal) if preconditioned else None
+        ),
+        keep_pairs=2,
+    )
+    unit = pull / size
+    if torch.finfo(dtype).tiny * 1e4 < unit < torch.finfo(dtype).max / 1e3:
+        assert result.status is CGStatus.CONVERGED
+        true = (b.double() - matrix.double() @ (result.x.double() / unit)).norm()
+        assert true <= 1.01e-3 * b.double().norm()
+        assert result.residual_norm / pull == pytest.approx(float(true), rel=1e-2)
+    elif not torch.finfo(dtype).tiny * 1e-3 < unit < torch.finfo(dtype).max * 1e4:
+        assert result.status is CGStatus.OUT_OF_RANGE
+        assert not result.x.any()
+        assert result.residual_norm == pytest.approx(norm(pull * b))
+    for d, a_d in result.pairs:
+        assert torch.equal(a_d, size * matrix @ d)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_cg_meets_negative_curvature_of_any_size(size, generator):
+    matrix = symmetric(30, generator, torch.linspace(-2.0, -1.0, 30, dtype=D)).float()
+    b = torch.randn(30, generator=generator)
+    result = hvpopt.cg(hvpopt.MatrixOperator(size * matrix), b)
+    assert result.status is CGStatus.NEGATIVE_CURVATURE
+    assert -2.01 < result.curvature / size < -0.99
+
+
+def test_cg_is_the_same_to_the_bit_in_other_units(generator):
+    matrix = symmetric(40, generator, torch.linspace(0.1, 3.0, 40, dtype=D))
+    b = torch.randn(40, generator=generator, dtype=D)
+    plain, other = (
+        hvpopt.cg(hvpopt.MatrixOperator(s * matrix), t * b, tol=1e-8)
+        for s, t in ((1.0, 1.0), (2.0**-600, 2.0**300))
+    )
+    assert plain.n_products == other.n_products
+    assert torch.equal(plain.x, other.x * 2.0**-450 * 2.0**-450)
+
+
+def test_what_cg_says_of_an_operator_that_is_not_symmetric(generator):
+    """CONVERGED is true of any operator; else it says what is wrong."""
+    b = torch.randn(40, generator=generator, dtype=D)
+    for part in (1e-3, 0.1, 1.0, 3.0):
+        other = torch.randn(40, 40, generator=generator, dtype=D)
+        matrix = symmetric(40, generator, torch.linspace(1.0, 3.0, 40, dtype=D))
+        matrix = matrix + part * (other - other.mT)
+        operator = hvpopt.FunctionOperator(lambda v, m=matrix: m @ v, 40)
+        for tol in (0.1, 1e-3, 1e-8):
+            result = hvpopt.cg(operator, b, tol=tol)
+            true = norm(b - matrix @ result.x)
+            if result.status is CGStatus.CONVERGED:
+                assert true <= 1.001 * tol * norm(b)
+            assert result.residual_norm == pytest.approx(true, rel=1e-6, abs=1e-12)
+        if part >= 1.0:
+            assert result.status is CGStatus.ASYMMETRIC
+
+
 # -- symmetry -----------------------------------------------------------------------
 
 
@@ -182,4 +257,4 @@ def test_ritz_values_scale_with_the_operator(generator):
     assert torch.equal(plain.ritz_vector(), tiny.ritz_vector())
 
 
-__all__ = ["CGStatus"]
+

@@ -46,3 +46,16 @@ def norm(vector: Tensor) -> float:
         return plain
     unit = unit_of(vector)
     return unit * float((vector / unit).norm())
+
+
+def times_power(vector: Tensor, above: float, below: float) -> Tensor:
+    """Return ``vector · above / below``, also where the quotient is no number.
+
+    Args:
+        vector: ``[n]``.
+        above: A power of two.
+        below: A power of two.
+    """
+    exponent = math.frexp(above)[1] - math.frexp(below)[1]
+    half = exponent // 2
+    return vector * math.ldexp(1.0, half) * math.ldexp(1.0, exponent - half)

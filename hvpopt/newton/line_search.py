@@ -279,6 +279,8 @@ _INNER_STATUS = {
     CGStatus.MAX_PRODUCTS: InnerStatus.RESIDUAL,
     CGStatus.DEADLINE: InnerStatus.RESIDUAL,
     CGStatus.FLOOR: InnerStatus.FLOOR,
+    CGStatus.ASYMMETRIC: InnerStatus.FLOOR,
+    CGStatus.OUT_OF_RANGE: InnerStatus.RESIDUAL,
 }
 
 
