@@ -9,7 +9,8 @@ from test_lanczos import symmetric
 
 import hvpopt
 from hvpopt import CGStatus
-from hvpopt.krylov.scale import norm, power_of_two, unit_of
+from hvpopt.analysis.checks import check_symmetry
+from hvpopt.krylov.scale import euclidean_norm as norm, power_of_two, unit_of
 
 D = torch.float64
 SIZES = [1e-300, 1e-200, 1e-170, 1.0, 1e170, 1e200, 1e300]
@@ -258,3 +259,107 @@ def test_ritz_values_scale_with_the_operator(generator):
 
 
 
+
+
+# -- runs ---------------------------------------------------------------------------
+
+METHODS = {
+    "shifted": hvpopt.ShiftedNewton,
+    "shifted cg": lambda: hvpopt.ShiftedNewton("cg"),
+    "shifted cholesky": lambda: hvpopt.ShiftedNewton("cholesky"),
+    "trust region": hvpopt.TrustRegionNewton,
+    "line search": lambda: hvpopt.LineSearchNewton(pairs=3, cg_pairs=3),
+    "wolfe": lambda: hvpopt.LineSearchNewton(globalisation=hvpopt.Wolfe()),
+    "quasi-newton": hvpopt.QuasiNewton,
+    "cauchy": lambda: hvpopt.QuasiNewton(initial=hvpopt.CauchyScale()),
+    "sketch": lambda: hvpopt.QuasiNewton(initial=hvpopt.HessianSketch(4)),
+}
+
+
+def quartic(generator, n=6):
+    a = torch.randn(n, n, generator=generator, dtype=D) / n**0.5
+    b = torch.randn(n, generator=generator, dtype=D)
+    return lambda x: ((a @ x - b) ** 2).sum() + 0.1 * (x**4).sum()
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_size_of_a_loss_changes_no_step(name, bounded, generator):
+    """Powers of two round nothing: near 1e-170, 1e-271, 1e200 the steps are the same."""
+    loss = quartic(generator)
+    options = {"lower": -0.2, "upper": 0.3} if bounded else {}
+    start = torch.zeros(6, dtype=D)
+    runs = [
+        hvpopt.minimize(
+            lambda x, s=2.0**exponent: s * loss(x),
+            start,
+            method=METHODS[name](),
+            max_iter=4,
+            gtol=1e-12,
+            **options,
+        )
+        for exponent in (0, -565, -900, 665)
+    ]
+    assert runs[0].fun < runs[0].history[0].value
+    for run in runs[1:]:
+        assert run.status is runs[0].status
+        assert run.nit == runs[0].nit
+        assert float((run.x - runs[0].x).norm()) <= 1e-9 * float(runs[0].x.norm())
+
+
+@pytest.mark.parametrize("size", [1e-290, 1e-170, 1e200, 1e290])
+def test_no_wrong_success_of_a_loss_of_any_size(size, generator):
+    loss = quartic(generator)
+    for name, make in METHODS.items():
+        result = hvpopt.minimize(
+            lambda x: size * loss(x), torch.full((6,), 0.3, dtype=D), method=make()
+        )
+        x = result.x.requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(x), x)
+        assert result.success, name
+        assert float(gradient.norm()) < 1e-3, name
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+def test_no_wrong_success_in_float32(size, generator):
+    loss = quartic(generator)
+    for name, make in METHODS.items():
+        result = hvpopt.minimize(
+            lambda x: size * loss(x.double()).float(),
+            torch.full((6,), 0.3),
+            method=make(),
+            gtol=1e-3,
+        )
+        x = result.x.double().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(x), x)
+        assert result.success, name
+        assert float(gradient.norm()) < 1.0, name
+
+
+@pytest.mark.parametrize("size", [2.0**-565, 2.0**665])
+def test_pairs_of_any_size(size, generator):
+    matrix = symmetric(20, generator, torch.linspace(1.0, 3.0, 20, dtype=D))
+    plain, other = hvpopt.PairsPreconditioner(), hvpopt.PairsPreconditioner()
+    for s in torch.randn(4, 20, generator=generator, dtype=D):
+        plain = plain.with_pair(s, matrix @ s)
+        other = other.with_pair(s, size * (matrix @ s))
+        across = torch.linalg.qr(torch.stack([s, matrix @ s], 1))[0][:, 1]
+        assert other.with_pair(s, size * across) is other
+    g = torch.randn(20, generator=generator, dtype=D)
+    assert len(other.pairs) == 4
+    expected = plain.apply(g)
+    assert float((other.apply(size * g) - expected).norm()) <= 1e-12 * expected.norm()
+
+
+def test_a_diagonal_whose_inverse_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="leaves the range of torch.float32"):
+        hvpopt.DiagonalPreconditioner(torch.full((4,), 1e-40))
+
+
+@pytest.mark.parametrize("size", [1e-170, 1e200])
+def test_asymmetry_of_any_size_fails_its_check(size, generator):
+    a = size * torch.randn(10, 10, generator=generator, dtype=D)
+    operator = hvpopt.FunctionOperator(lambda v: a @ v, 10)
+    assert not check_symmetry(operator).passed
+    symmetrical = hvpopt.MatrixOperator(a + a.mT)
+    assert check_symmetry(symmetrical).passed

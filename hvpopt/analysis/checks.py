@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.models import Model, named_tensors
 from hvpopt.objective import Objective
 from hvpopt.operators import SymmetricOperator
@@ -94,7 +95,7 @@ def check_symmetry(
             for _ in range(2)
         )
         hw, hu = operator.matvec(w), operator.matvec(u)
-        size = float(u.norm() * hw.norm() + w.norm() * hu.norm())
+        size = float(u.norm()) * euclidean_norm(hw) + float(w.norm()) * euclidean_norm(hu)
         gap = abs(float(u @ hw) - float(w @ hu))
         worst = max(worst, gap / size if size else 0.0)
     return CheckReport("Hessian is symmetric", worst <= tol, worst, f"at most {tol:.1e}")

@@ -30,8 +30,7 @@ from torch import Tensor
 
 from hvpopt.krylov.pairs import Pair
 from hvpopt.krylov.preconditioner import Preconditioner
-from hvpopt.krylov.scale import norm as length_of
-from hvpopt.krylov.scale import times_power, unit_of
+from hvpopt.krylov.scale import euclidean_norm, times_power, unit_of
 from hvpopt.operators import SymmetricOperator
 
 Sampling = Literal["uniform", "last"]
@@ -178,7 +177,7 @@ def cg(
     unit = unit or 1.0
     solution = times_power(x, size, unit)
     # what the way into the dtype's range and back loses counts as residual
-    lost = length_of(times_power(solution, unit, size) - x) * watch.norm
+    lost = euclidean_norm(times_power(solution, unit, size) - x) * watch.norm
     if not lost <= max(target, norm):
         status = CGStatus.OUT_OF_RANGE
         solution, r, norm = torch.zeros_like(rhs), rhs / size, float((rhs / size).norm())

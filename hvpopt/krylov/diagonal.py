@@ -21,6 +21,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from hvpopt.krylov.scale import unit_of
 from hvpopt.models import named_tensors
 from hvpopt.operators import SymmetricOperator
 from hvpopt.space import ModelSpace
@@ -108,7 +109,8 @@ def mean_and_error(estimates: Sequence[Tensor]) -> tuple[Tensor, float]:
     mean, n = stacked.mean(0), len(stacked)
     if n == 1:
         return mean, math.nan
-    return mean, math.sqrt(float(stacked.var(0).mean()) / n)
+    unit = unit_of(stacked)  # squares of small entries underflow
+    return mean, unit * math.sqrt(float((stacked / unit).var(0).mean()) / n)
 
 
 def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor:

@@ -17,7 +17,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor
 
 from hvpopt.krylov.lanczos import LanczosBasis
-from hvpopt.krylov.scale import norm as length
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.operators import SymmetricOperator
 
 #: Products after which an estimate stops unless told otherwise.
@@ -214,7 +214,7 @@ def _by_scipy(
             f"backend 'scipy' needs at least 3 unknowns, got {operator.size}, and 4 "
             f"products, got {limit}; use 'lanczos'"
         )
-    if start is not None and not 0.0 < length(start) < math.inf:
+    if start is not None and not 0.0 < euclidean_norm(start) < math.inf:
         raise ValueError("the start is zero or not finite; leave it out")
     before = operator.counts.products
     v0 = None if start is None else start.double().cpu().numpy()
@@ -244,7 +244,7 @@ def _by_scipy(
         )
     value = float(values[0])
     vector = torch.from_numpy(vectors[:, 0].copy()).to(operator.device, operator.dtype)
-    residual = length(operator.matvec(vector) - value * vector)
+    residual = euclidean_norm(operator.matvec(vector) - value * vector)
     return EigenvalueEstimate(
         value=value,
         vector=vector,

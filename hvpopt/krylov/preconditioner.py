@@ -69,6 +69,12 @@ class DiagonalPreconditioner:
         if not self.damping > 0.0:
             raise ValueError(f"damping is {self.damping}; it must be positive")
         object.__setattr__(self, "diagonal", diagonal.detach().clone())
+        if not bool(torch.isfinite(self.inverse).all()):
+            raise ValueError(
+                f"the diagonal's largest entry is {largest:g}, and with damping="
+                f"{self.damping:g} its inverse leaves the range of {diagonal.dtype}; "
+                "give it in float64, or scale the operator"
+            )
 
     @cached_property
     def inverse(self) -> Tensor:

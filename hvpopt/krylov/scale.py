@@ -34,7 +34,7 @@ def unit_of(vector: Tensor) -> float:
     return power_of_two(size, vector.dtype)
 
 
-def norm(vector: Tensor) -> float:
+def euclidean_norm(vector: Tensor) -> float:
     """Return the Euclidean norm of a vector ``[n]`` of any size.
 
     Args:

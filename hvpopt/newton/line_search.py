@@ -17,6 +17,7 @@ from torch import Tensor
 from hvpopt.krylov.cg import CGResult, CGStatus, cg
 from hvpopt.krylov.pairs import Pair
 from hvpopt.krylov.preconditioner import Preconditioner, apply_base
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.curvature import Curvature, CurvatureState, check_curvature, kind_of
 from hvpopt.newton.forcing import (
@@ -155,7 +156,7 @@ class LineSearchNewton(Method):
             # Cells at a bound that the gradient would free may be pushed out by the
             # Newton direction, and what is left of it need not descend; nor need the
             # solution of a system whose products are noise. The projected gradient does.
-            reach = float(direction.vector.norm()) / float(gradient.norm())
+            reach = euclidean_norm(direction.vector) / euclidean_norm(gradient)
             steepest = replace(direction, vector=-reach * gradient, predicted=math.nan)
             step = self.globalisation.search(problem, point, steepest)
             residual = None
@@ -211,10 +212,10 @@ class LineSearchNewton(Method):
         direction = Direction(
             vector=free.extend(vector),
             status=_INNER_STATUS[solution.status],
-            residual=solution.residual_norm / float(gradient.norm()),
+            residual=solution.residual_norm / euclidean_norm(gradient),
             inner_iterations=solution.n_products,
             predicted=predicted,
-            negative_curvature=None if met is None else free.extend(met / met.norm()),
+            negative_curvature=None if met is None else free.extend(met / euclidean_norm(met)),
         )
         return direction, solution
 
@@ -300,7 +301,7 @@ def _first_direction(
         down, curvature = -apply_base(preconditioner, gradient), 0.0
     else:
         down, curvature = solution.direction, solution.curvature
-    norm = float(down.norm())
+    norm = euclidean_norm(down)
     slope = float(gradient @ down) / norm
     longest = 1.0 + float(point.vector.norm())
     size = abs(curvature) * longest
@@ -317,12 +318,12 @@ def _facts(
     linear = math.nan
     if residual is not None:
         # H (t h) + g = t (H h + g) + (1 − t) g, and H h + g is minus the residual
-        linear = float(((1.0 - t) * gradient - t * residual).norm())
+        linear = euclidean_norm((1.0 - t) * gradient - t * residual)
     # −t g·h − ½ t² h·Hh, with h·Hh = −g·h where h solves its equations
     predicted = step.direction.predicted * (2.0 * t - t * t)
     return ForcingFacts(
-        gradient_norm_before=float(gradient.norm()),
-        gradient_norm_after=float(after.projected_gradient.norm()),
+        gradient_norm_before=euclidean_norm(gradient),
+        gradient_norm_after=euclidean_norm(after.projected_gradient),
         linear_residual_norm=linear,
         ratio=(before.value - after.value) / predicted if predicted > 0.0 else math.nan,
     )

@@ -18,6 +18,7 @@ from hvpopt.krylov.cg import CGStatus, cg
 from hvpopt.krylov.eigenvalue import smallest_eigenvalue, tolerance_at
 from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.krylov.preconditioner import Preconditioner, RestrictedPreconditioner
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.method import (
     Direction,
@@ -153,7 +154,7 @@ class ShiftedNewton(Method):
     def _by_lanczos(self, free: FreeCells, budget: Budget) -> Direction:
         operator, gradient = free.operator, free.gradient
         basis = LanczosBasis(operator, gradient, probe=0.1 * self.tol, seed=self.seed)
-        norm = float(gradient.norm())
+        norm = euclidean_norm(gradient)
         limit = max(budget.cap(self.max_products), 1)
         status = InnerStatus.EIGENVALUE
         enough = (InnerStatus.CONVERGED, InnerStatus.FLOOR)
@@ -237,7 +238,7 @@ class ShiftedNewton(Method):
             shift=shift,
             smallest_eigenvalue=estimate.value,
             lower_bound=estimate.lower,
-            residual=solution.residual_norm / float(gradient.norm()),
+            residual=solution.residual_norm / euclidean_norm(gradient),
             inner_iterations=solution.n_products,
             negative_curvature=estimate.vector if estimate.upper < 0.0 else None,
         )
@@ -262,7 +263,7 @@ class ShiftedNewton(Method):
         shift = self._shift(smallest, rounding)
         vector = dense.solve(-gradient, shift)
         residual = dense.matrix @ vector + shift * vector + gradient
-        relative = float(residual.norm()) / float(gradient.norm())
+        relative = euclidean_norm(residual) / euclidean_norm(gradient)
         return Direction(
             vector=vector,
             status=(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.models import Model, named_tensors
 from hvpopt.newton.method import Method, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem
@@ -140,7 +141,8 @@ class Newton(torch.optim.Optimizer):
             self._begin()
         point = self._start_point(same_closure=same)
         try:
-            self._largest = max(self._largest, float(point.projected_gradient.norm()))
+            norm = euclidean_norm(point.projected_gradient)
+            self._largest = max(self._largest, norm)
             step = self._next_step(point)
         finally:
             if point.hessian is not None:
@@ -230,7 +232,8 @@ class Newton(torch.optim.Optimizer):
         return point
 
     def _next_step(self, point: Point) -> Step | Stationary:
-        stationary = float(point.projected_gradient.norm()) <= self.gtol * self._largest
+        norm = euclidean_norm(point.projected_gradient)
+        stationary = norm <= self.gtol * self._largest
         take = self.method.escape if stationary else self.method.step
         return take(self._problem, point, self._state, Budget())
 
