@@ -10,7 +10,8 @@ from test_lanczos import symmetric
 import hvpopt
 from hvpopt import CGStatus
 from hvpopt.analysis.checks import check_symmetry
-from hvpopt.krylov.scale import euclidean_norm as norm, power_of_two, unit_of
+from hvpopt.krylov.scale import euclidean_norm as norm
+from hvpopt.krylov.scale import power_of_two, unit_of
 
 D = torch.float64
 SIZES = [1e-300, 1e-200, 1e-170, 1.0, 1e170, 1e200, 1e300]
@@ -43,7 +44,9 @@ def test_norm_of_any_size(dtype, generator):
     assert norm(vector) == plain
     for exponent in (-100, -60, 60, 100) if dtype is torch.float32 else (-900, 900):
         scaled = vector * math.ldexp(1.0, exponent)
-        assert norm(scaled) == pytest.approx(math.ldexp(plain, exponent), rel=4 * info.eps)
+        assert norm(scaled) == pytest.approx(
+            math.ldexp(plain, exponent), rel=4 * info.eps
+        )
     assert norm(torch.zeros(3, dtype=dtype)) == 0.0
     assert norm(torch.tensor([math.inf, 1.0], dtype=dtype)) == math.inf
     assert math.isnan(norm(torch.tensor([math.nan, 1.0], dtype=dtype)))
@@ -258,9 +261,6 @@ def test_ritz_values_scale_with_the_operator(generator):
     assert torch.equal(plain.ritz_vector(), tiny.ritz_vector())
 
 
-
-
-
 # -- runs ---------------------------------------------------------------------------
 
 METHODS = {
@@ -352,7 +352,7 @@ def test_pairs_of_any_size(size, generator):
 
 
 def test_a_diagonal_whose_inverse_is_no_number_is_refused():
-    with pytest.raises(ValueError, match="leaves the range of torch.float32"):
+    with pytest.raises(ValueError, match=r"leaves the range of torch\.float32"):
         hvpopt.DiagonalPreconditioner(torch.full((4,), 1e-40))
 
 

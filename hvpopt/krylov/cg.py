@@ -280,9 +280,7 @@ class _Watch:
         return math.sqrt(0.5 * self.size * mean_square) / self.norm
 
 
-def _in_unit(
-    r: Tensor, preconditioner: Preconditioner | None
-) -> tuple[Tensor, float]:
+def _in_unit(r: Tensor, preconditioner: Preconditioner | None) -> tuple[Tensor, float]:
     """Return ``M⁻¹ r / unit``, and the unit: a power of two near its size."""
     if preconditioner is None:
         return r, 1.0

@@ -179,9 +179,7 @@ def estimate_from(
     norm = float(np.abs(basis.ritz_values).max())
     # what the products were seen to be wrong by, where that is more than was declared
     error = max(basis.operator.noise, basis.asymmetry) * norm
-    lower = basis.lower_bound(confidence) - max(
-        error - basis.operator.noise * norm, 0.0
-    )
+    lower = basis.lower_bound(confidence) - max(error - basis.operator.noise * norm, 0.0)
     if not converged:
         message = (
             f"not converged to tol={tol:g} after {basis.size} products: residual "

@@ -227,7 +227,9 @@ class HessianDiagonal(InitialCurvature):
         curvature = abs(float(direction @ operator.matvec(direction)))
         if not curvature > 0.0:
             # a flat model says nothing; one unit is then a first step
-            flat = replace(state, uniform=True, scale=euclidean_norm(point.projected_gradient))
+            flat = replace(
+                state, uniform=True, scale=euclidean_norm(point.projected_gradient)
+            )
             return -math.inf, flat
         return slope * (slope / curvature), replace(state, scale=unit * curvature / slope)
 

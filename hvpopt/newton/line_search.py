@@ -215,7 +215,9 @@ class LineSearchNewton(Method):
             residual=solution.residual_norm / euclidean_norm(gradient),
             inner_iterations=solution.n_products,
             predicted=predicted,
-            negative_curvature=None if met is None else free.extend(met / euclidean_norm(met)),
+            negative_curvature=None
+            if met is None
+            else free.extend(met / euclidean_norm(met)),
         )
         return direction, solution
 
