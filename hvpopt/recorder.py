@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hvpopt.counts import Counts
 from hvpopt.history import HistoryFile
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.limits import CallbackError, Stop
 from hvpopt.models import Model
 from hvpopt.newton.method import Step
@@ -110,7 +111,7 @@ class Recorder:
         record = replace(
             self.history[-1],
             value=point.value,
-            gradient_norm=float(point.projected_gradient.norm()),
+            gradient_norm=euclidean_norm(point.projected_gradient),
             active=int(point.active.sum()),
             parts=point.parts,
             counts=self.spent,

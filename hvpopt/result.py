@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hvpopt.counts import Counts
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.models import Model
 from hvpopt.newton.method import InnerStatus, Step
 from hvpopt.newton.problem import Point
@@ -168,8 +169,8 @@ def record_of(
     record = IterationRecord(
         iteration=iteration,
         value=point.value,
-        gradient_norm=float(point.projected_gradient.norm()),
-        step_norm=float((point.vector - before).norm()),
+        gradient_norm=euclidean_norm(point.projected_gradient),
+        step_norm=euclidean_norm(point.vector - before),
         step_length=step.length,
         trials=step.trials,
         active=int(point.active.sum()),

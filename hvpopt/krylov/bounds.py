@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import scipy.optimize
 
 
@@ -53,7 +52,8 @@ def log_mass(
     before = 0.0
     for alpha, measured in zip(diagonal, off_diagonal, strict=True):
         beta = max(measured, rounding)
-        new = ((value - alpha) * current - before * previous) / beta
+        # divided first: a value of any size times the polynomials may overflow
+        new = (value - alpha) / beta * current - before / beta * previous
         previous, current, before = current, new, beta
         total += new * new
         if total > 1e200:
@@ -85,7 +85,7 @@ def lower_bound(
     def excess(distance: float) -> float:
         return log_mass(top - distance, diagonal, off_diagonal, rounding) + 2 * component
 
-    near = far = max(resolution, float(np.finfo(float).tiny))
+    near = far = max(resolution, rounding)
     while excess(far) < 0.0:
         near, far = far, 4 * far
     # in log distance: eigenvalues of a misfit can be smaller than any xtol

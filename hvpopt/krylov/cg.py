@@ -9,6 +9,12 @@ Consecutive directions tell how well the products are symmetric, at no cost:
 the residual of the recurrence is below what the products' rounding hides, ``ε ‖A‖ max
 ‖x‖``, the true residual stays behind (Greenbaum, SIAM J. Matrix Anal. Appl. 18, 1997),
 and going on would be work for nothing.
+
+The residual of the recurrence is ``b − A x`` whatever A is, so that also of an operator
+that is not symmetric CONVERGED is true; but it may never come.
+
+All is done in units near the size of b, of the first ``M⁻¹ r`` and of the first product,
+powers of two: squares stay in the range of the dtype, and no bit is another one.
 """
 
 from __future__ import annotations
@@ -24,14 +30,14 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.krylov.pairs import Pair
-from hvpopt.krylov.preconditioner import (
-    Preconditioner,
-    apply_base,
-    checked_preconditioner,
-)
+from hvpopt.krylov.preconditioner import Preconditioner, checked_preconditioner
+from hvpopt.krylov.scale import euclidean_norm, times_power, unit_of
 from hvpopt.operators import SymmetricOperator, checked_operator
 
 Sampling = Literal["uniform", "last"]
+
+#: Asymmetry of products relative to ‖A‖ that no rounding explains.
+NOT_SYMMETRIC = 1e-2
 
 
 class CGStatus(Enum):
@@ -42,6 +48,8 @@ class CGStatus(Enum):
     MAX_PRODUCTS = "the limit of products was reached before the residual's tolerance"
     DEADLINE = "the time limit was reached before the residual's tolerance"
     FLOOR = "the tolerance lies under the rounding of the products"
+    ASYMMETRIC = "the operator is not symmetric: its products contradict each other"
+    OUT_OF_RANGE = "the solution lies outside the range of its dtype; zero is returned"
 
     @property
     def message(self) -> str:
@@ -121,16 +129,16 @@ def cg(
         raise ValueError("the right-hand side has NaN or infinite entries")
     watch = _Watch(operator, keep_pairs, sampling)
     limit = 2 * operator.size if most is None else most
-    size = float(rhs.abs().max()) if rhs.numel() else 0.0
-    if size == 0.0:
+    if not bool(rhs.any()):
         zero = torch.zeros_like(rhs)
         return CGResult(zero, CGStatus.CONVERGED, 0.0, 0, residual=zero)
-    # on a right-hand side of size 1: squares of small float32 numbers underflow
+    size = unit_of(rhs)
     x = torch.zeros_like(rhs)
     r = rhs / size
     target = tol * float(r.norm())
-    z = apply_base(preconditioner, r)
+    z, steps = _in_unit(r, preconditioner)
     d = z.clone()
+    unit = 0.0
     rz = _inner(r, z)
     norm = float(r.norm())
     status = CGStatus.CONVERGED
@@ -146,12 +154,14 @@ def cg(
         if time.monotonic() > deadline:
             status = CGStatus.DEADLINE
             break
-        a_d = operator.matvec(d)
+        product = operator.matvec(d)
+        unit = unit or unit_of(product)
+        a_d = product / unit
         d_a_d = float(d @ a_d)
-        watch.note_product(d, a_d, d_a_d)
+        watch.note_product(d, product, a_d, d_a_d)
         if d_a_d <= 0.0:
             status, negative = CGStatus.NEGATIVE_CURVATURE, d
-            curvature = d_a_d / float(d @ d)
+            curvature = unit * (d_a_d / float(d @ d))
             break
         step = rz / d_a_d
         x = x + step * d
@@ -160,11 +170,20 @@ def cg(
         watch.note_iterate(x)
         if norm <= target:
             break
-        z = apply_base(preconditioner, r)
+        z = r if preconditioner is None else preconditioner.apply(r) / steps
         rz, before = _inner(r, z), rz
         d = z + (rz / before) * d
+    if status in (CGStatus.FLOOR, CGStatus.MAX_PRODUCTS) and watch.asymmetric:
+        status = CGStatus.ASYMMETRIC
+    unit = unit or 1.0
+    solution = times_power(x, size, unit)
+    # what the way into the dtype's range and back loses counts as residual
+    lost = euclidean_norm(times_power(solution, unit, size) - x) * watch.norm
+    if not lost <= max(target, norm):
+        status = CGStatus.OUT_OF_RANGE
+        solution, r, norm = torch.zeros_like(rhs), rhs / size, float((rhs / size).norm())
     return CGResult(
-        x * size,
+        solution,
         status,
         norm * size,
         watch.products,
@@ -187,22 +206,24 @@ class _Watch:
         self.products = 0
         self.kept: list[tuple[int, Tensor, Tensor]] = []
         self._stride = 1
-        self._norm = 0.0
+        self.norm = 0.0
         self._largest_x = 0.0
         self._gaps: list[float] = []
         self._last: tuple[Tensor, Tensor, float] | None = None
 
-    def note_product(self, d: Tensor, a_d: Tensor, curvature: float) -> None:
-        """Take in a direction, its product, and ``d·A d``."""
+    def note_product(
+        self, d: Tensor, product: Tensor, a_d: Tensor, curvature: float
+    ) -> None:
+        """Take in a direction, its product as it is and in its unit, and ``d·A d``."""
         length = float(d.norm())
-        self._norm = max(self._norm, float(a_d.norm()) / length)
+        self.norm = max(self.norm, float(a_d.norm()) / length)
         if self._last is not None:
             before, a_before, length_before = self._last
             gap = abs(float(before @ a_d) - float(a_before @ d))
             self._gaps.append(gap / (length * length_before))
         self._last = d, a_d, length
         if self.keep and curvature > 0.0:
-            self._keep(d, a_d)
+            self._keep(d, product)
         self.products += 1
 
     def _keep(self, d: Tensor, a_d: Tensor) -> None:
@@ -237,17 +258,32 @@ class _Watch:
         """The residual that rounding of the products hides."""
         measured = self.product_error
         noise = self.noise if math.isnan(measured) else max(self.noise, measured)
-        return noise * self._norm * self._largest_x
+        return noise * self.norm * self._largest_x
+
+    @property
+    def asymmetric(self) -> bool:
+        """True if no rounding explains how the products deviate from symmetry."""
+        largest = max(self._gaps, default=0.0)
+        return largest > max(NOT_SYMMETRIC, 10 * self.noise) * self.norm
 
     @property
     def product_error(self) -> float:
         """The products' relative error; NaN before there are three."""
-        if len(self._gaps) < 2 or self._norm == 0.0:
+        if len(self._gaps) < 2 or self.norm == 0.0:
             return math.nan
         # Two errors of length δ in independent directions: their components along one
         # unit vector each differ by δ √(2/n) on average.
         mean_square = sum(gap * gap for gap in self._gaps) / len(self._gaps)
-        return math.sqrt(0.5 * self.size * mean_square) / self._norm
+        return math.sqrt(0.5 * self.size * mean_square) / self.norm
+
+
+def _in_unit(r: Tensor, preconditioner: Preconditioner | None) -> tuple[Tensor, float]:
+    """Return ``M⁻¹ r / unit``, and the unit: a power of two near its size."""
+    if preconditioner is None:
+        return r, 1.0
+    z = preconditioner.apply(r)
+    unit = unit_of(z)
+    return z / unit, unit
 
 
 def _inner(r: Tensor, z: Tensor) -> float:

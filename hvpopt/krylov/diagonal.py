@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.krylov.scale import unit_of
 from hvpopt.models import named_tensors
 from hvpopt.operators import SymmetricOperator, checked_operator
 from hvpopt.space import ModelSpace
@@ -113,7 +114,8 @@ def mean_and_error(estimates: Sequence[Tensor]) -> tuple[Tensor, float]:
     mean, n = stacked.mean(0), len(stacked)
     if n == 1:
         return mean, math.nan
-    return mean, math.sqrt(float(stacked.var(0).mean()) / n)
+    unit = unit_of(stacked)  # squares of small entries underflow
+    return mean, unit * math.sqrt(float((stacked / unit).var(0).mean()) / n)
 
 
 def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor:

@@ -18,10 +18,13 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.krylov.lanczos import LanczosBasis
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.operators import SymmetricOperator, checked_operator
 
 #: Products after which an estimate stops unless told otherwise.
 MAX_PRODUCTS = 300
+#: Asymmetry relative to ‖H‖ that no rounding explains: then there is no λ_min.
+NOT_SYMMETRIC = 1e-2
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,10 @@ def smallest_eigenvalue(
 
     Raises:
         TypeError: For an argument of the wrong type.
-        ValueError: For tolerances out of range or an unknown backend.
+        ValueError: For tolerances out of range or an unknown backend, or if the products
+            are clearly not those of a symmetric operator: ``q_i·(H q_j)`` and
+            ``q_j·(H q_i)`` of two basis vectors differ by over a hundredth of ``‖H‖``,
+            and ten times ``operator.noise``.
 
     Example:
         >>> import torch, hvpopt
@@ -119,8 +125,20 @@ def smallest_eigenvalue(
             break
         if not basis.extend():
             break
+        _refuse_asymmetry(basis)
         converged = eigenvalue_converged(basis, tol, confidence, floor=floor)
     return estimate_from(basis, tol, confidence, converged=converged)
+
+
+def _refuse_asymmetry(basis: LanczosBasis) -> None:
+    """Raise ValueError if no rounding explains how asymmetric the products are."""
+    if basis.asymmetry <= max(NOT_SYMMETRIC, 10 * basis.operator.noise):
+        return
+    raise ValueError(
+        f"the operator is not symmetric, so that it has no smallest eigenvalue to find: "
+        f"q_i·(H q_j) and q_j·(H q_i) differ by {basis.asymmetry:.2g} of ‖H‖ for two of "
+        f"the first {basis.size} basis vectors; check its product, or pass 0.5 (H + Hᵀ)"
+    )
 
 
 def tolerance_at(basis: LanczosBasis, tol: float, floor: float = 0.0) -> float:
@@ -137,8 +155,10 @@ def rounding_at(basis: LanczosBasis) -> float:
     """Return the size under which an eigenvalue cannot be told from zero."""
     norm = float(np.abs(basis.ritz_values).max())
     # What a basis cannot extend by is no certain zero: an eigenvector of which the start
-    # has a thousandth may hide within a thousand roundings. Zero itself has no scale.
-    return max(4 * basis.operator.noise * norm, 1e3 * basis.rounding, 1e-280)
+    # has a thousandth may hide within a thousand roundings. Zero itself has no scale: of
+    # what lies under the smallest normal number nothing is known.
+    smallest = float(torch.finfo(basis.operator.dtype).tiny)
+    return max(4 * basis.operator.noise * norm, 1e3 * basis.rounding, smallest)
 
 
 def eigenvalue_converged(
@@ -164,11 +184,14 @@ def estimate_from(
     """Return what a basis knows of λ_min."""
     theta = float(basis.ritz_values[0])
     norm = float(np.abs(basis.ritz_values).max())
-    lower = basis.lower_bound(confidence)
+    # what the products were seen to be wrong by, where that is more than was declared
+    error = max(basis.operator.noise, basis.asymmetry) * norm
+    lower = basis.lower_bound(confidence) - max(error - basis.operator.noise * norm, 0.0)
     if not converged:
         message = (
             f"not converged to tol={tol:g} after {basis.size} products: residual "
-            f"{basis.ritz_residual():.3g}, bounds {theta - lower:.3g} apart"
+            f"{basis.ritz_residual():.3g}, bounds {theta - lower:.3g} apart, asymmetry "
+            f"of the products {basis.asymmetry:.1g} of ‖H‖"
         )
     elif tol * abs(theta) < rounding_at(basis):
         message = "converged to the rounding of the products, which is above tol·|λ|"
@@ -179,7 +202,7 @@ def estimate_from(
         vector=basis.ritz_vector(),
         residual=basis.ritz_residual(),
         lower=lower,
-        upper=theta + basis.operator.noise * norm,
+        upper=theta + error,
         converged=converged,
         n_products=basis.size,
         confidence=confidence,
@@ -196,7 +219,7 @@ def _by_scipy(
             f"backend 'scipy' needs at least 3 unknowns, got {operator.size}, and 4 "
             f"products, got {limit}; use 'lanczos'"
         )
-    if start is not None and not 0.0 < float(start.double().norm()) < math.inf:
+    if start is not None and not 0.0 < euclidean_norm(start) < math.inf:
         raise ValueError("the start is zero or not finite; leave it out")
     limit, before = int(limit), operator.counts.products
     v0 = None if start is None else start.double().cpu().numpy()
@@ -226,7 +249,7 @@ def _by_scipy(
         )
     value = float(values[0])
     vector = torch.from_numpy(vectors[:, 0].copy()).to(operator.device, operator.dtype)
-    residual = float((operator.matvec(vector) - value * vector).norm())
+    residual = euclidean_norm(operator.matvec(vector) - value * vector)
     return EigenvalueEstimate(
         value=value,
         vector=vector,

@@ -13,6 +13,10 @@ are from those of a symmetric operator.
 A start that is not random at all can be orthogonal to the lowest eigenvector (the hard
 case): the space never sees it, and bounds nothing. Hence ``probe``.
 
+Whatever is squared on the way is in units near its size, powers of two, so that the
+size of H or g matters as long as both are normal numbers of their dtype: a loss may be
+multiplied by 1e-170 or 1e150.
+
 Where the operator says that vectors are shared out over processes (``holding``), each
 holds its part of every basis vector; what is read off T is the same on all.
 """
@@ -32,9 +36,13 @@ from hvpopt.krylov.asymmetry import Asymmetry
 from hvpopt.krylov.bounds import log_component, log_mass, lower_bound
 from hvpopt.krylov.right_hand_side import RightHandSide
 from hvpopt.krylov.rows import Rows
+from hvpopt.krylov.scale import power_of_two, unit_of
 from hvpopt.krylov.start import first_vector
 from hvpopt.krylov.trust_region import BoundedMinimum, bounded_minimum
 from hvpopt.operators import SymmetricOperator, checked_operator
+
+#: Radii beyond these, relative to the size of ‖g‖ / ‖H‖, are taken for them.
+TINY, HUGE = 1e-250, 1e250
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class KrylovStep:
 
     Attributes:
         vector: The step h, ``[n]``.
-        residual_norm: ``‖(H + (τ + λ)I) h + g‖``, from the recurrence.
+        residual_norm: ``‖(H + (τ + λ)I) h + g‖``, from the recurrence and the asymmetry
+            of the products.
         decrease: ``−(g·h + ½ h·Hh)``, what the unshifted quadratic model predicts.
         norm: ``‖h‖``.
         multiplier: λ ≥ 0 of the radius; 0 without one, or inside it.
@@ -153,16 +162,18 @@ class LanczosBasis:
         q = basis[j]
         # w = H q_j − α_j q_j − β_{j−1} q_{j−1}, with the recurrence and its rounding
         # both taken care of by orthogonalising against the whole basis
-        product = self.operator.matvec(held.widen(q, self.operator.size))
-        self._seen |= product != 0.0
-        w = held.narrow(product)
+        whole = self.operator.matvec(held.widen(q, self.operator.size))
+        self._seen |= whole != 0.0
+        unit = unit_of(whole)
+        w = held.narrow(whole / unit)
         numbers = held.total(torch.cat([basis @ w, (q @ w).reshape(1)]))
         projections = numbers[:-1]
-        self.diagonal.append(float(numbers[-1]))
-        self._asymmetry.note(projections[:-1], self.off_diagonal)
+        self.diagonal.append(unit * float(numbers[-1]))
+        self._asymmetry.note(projections[:-1], self.off_diagonal, unit)
         w = w - basis.mT @ projections
         w = w - basis.mT @ held.total(basis @ w)
-        beta = held.norm(w)
+        length = held.norm(w)
+        beta = unit * length
         self.off_diagonal.append(beta)
         self._eigen = None
         if j + 1 == self.operator.size:
@@ -175,7 +186,7 @@ class LanczosBasis:
             # alone does not prove that no eigenvalue hides.
             self.invariant = True
             return
-        self._rows.append(w / beta)
+        self._rows.append(w / length)
         if self._rhs is not None:
             self._rhs.note(self._rows.first(j + 2)[-1])
 
@@ -194,7 +205,9 @@ class LanczosBasis:
     def rounding(self) -> float:
         """The rounding of one operation on numbers of size ‖H‖; never 0."""
         eps = float(torch.finfo(self.vectors.dtype).eps)
-        return max(eps * self.norm_estimate, 1e-300)
+        info = torch.finfo(self.operator.dtype)
+        # below the smallest normal number of the products it is no longer relative
+        return max(eps * self.norm_estimate, info.eps * info.tiny)
 
     @property
     def asymmetry(self) -> float:
@@ -203,7 +216,7 @@ class LanczosBasis:
         A free measure of the products' error along one direction: rounding for exact
         products, and 0 until there are two vectors.
         """
-        return self._asymmetry.largest / max(self.norm_estimate, 1e-300)
+        return self._asymmetry.largest / (self.norm_estimate or 1.0)
 
     # -- eigenvalues ------------------------------------------------------------
 
@@ -214,18 +227,28 @@ class LanczosBasis:
         return max((abs(a) + beta[i] for i, a in enumerate(self.diagonal)), default=0.0)
 
     def _eigenpairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return Ritz values divided by the unit, and the eigenvectors of T."""
         if not self.size:
             raise ValueError("the basis is empty; call extend() first")
         if self._eigen is None:
-            self._eigen = scipy.linalg.eigh_tridiagonal(
-                np.array(self.diagonal), np.array(self.off_diagonal[:-1])
-            )
+            diagonal, off_diagonal = self._tridiagonal()
+            self._eigen = scipy.linalg.eigh_tridiagonal(diagonal, off_diagonal[:-1])
         return self._eigen
+
+    @property
+    def _unit(self) -> float:
+        """A power of two near ‖H‖."""
+        return power_of_two(self.norm_estimate)
+
+    def _tridiagonal(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return α and β of T / unit."""
+        unit = self._unit
+        return np.array(self.diagonal) / unit, np.array(self.off_diagonal) / unit
 
     @property
     def ritz_values(self) -> np.ndarray:
         """Eigenvalues of T, ascending ``[k]``. The first is never below λ_min."""
-        return self._eigenpairs()[0]
+        return self._unit * self._eigenpairs()[0]
 
     def ritz_vector(self, index: int = 0) -> Tensor:
         """Return the unit Ritz vector ``[n]`` of a Ritz value."""
@@ -233,9 +256,13 @@ class LanczosBasis:
         return self._combine(vectors[:, self._checked_index(index)])
 
     def ritz_residual(self, index: int = 0) -> float:
-        """Return ``‖H x − θ x‖``, the distance from θ to some eigenvalue at most."""
-        last = self._eigenpairs()[1][-1]
-        return self.off_diagonal[-1] * abs(float(last[self._checked_index(index)]))
+        """Return ``‖H x − θ x‖``, the distance from θ to some eigenvalue at most.
+
+        What the products deviate from those of a symmetric operator is part of it.
+        """
+        y, unit = self._eigenpairs()[1][:, self._checked_index(index)], self._unit
+        outside = self.off_diagonal[-1] / unit * abs(float(y[-1]))
+        return unit * math.hypot(outside, self._asymmetry.along(y, unit))
 
     def _checked_index(self, index: int) -> int:
         return checks.integer("index", index, least=-self.size, most=self.size - 1)
@@ -288,7 +315,8 @@ class LanczosBasis:
 
     def residual_norm(self, shift: float = 0.0, *, radius: float | None = None) -> float:
         """Return ``‖(H + (τ + λ)I) h + g‖`` of the step that ``solve`` would give."""
-        return self._residual(self._coordinates(shift, radius).coordinates)
+        y = self._coordinates(shift, radius).coordinates
+        return self._known_rhs.unit * self._residual(y)
 
     def solve(self, shift: float = 0.0, *, radius: float | None = None) -> KrylovStep:
         """Return the best step h in this space; costs no product.
@@ -312,12 +340,14 @@ class LanczosBasis:
                 positive and finite.
         """
         found = self._coordinates(shift, radius)
-        y = found.coordinates
+        y, size = _in_unit(found.coordinates)
+        rhs = self._known_rhs
+        unit = rhs.unit * (size / self._unit)
         return KrylovStep(
-            vector=self._combine(y).masked_fill_(~self._seen, 0.0),
-            residual_norm=self._residual(y),
-            decrease=self._known_rhs.decrease(y, self.diagonal, self.off_diagonal),
-            norm=float(np.linalg.norm(y)),
+            vector=(unit * self._combine(y)).masked_fill_(~self._seen, 0.0),
+            residual_norm=rhs.unit * self._residual(found.coordinates),
+            decrease=rhs.unit * (unit * rhs.decrease(y, size, *self._tridiagonal())),
+            norm=unit * float(np.linalg.norm(y)),
             multiplier=found.multiplier,
             on_boundary=found.on_boundary,
             hard_case=found.hard_case,
@@ -339,9 +369,10 @@ class LanczosBasis:
         Returns:
             ``ε ‖H‖ ‖h‖ / ‖g‖``; errors raised are those of ``solve``.
         """
-        length = float(np.linalg.norm(self._coordinates(shift, radius).coordinates))
+        y, size = _in_unit(self._coordinates(shift, radius).coordinates)
+        length = size * float(np.linalg.norm(y))
         error = max(self._asymmetry.error(self.operator.size), self.rounding)
-        return error * length / max(self._known_rhs.norm, 1e-300)
+        return error / self._unit * length / (self._known_rhs.norm or 1.0)
 
     @property
     def _known_rhs(self) -> RightHandSide:
@@ -350,32 +381,48 @@ class LanczosBasis:
         return self._rhs
 
     def _coordinates(self, shift: float, radius: float | None = None) -> BoundedMinimum:
+        """Return a step in units of (unit of g) / (unit of H), with λ as it is."""
         shift = checks.number("shift", shift, above=-math.inf, below=math.inf)
         radius = checks.optional(
             checks.number, "radius", radius, above=0.0, below=math.inf
         )
-        g = self._known_rhs.coordinates(self.size)
+        unit, rhs = self._unit, self._known_rhs
         theta, vectors = self._eigenpairs()
-        slopes = vectors.T @ g
+        slopes = vectors.T @ rhs.coordinates(self.size)
         # A direction of which neither curvature nor gradient says more than rounding is
         # none to step along: their quotient could be anything.
-        zero = max(4 * self.operator.noise * self.norm_estimate, 1e3 * self.rounding)
-        silent = (np.abs(theta) <= zero) & (
-            np.abs(slopes) <= 4 * self.operator.noise * self._known_rhs.norm
-        )
-        theta, slopes, vectors = theta[~silent], slopes[~silent], vectors[:, ~silent]
-        if not theta.size:
+        noise = 4 * self.operator.noise
+        zero = max(noise * self.norm_estimate, 1e3 * self.rounding) / unit
+        silent = (np.abs(theta) <= zero) & (np.abs(slopes) <= noise * rhs.norm)
+        slopes, vectors = slopes[~silent], vectors[:, ~silent]
+        shifted = theta[~silent] + shift / unit
+        if not shifted.size:
             return BoundedMinimum(np.zeros(self.size), 0.0, False, False)
         if radius is not None:
-            found = bounded_minimum(theta + shift, slopes, radius)
-            return replace(found, coordinates=vectors @ found.coordinates)
-        if theta[0] + shift <= 0.0:
+            length = radius * (unit / rhs.unit)
+            found = bounded_minimum(shifted, slopes, min(max(length, TINY), HUGE))
+            return replace(
+                found,
+                coordinates=vectors @ found.coordinates,
+                multiplier=unit * found.multiplier,
+            )
+        if shifted[0] <= 0.0:
             raise np.linalg.LinAlgError(
                 f"T + τI is not positive definite: τ = {shift:g}, smallest Ritz value "
-                f"{theta[0]:g}"
+                f"{self.ritz_values[0]:g}"
             )
-        y = np.asarray(vectors @ (-slopes / (theta + shift)))
+        y = np.asarray(vectors @ (-slopes / shifted))
         return BoundedMinimum(y, multiplier=0.0, on_boundary=False, hard_case=False)
 
     def _residual(self, y: np.ndarray) -> float:
-        return self._known_rhs.residual(self.size, self.off_diagonal[-1] * float(y[-1]))
+        """Return the residual of a step, both in their units."""
+        last = self.off_diagonal[-1] / self._unit * float(y[-1])
+        recurrence = self._known_rhs.residual(self.size, last)
+        y, size = _in_unit(y)
+        return math.hypot(recurrence, size * self._asymmetry.along(y, self._unit))
+
+
+def _in_unit(y: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return a vector divided by a power of two near its largest entry, and that."""
+    unit = power_of_two(float(np.abs(y).max()))
+    return y / unit, unit

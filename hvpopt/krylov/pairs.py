@@ -22,6 +22,7 @@ from hvpopt.krylov.preconditioner import (
     apply_base,
     checked_preconditioner,
 )
+from hvpopt.krylov.scale import euclidean_norm, unit_of
 
 Pair = tuple[Tensor, Tensor]
 
@@ -138,7 +139,9 @@ class PairsPreconditioner:
         if not self.pairs:
             return 1.0
         s, y = (vector.double() for vector in self.pairs[-1])
-        return float(s @ y) / float(y @ apply_base(self.base, y))
+        unit = unit_of(y)
+        y = y / unit
+        return float(s @ y) / float(y @ apply_base(self.base, y)) / unit
 
     def _damped(self, s: Tensor, y: Tensor) -> Tensor:
         """Pull s towards M⁻¹ y until s·y is a fifth of y·M⁻¹y."""
@@ -171,4 +174,9 @@ def safely_positive(s: Tensor, y: Tensor) -> bool:
     if not bool(torch.isfinite(s).all()) or not bool(torch.isfinite(y).all()):
         return False
     s, y = s.double(), y.double()
-    return float(s @ y) > SAFE_CURVATURE * float(s.norm()) * float(y.norm())
+    curvature = float(s @ y)
+    info = torch.finfo(torch.float64)
+    # the update divides by it
+    if not info.tiny <= curvature <= info.max / 4:
+        return False
+    return curvature / euclidean_norm(s) > SAFE_CURVATURE * euclidean_norm(y)

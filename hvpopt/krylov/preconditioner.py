@@ -97,6 +97,12 @@ class DiagonalPreconditioner:
             raise ValueError(f"the diagonal's largest entry is {largest:g}, not positive")
         damping = checks.number("damping", self.damping, above=0.0, below=math.inf)
         checks.put(self, diagonal=diagonal.detach().clone(), damping=damping)
+        if not bool(torch.isfinite(self.inverse).all()):
+            raise ValueError(
+                f"the diagonal's largest entry is {largest:g}, and with damping="
+                f"{self.damping:g} its inverse leaves the range of {diagonal.dtype}; "
+                "give it in float64, or scale the operator"
+            )
 
     @cached_property
     def inverse(self) -> Tensor:

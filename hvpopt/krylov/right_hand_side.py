@@ -16,24 +16,31 @@ import numpy as np
 from torch import Tensor
 
 from hvpopt.holding import Holding
+from hvpopt.krylov.scale import unit_of
 
 
 class RightHandSide:
-    """A vector g in the coordinates of a basis that grows.
+    """A vector g in the coordinates of a basis that grows, in a unit of its own.
+
+    Everything but ``unit`` is of g / unit, whose squares do not leave the range of
+    float64.
 
     Args:
         vector: g ``[n]``, in the dtype of the basis. It is not changed.
         held: How the vectors of the basis are held.
 
     Attributes:
-        norm: ‖g‖.
+        unit: A power of two near the largest entry of g.
+        norm: ‖g‖ / unit.
     """
 
     def __init__(self, vector: Tensor, held: Holding) -> None:
-        self.norm = float(vector.norm())
+        self.unit = unit_of(vector)
+        scaled = vector / self.unit
+        self.norm = float(scaled.norm())
         self._held = held
         # what lies outside the basis; shrunk as the basis grows
-        self._outside = held.narrow(vector).clone()
+        self._outside = held.narrow(scaled).clone()
         self._coordinates: list[float] = []
         self._outside_norms: list[float] = []
 
@@ -65,15 +72,16 @@ class RightHandSide:
         return math.hypot(self._outside_norms[-1], last)
 
     def decrease(
-        self, y: np.ndarray, diagonal: list[float], off_diagonal: list[float]
+        self, y: np.ndarray, size: float, diagonal: np.ndarray, off_diagonal: np.ndarray
     ) -> float:
-        """Return ``−(g·h + ½ h·Hh)`` of the step h = Q_k y.
+        """Return ``−(g·h + ½ h·Hh) / size`` of the step h = size · Q_k y.
 
         Args:
-            y: ``[k]``.
+            y: ``[k]``, of entries up to about 1.
+            size: Of the step.
             diagonal: α of T_k, the projection of H.
             off_diagonal: β, as many.
         """
-        cross = np.array(off_diagonal[:-1]) * y[:-1] * y[1:]
-        curvature = float(np.array(diagonal) @ (y * y) + 2.0 * cross.sum())
-        return -(float(self.coordinates(len(y)) @ y) + 0.5 * curvature)
+        cross = off_diagonal[:-1] * y[:-1] * y[1:]
+        curvature = float(diagonal @ (y * y) + 2.0 * cross.sum())
+        return -(float(self.coordinates(len(y)) @ y) + 0.5 * size * curvature)

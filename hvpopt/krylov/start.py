@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.krylov.scale import unit_of
 from hvpopt.operators import SymmetricOperator
 
 
@@ -42,17 +43,18 @@ def first_vector(
                 f"the start is on {start.device}, the operator on {operator.device}; "
                 "move it with .to()"
             )
-        # in float64: squares of a small float32 gradient underflow
-        norm = float(start.double().norm())
-        if not math.isfinite(norm):
+        if not bool(torch.isfinite(start).all()):
             raise ValueError("the start has NaN or infinite entries")
-        if norm == 0.0 and probe == 0.0:
+        unit = unit_of(start)
+        scaled = start.to(like) / unit
+        length = float(scaled.norm())
+        if length == 0.0 and probe == 0.0:
             raise ValueError(
                 "the start is zero and spans no Krylov space; at a stationary point "
                 "use a random start (start=None)"
             )
-        if norm > 0.0:
-            vector += (start.double() / norm).to(like.dtype)
+        if length > 0.0:
+            vector += scaled / length
     weight = 1.0 if start is None else probe
     if weight:
         # drawn on the host, so that a seed means the same on every device

@@ -94,18 +94,24 @@ def _unit_ball(
     pulled = bool((direction[gaps + max(lowest, 0.0) == 0.0] != 0.0).any())
     if lowest >= 0.0 and not pulled:
         y = step(lowest)
-        if float(np.linalg.norm(y)) <= 1.0:
+        if _norm(y) <= 1.0:
             return y, None, False
     elif lowest < 0.0 and not pulled:
         y = step(0.0)
-        short = 1.0 - float(y @ y)
-        if short >= 0.0:
-            y[0] = math.sqrt(short)
+        length = _norm(y)
+        if length <= 1.0:
+            y[0] = math.sqrt(1.0 - length * length)
             return y, 0.0, True
     pole = _pole(gaps, direction, pull, max(lowest, 0.0))
     y = step(pole)
     hard = lowest < 0.0 and pole <= 10 * EPS * float(np.abs(theta).max())
     return y / np.linalg.norm(y), pole, hard
+
+
+def _norm(y: np.ndarray) -> float:
+    """Return ‖y‖ where squares may overflow: next to the pole y is as long as 1/p."""
+    largest = float(np.abs(y).max())
+    return largest * float(np.linalg.norm(y / largest)) if largest > 0.0 else 0.0
 
 
 def _pole(gaps: np.ndarray, direction: np.ndarray, pull: float, least: float) -> float:
@@ -118,7 +124,7 @@ def _pole(gaps: np.ndarray, direction: np.ndarray, pull: float, least: float) ->
     def excess(log_pole: float) -> float:
         y = direction / (gaps + math.exp(log_pole))
         # 1/‖y‖ is nearly linear in p, so that the root is found in a few steps
-        return 1.0 / (pull * float(np.linalg.norm(y))) - 1.0
+        return 1.0 / (pull * _norm(y)) - 1.0
 
     # rounding may put the root a hair outside its bracket
     left, right = math.log(low) - 1e-12, math.log(high) + 1e-12

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.method import Direction, Step
 from hvpopt.newton.problem import Point, Problem
 
@@ -90,8 +91,9 @@ class Backtracking:
             if value - point.value <= self.decrease * expected:
                 return Step(vector, value, length, trial, direction, point=end)
             if drowned and end is not None and value - point.value <= hidden:
-                before = float(point.projected_gradient.norm())
-                if float(end.projected_gradient.norm()) <= GRADIENT_PROGRESS * before:
+                before = euclidean_norm(point.projected_gradient)
+                after = euclidean_norm(end.projected_gradient)
+                if after <= GRADIENT_PROGRESS * before:
                     return Step(vector, value, length, trial, direction, point=end)
             if self.decrease * abs(expected) < _EPS * abs(point.value):
                 # shorter steps would pass by rounding alone, and the run would crawl

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.backtracking import rounding_of
 from hvpopt.newton.method import Direction, Method, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem
@@ -83,7 +84,7 @@ class Tolerance:
 
     def gradient_met(self, point: Point) -> bool:
         """True if the projected gradient at a point is within its tolerance."""
-        norm = float(point.projected_gradient.norm())
+        norm = euclidean_norm(point.projected_gradient)
         return norm <= self.gtol * self.largest
 
 
@@ -109,7 +110,7 @@ def next_step(
     """
     if not tolerance.gradient_met(point):
         return method.step(problem, point, state, budget)
-    if float(point.projected_gradient.norm()) == 0.0:
+    if euclidean_norm(point.projected_gradient) == 0.0:
         told = "the projected gradient is zero"
         return _examine(problem, method, point, state, budget, tolerance, told, False)
     foreseen = method.predicted_step(problem, point, state)
@@ -156,7 +157,7 @@ def _small(
     hidden = promised <= rounding_of(problem, point)
     if direction.bounded or not (size <= tolerance.gtol or hidden):
         return ""
-    ratio = float(point.projected_gradient.norm()) / tolerance.largest
+    ratio = euclidean_norm(point.projected_gradient) / tolerance.largest
     told = (
         f"its norm is {ratio:.2g} of the largest met (gtol {tolerance.gtol:g}), and the "
         f"next step would change no parameter by more than {size:.2g} of its size"

@@ -21,6 +21,7 @@ from hvpopt import checks
 from hvpopt.krylov.diagonal import WIDEST, estimate_diagonal, mean_and_error
 from hvpopt.krylov.low_rank import LowRankPreconditioner, nystrom
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner, Preconditioner
+from hvpopt.krylov.scale import euclidean_norm, unit_of
 from hvpopt.newton.method import OutOfBudget
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.objective import Kind
@@ -235,14 +236,20 @@ class HessianDiagonal(InitialCurvature):
         """Return the decrease that the best length promises, and the scaled state."""
         state = replace(state, uniform=uniform)
         gradient = point.projected_gradient
+        # in units: of a loss of 1e-170 the products of two gradients underflow
+        gradient = gradient / unit_of(gradient)
         direction = self.preconditioner(state).apply(gradient)
+        unit = unit_of(direction)
+        direction = direction / unit
         slope = float(gradient @ direction)
         curvature = abs(float(direction @ operator.matvec(direction)))
         if not curvature > 0.0:
             # a flat model says nothing; one unit is then a first step
-            flat = replace(state, uniform=True, scale=float(gradient.norm()))
+            flat = replace(
+                state, uniform=True, scale=euclidean_norm(point.projected_gradient)
+            )
             return -math.inf, flat
-        return slope * (slope / curvature), replace(state, scale=curvature / slope)
+        return slope * (slope / curvature), replace(state, scale=unit * curvature / slope)
 
     def preconditioner(self, state: DiagonalState) -> Preconditioner:
         """Return the damped diagonal's inverse, or the division by one number."""
@@ -340,7 +347,8 @@ class CauchyScale(InitialCurvature):
         self, problem: Problem, point: Point, seed: int, budget: Budget
     ) -> CauchyState:
         """Measure the curvature along the gradient."""
-        gradient = point.projected_gradient
+        unit = unit_of(point.projected_gradient)
+        gradient = point.projected_gradient / unit
         operator = problem.hessian(point)
         try:
             along = float(gradient @ operator.matvec(gradient))
@@ -348,7 +356,7 @@ class CauchyScale(InitialCurvature):
             operator.close()
         square = float(gradient @ gradient)
         # a flat or falling line says nothing; one unit of the model is then a first step
-        curvature = abs(along) / square if along else math.sqrt(square)
+        curvature = abs(along) / square if along else unit * math.sqrt(square)
         return CauchyState(curvature)
 
     def preconditioner(self, state: CauchyState) -> Preconditioner:

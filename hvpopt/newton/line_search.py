@@ -18,6 +18,7 @@ from hvpopt import checks
 from hvpopt.krylov.cg import CGResult, CGStatus, cg
 from hvpopt.krylov.pairs import Pair
 from hvpopt.krylov.preconditioner import Preconditioner, apply_base
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.curvature import Curvature, CurvatureState, check_curvature, kind_of
 from hvpopt.newton.forcing import (
@@ -148,7 +149,7 @@ class LineSearchNewton(SecondOrderMethod):
             # Cells at a bound that the gradient would free may be pushed out by the
             # Newton direction, and what is left of it need not descend; nor need the
             # solution of a system whose products are noise. The projected gradient does.
-            reach = float(direction.vector.norm()) / float(gradient.norm())
+            reach = euclidean_norm(direction.vector) / euclidean_norm(gradient)
             steepest = replace(direction, vector=-reach * gradient, predicted=math.nan)
             step = self.globalisation.search(problem, point, steepest)
             residual = None
@@ -204,10 +205,12 @@ class LineSearchNewton(SecondOrderMethod):
         direction = Direction(
             vector=free.extend(vector),
             status=_INNER_STATUS[solution.status],
-            residual=solution.residual_norm / float(gradient.norm()),
+            residual=solution.residual_norm / euclidean_norm(gradient),
             inner_iterations=solution.n_products,
             predicted=predicted,
-            negative_curvature=None if met is None else free.extend(met / met.norm()),
+            negative_curvature=None
+            if met is None
+            else free.extend(met / euclidean_norm(met)),
         )
         return direction, solution
 
@@ -250,6 +253,8 @@ _INNER_STATUS = {
     CGStatus.MAX_PRODUCTS: InnerStatus.RESIDUAL,
     CGStatus.DEADLINE: InnerStatus.RESIDUAL,
     CGStatus.FLOOR: InnerStatus.FLOOR,
+    CGStatus.ASYMMETRIC: InnerStatus.FLOOR,
+    CGStatus.OUT_OF_RANGE: InnerStatus.RESIDUAL,
 }
 
 
@@ -269,7 +274,7 @@ def _first_direction(
         down, curvature = -apply_base(preconditioner, gradient), 0.0
     else:
         down, curvature = solution.direction, solution.curvature
-    norm = float(down.norm())
+    norm = euclidean_norm(down)
     slope = float(gradient @ down) / norm
     longest = 1.0 + float(point.vector.norm())
     size = abs(curvature) * longest
@@ -286,12 +291,12 @@ def _facts(
     linear = math.nan
     if residual is not None:
         # H (t h) + g = t (H h + g) + (1 − t) g, and H h + g is minus the residual
-        linear = float(((1.0 - t) * gradient - t * residual).norm())
+        linear = euclidean_norm((1.0 - t) * gradient - t * residual)
     # −t g·h − ½ t² h·Hh, with h·Hh = −g·h where h solves its equations
     predicted = step.direction.predicted * (2.0 * t - t * t)
     return ForcingFacts(
-        gradient_norm_before=float(gradient.norm()),
-        gradient_norm_after=float(after.projected_gradient.norm()),
+        gradient_norm_before=euclidean_norm(gradient),
+        gradient_norm_after=euclidean_norm(after.projected_gradient),
         linear_residual_norm=linear,
         ratio=(before.value - after.value) / predicted if predicted > 0.0 else math.nan,
     )

@@ -23,6 +23,7 @@ from hvpopt.krylov.preconditioner import (
     RestrictedPreconditioner,
     checked_preconditioner,
 )
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.method import (
     Direction,
@@ -153,7 +154,7 @@ class ShiftedNewton(SecondOrderMethod):
     def _by_lanczos(self, free: FreeCells, budget: Budget) -> Direction:
         operator, gradient = free.operator, free.gradient
         basis = LanczosBasis(operator, gradient, probe=0.1 * self.tol, seed=self.seed)
-        norm = float(gradient.norm())
+        norm = euclidean_norm(gradient)
         limit = max(budget.cap(self.max_products), 1)
         status = InnerStatus.EIGENVALUE
         enough = (InnerStatus.CONVERGED, InnerStatus.FLOOR)
@@ -238,7 +239,7 @@ class ShiftedNewton(SecondOrderMethod):
             shift=shift,
             smallest_eigenvalue=estimate.value,
             lower_bound=estimate.lower,
-            residual=solution.residual_norm / float(gradient.norm()),
+            residual=solution.residual_norm / euclidean_norm(gradient),
             inner_iterations=solution.n_products,
             negative_curvature=estimate.vector if estimate.upper < 0.0 else None,
         )
@@ -265,7 +266,7 @@ class ShiftedNewton(SecondOrderMethod):
         shift = self._shift(smallest, rounding, self.eigenvalue_floor * largest)
         vector = dense.solve(-gradient, shift)
         residual = dense.matrix @ vector + shift * vector + gradient
-        relative = float(residual.norm()) / float(gradient.norm())
+        relative = euclidean_norm(residual) / euclidean_norm(gradient)
         return Direction(
             vector=vector,
             status=(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hvpopt.krylov.eigenvalue import rounding_at
 from hvpopt.krylov.lanczos import KrylovStep, LanczosBasis
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.method import Direction, InnerStatus, Step
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.radius import Radii
@@ -115,7 +116,7 @@ class RadiusSearch:
         self.basis = LanczosBasis(
             self.free.operator, self.free.gradient, probe=probe, seed=seed
         )
-        self.norm = float(self.free.gradient.norm())
+        self.norm = euclidean_norm(self.free.gradient)
         self.tol = tol
         self.radii = radii
         self.limit = max(budget.cap(max_products), 1)
@@ -208,7 +209,7 @@ class RadiusSearch:
         moved = vector - point.vector
         cut = space.bounded and not torch.equal(vector, end)
         slope = float(point.gradient @ moved)
-        length = float(moved.norm())
+        length = euclidean_norm(moved)
         value = math.inf
         if slope < 0.0 or (not cut and length > 0.0):
             self.trials += 1
@@ -216,8 +217,9 @@ class RadiusSearch:
         predicted = step.decrease
         if cut:
             own_slope = float(self.free.gradient @ step.vector)
-            curvature = -2 * (step.decrease + own_slope) / step.norm**2
-            predicted = -slope - 0.5 * curvature * length**2
+            # of minus half the step's own mean curvature, as much as was moved
+            part = (length / step.norm) ** 2
+            predicted = -slope + part * (step.decrease + own_slope)
         # what a trial is accepted by; for a whole step that is its ratio
         asked = self.radii.accept * (-slope if cut else predicted)
         actual = point.value - value

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hvpopt import checks
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.backtracking import GRADIENT_PROGRESS
 from hvpopt.newton.curvature import (
     Curvature,
@@ -158,11 +159,11 @@ class TrustRegionNewton(SecondOrderMethod):
         memo: Any = step.memo
         if not isinstance(memo, SearchMemo):
             # off a stationary point: the region must reach as far as that step did
-            moved = float((after.vector - before.vector).norm())
+            moved = euclidean_norm(after.vector - before.vector)
             radius = None if state.radius is None else max(state.radius, moved)
             return replace(state, radius=radius, stalled=False)
-        norm_before = float(before.projected_gradient.norm())
-        norm_after = float(after.projected_gradient.norm())
+        norm_before = euclidean_norm(before.projected_gradient)
+        norm_after = euclidean_norm(after.projected_gradient)
         facts = ForcingFacts(
             norm_before, norm_after, memo.linear_residual_norm, memo.ratio
         )

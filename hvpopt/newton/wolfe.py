@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.krylov.scale import power_of_two
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.method import Direction, Step
 from hvpopt.newton.problem import Point, Problem
@@ -242,16 +243,19 @@ def _minimiser(low: _Trial, high: _Trial) -> float:
         return a + 0.3 * (b - a)
     length = math.nan
     rise = (high.value - low.value) / (b - a)
-    if math.isfinite(high.slope):
-        d1 = low.slope + high.slope - 3.0 * rise
-        root = d1 * d1 - low.slope * high.slope
+    # in units of the start's slope: squares of slopes may leave the range of floats
+    unit = power_of_two(abs(low.slope))
+    rise, start, end = rise / unit, low.slope / unit, high.slope / unit
+    if math.isfinite(end):
+        d1 = start + end - 3.0 * rise
+        root = d1 * d1 - start * end
         if root >= 0.0:
             d2 = math.copysign(math.sqrt(root), b - a)
-            below = high.slope - low.slope + 2.0 * d2
+            below = end - start + 2.0 * d2
             if below != 0.0:
-                length = b - (b - a) * (high.slope + d2 - d1) / below
-    if not math.isfinite(length) and rise != low.slope:
-        length = a - 0.5 * low.slope * (b - a) / (rise - low.slope)
+                length = b - (b - a) * (end + d2 - d1) / below
+    if not math.isfinite(length) and rise != start:
+        length = a - 0.5 * start * (b - a) / (rise - start)
     if not math.isfinite(length):
         return 0.5 * (a + b)
     return min(max(length, min(near, far)), max(near, far))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.counts import Counts
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.limits import check_repeatable
 from hvpopt.models import Model, named_tensors, warn_of_hooks
 from hvpopt.newton.convergence import Tolerance, next_step
@@ -158,7 +159,8 @@ class Newton(torch.optim.Optimizer):
         before = self.counts.snapshot()
         point = self._start_point(same_closure=same)
         try:
-            self._largest = max(self._largest, float(point.projected_gradient.norm()))
+            norm = euclidean_norm(point.projected_gradient)
+            self._largest = max(self._largest, norm)
             step = self._next_step(point)
         finally:
             if point.hessian is not None:

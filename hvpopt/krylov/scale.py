@@ -1,0 +1,61 @@
+"""Units: powers of two near a size, so that squares neither underflow nor overflow.
+
+A squared norm leaves the range of float64 for entries under 1e-154 or over 1e154, and
+that of float32 for 1e-19 and 1e19. Division by a power of two rounds nothing: what is
+computed in a unit has the same bits as without one, wherever both are in range.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def power_of_two(size: float, dtype: torch.dtype = torch.float64) -> float:
+    """Return the power of two at or next below a size; 1 for zero or no finite number.
+
+    Args:
+        size: At least 0.
+        dtype: The power and its reciprocal are normal numbers of it.
+    """
+    if not 0.0 < size < math.inf:
+        return 1.0
+    info = torch.finfo(dtype)
+    lowest, highest = math.frexp(info.tiny)[1] - 1, math.frexp(info.max)[1] - 2
+    exponent = math.frexp(size)[1] - 1
+    return math.ldexp(1.0, min(max(exponent, lowest), highest))
+
+
+def unit_of(vector: Tensor) -> float:
+    """Return the power of two at or next below a vector's largest entry; 1 for zero."""
+    size = float(vector.abs().max()) if vector.numel() else 0.0
+    return power_of_two(size, vector.dtype)
+
+
+def euclidean_norm(vector: Tensor) -> float:
+    """Return the Euclidean norm of a vector ``[n]`` of any size.
+
+    Args:
+        vector: Its squares may lie outside the range of its dtype.
+    """
+    plain = float(vector.norm())
+    info = torch.finfo(vector.dtype)
+    if math.sqrt(info.tiny) / info.eps < plain < math.inf:
+        return plain
+    unit = unit_of(vector)
+    return unit * float((vector / unit).norm())
+
+
+def times_power(vector: Tensor, above: float, below: float) -> Tensor:
+    """Return ``vector · above / below``, also where the quotient is no number.
+
+    Args:
+        vector: ``[n]``.
+        above: A power of two.
+        below: A power of two.
+    """
+    exponent = math.frexp(above)[1] - math.frexp(below)[1]
+    half = exponent // 2
+    return vector * math.ldexp(1.0, half) * math.ldexp(1.0, exponent - half)
