@@ -86,7 +86,7 @@ class Meter(hvpopt.Counts):
     n_shots: int = 1
     budget: float = float("inf")
     cost: float = 0.0
-    _open: int = field(default=0, repr=False)
+    _due: int = field(default=0, repr=False)
 
     def tally(
         self,
@@ -103,18 +103,17 @@ class Meter(hvpopt.Counts):
             products=products,
             propagations=propagations,
         )
-        self._open += propagations
+        # An evaluation counts as it begins, and its propagations as they are run: one
+        # forward field of each shot for a value, a back-propagated one for a gradient.
         if values or gradients or products:
-            self._close(values, gradients, products)
-
-    def _close(self, values: int, gradients: int, products: int) -> None:
-        """Price an evaluation once all that it propagated is known."""
-        # two fields forward and two back, of each shot that took part in a product
-        rest = self._open - self.n_shots * (values + 2 * gradients)
-        shares = max(rest, 0) / (4 * self.n_shots) if self._open else float(products)
-        self._open = 0
+            self._due = self.n_shots * (values + 2 * gradients)
+        own = min(propagations, self._due)
+        self._due -= own
+        shares = (propagations - own) / (4 * self.n_shots)
+        if not self.propagations:  # no waves at all
+            shares += products
         self.cost += gradients + self.prices.value * values + self.prices.product * shares
-        if self.cost > self.budget:
+        if self.cost > self.budget and not (self._due and self.propagations):
             raise BudgetSpent
 
 

@@ -228,7 +228,7 @@ MISFITS = {
     "on bad shot": (lambda: misfit(on_bad_shot=None), ValueError, "on_bad_shot is None"),
     "drop a list": (lambda: misfit().drop([0]), TypeError, "reasons is a list"),
     "drop shot 7": (lambda: misfit().drop({7: "far"}), ValueError, "not in the survey"),
-    "kind number": (lambda: hessian(kind=3), ValueError, "kind is 3"),
+    "kind number": (lambda: hessian(kind=3), TypeError, "kind is 3"),
     "hessian shot 7": (lambda: hessian(shots=[7]), ValueError, "shots 0 to 1"),
     "hessian last shot": (lambda: hessian(shots=[-1]), ValueError, r"are \[-1\]"),
     "hessian twice": (lambda: hessian(shots=[0, 0]), ValueError, "each index once"),

@@ -30,7 +30,11 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.krylov.pairs import Pair
-from hvpopt.krylov.preconditioner import Preconditioner, checked_preconditioner
+from hvpopt.krylov.preconditioner import (
+    Preconditioner,
+    apply_base,
+    checked_preconditioner,
+)
 from hvpopt.krylov.scale import euclidean_norm, times_power, unit_of
 from hvpopt.operators import SymmetricOperator, checked_operator
 
@@ -170,7 +174,7 @@ def cg(
         watch.note_iterate(x)
         if norm <= target:
             break
-        z = r if preconditioner is None else preconditioner.apply(r) / steps
+        z = apply_base(preconditioner, r) / steps
         rz, before = _inner(r, z), rz
         d = z + (rz / before) * d
     if status in (CGStatus.FLOOR, CGStatus.MAX_PRODUCTS) and watch.asymmetric:
@@ -281,7 +285,7 @@ def _in_unit(r: Tensor, preconditioner: Preconditioner | None) -> tuple[Tensor, 
     """Return ``M⁻¹ r / unit``, and the unit: a power of two near its size."""
     if preconditioner is None:
         return r, 1.0
-    z = preconditioner.apply(r)
+    z = apply_base(preconditioner, r)
     unit = unit_of(z)
     return z / unit, unit
 

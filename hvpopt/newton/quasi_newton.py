@@ -82,7 +82,8 @@ class QuasiNewton(SecondOrderMethod):
             eigenvalue_floor=eigenvalue_floor,
             confidence=confidence,
             max_products=max_products,
-            seed=seed,
+            # each measurement of the curvature takes the next seed
+            seed=checks.seed("seed", seed, spare=2**32),
         )
         self.memory = checks.integer("memory", memory, least=1)
         self.initial = HessianDiagonal() if initial is None else initial

@@ -59,8 +59,7 @@ class SecondOrderMethod(Method):
         )
         self.confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
         self.max_products = checks.integer("max_products", max_products, least=1)
-        # each measurement of the curvature takes the next seed
-        self.seed = checks.seed("seed", seed, spare=2**32)
+        self.seed = checks.seed("seed", seed)
 
     def escape(
         self, problem: Problem, point: Point, state: Any, budget: Budget
