@@ -118,18 +118,19 @@ class RefusedError(CallbackError):
     """
 
 
-def check_repeatable(first: float, again: float) -> None:
+def check_repeatable(first: float, again: float, eps: float) -> None:
     """Refuse a loss that changes from call to call.
 
     Args:
         first: The loss at the start.
         again: The same.
+        eps: Machine epsilon of the model's dtype; the two may differ by its root.
 
     Raises:
         ValueError: If they differ.
     """
     # threads may add in another order; a random loss differs by far more
-    if abs(first - again) > 1e-4 * max(abs(first), abs(again)):
+    if abs(first - again) > math.sqrt(eps) * max(abs(first), abs(again)):
         raise ValueError(
             f"the loss is not deterministic: two calls at the start gave {first!r} and "
             f"{again!r}; fix its seed, or use model.eval() for a network"

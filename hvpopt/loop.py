@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +23,12 @@ from hvpopt.limits import (
     check_repeatable,
 )
 from hvpopt.models import Model
-from hvpopt.newton.convergence import Tolerance, next_step, without_products
+from hvpopt.newton.convergence import (
+    Tolerance,
+    next_step,
+    relative_size,
+    without_products,
+)
 from hvpopt.newton.method import Direction, Method, OutOfBudget, Stationary, Step
 from hvpopt.newton.problem import Budget, Point, Problem, SumChanged
 from hvpopt.objective import Kind, Objective
@@ -119,7 +124,7 @@ class Loop:
             state = self._fall_back(error, stacklevel=4)
             self.point = self._evaluate(start, state)
         if self._left_out() == left_out:
-            check_repeatable(value, self.point.value)
+            check_repeatable(value, self.point.value, self.problem.space.eps)
         step = Step(start, self.point.value, 0.0, 0, Direction(start))
         self.recorder.add(step, self.point, start)
         if checkpoint is not None:
@@ -246,7 +251,10 @@ class Loop:
         left_out = self._left_out()
         after = self._evaluate(step.vector, state, step.point)
         self.point, self.pending = after, None
-        self.recorder.add(step, after, before.vector)
+        size = relative_size(
+            self.problem.space, self.first, before.vector, after.vector - before.vector
+        )
+        self.recorder.add(step, after, before.vector, size)
         if self._left_out() == left_out:
             state = self.method.remember(state, before, after, step)
         else:  # points of different sums tell a method nothing of one another
@@ -351,12 +359,13 @@ class Loop:
     def _check_limits(self, state: Any, tolerance: Tolerance) -> None:
         self.watch.heed()
         last = self.steps >= self.limits.max_iter
-        if (last or self._spent_out()) and tolerance.gradient_met(self.point):
+        if last or self._spent_out():
             known = without_products(
                 self.problem, self.method, self.point, state, tolerance
             )
-            status = Status.CONVERGED if known.minimum else Status.STATIONARY
-            raise Stop(status, known.reason)
+            if known is not None:
+                status = Status.CONVERGED if known.minimum else Status.STATIONARY
+                raise Stop(status, known.reason)
         if last:
             raise Stop(Status.MAX_ITERATIONS)
         if self._budget().products <= 0:
@@ -420,6 +429,13 @@ class Loop:
             certify=self.limits.certify,
             start=self.first,
             largest=max(norms),
+            rests=sum(
+                1
+                for _ in takewhile(
+                    lambda r: r.iteration and r.relative_step <= self.limits.gtol,
+                    reversed(history),
+                )
+            ),
         )
 
     # -- telling ----------------------------------------------------------------

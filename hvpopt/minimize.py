@@ -97,9 +97,9 @@ def minimize(
             called converged, and leave it where there is one. The price is up to the
             method's ``max_products`` exact products each time. Default False: methods
             that use the exact Hessian of a plain loss look at λ_min with no more
-            products than the run has made evaluations; QuasiNewton, whose curvature is
-            positive by construction, and waveform misfits do not look, unless no step
-            was taken at all. The message says which.
+            products than half of what the run has evaluated; QuasiNewton, whose
+            curvature is positive by construction, and waveform misfits do not look,
+            unless no step was taken at all. The message says which.
         callback: Called with the model and its record after the start and each step.
             Returning a true value, or raising StopIteration, ends the run.
         progress: Show a tqdm bar with loss and gradient.

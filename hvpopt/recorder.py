@@ -81,18 +81,22 @@ class Recorder:
         """What the run has spent."""
         return self._counts.snapshot() - self._before
 
-    def add(self, step: Step, point: Point, before: Tensor) -> None:
+    def add(
+        self, step: Step, point: Point, before: Tensor, relative_step: float = 0.0
+    ) -> None:
         """Add the record of a step.
 
         Args:
             step: That led to the point.
             point: Where it ended.
             before: Where it began ``[n]``.
+            relative_step: Its size relative to the model.
         """
         record = record_of(
             step,
             point,
             before,
+            relative_step=relative_step,
             iteration=len(self.history),
             counts=self.spent,
             seconds=time.monotonic() - self._began,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -46,6 +47,7 @@ class IterationRecord:
         value: The objective.
         gradient_norm: Norm of the flat projected gradient.
         step_norm: Norm of the flat step that led here.
+        relative_step: The largest change of a parameter in it, relative to its size.
         step_length: Fraction of the direction that was taken.
         trials: Values spent on the step.
         shift: τ.
@@ -69,6 +71,7 @@ class IterationRecord:
     value: float
     gradient_norm: float = math.nan
     step_norm: float = 0.0
+    relative_step: float = 0.0
     step_length: float = 0.0
     trials: int = 0
     shift: float = 0.0
@@ -150,6 +153,7 @@ def record_of(
     point: Point,
     before: Tensor,
     *,
+    relative_step: float,
     iteration: int,
     counts: Counts,
     seconds: float,
@@ -161,6 +165,7 @@ def record_of(
         step: That led to the point.
         point: Where it ended.
         before: Where it began ``[n]``.
+        relative_step: Its size relative to the model.
         iteration: Its number.
         counts: Spent since the run began.
         seconds: Likewise.
@@ -171,6 +176,7 @@ def record_of(
         value=point.value,
         gradient_norm=euclidean_norm(point.projected_gradient),
         step_norm=euclidean_norm(point.vector - before),
+        relative_step=relative_step,
         step_length=step.length,
         trials=step.trials,
         active=int(point.active.sum()),
@@ -222,7 +228,7 @@ def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str
     return message
 
 
-#: A fall of this many times the loss and gradient at the start is taken for endless.
+#: A fall of this many times the loss's first size and slope is taken for endless.
 ENDLESS = 1e20
 #: Steps that tell whether a fall slows down.
 TELLING = 12
@@ -233,7 +239,8 @@ def with_unbounded(result: MinimizeResult) -> MinimizeResult:
 
     It does where it fell by more than any loss of its scale, or where its derivatives
     overflowed on the way; and it may be where it fell below zero, far, and no slower in
-    the last third of the steps than in the third before.
+    the last third of the steps than in the third before. What a run that failed says of
+    its failure is kept.
 
     Args:
         result: Of a run.
@@ -242,9 +249,9 @@ def with_unbounded(result: MinimizeResult) -> MinimizeResult:
     falling = result.nit > 0 and result.fun < min(history[0].value, 0.0)
     if result.success or not falling or history[-1].left_out:
         return result
-    scale = abs(history[0].value) + history[0].gradient_norm
     overflowed = not math.isfinite(history[-1].gradient_norm)
-    endless = overflowed or not -result.fun <= ENDLESS * scale
+    scale = _scale(history)
+    endless = overflowed or (scale > 0.0 and not -result.fun <= ENDLESS * scale)
     if not endless and not _falls_on(history):
         return result
     told = (
@@ -252,11 +259,23 @@ def with_unbounded(result: MinimizeResult) -> MinimizeResult:
         "no slower at the end. Bound the model (lower=, upper=), add a term that grows "
         "with it, or look for a wrong sign in the loss"
     )
-    if result.status in (Status.STATIONARY, Status.NO_DECREASE, Status.FAILED):
+    if result.status in (Status.STATIONARY, Status.NO_DECREASE):
         message = f"{Status.UNBOUNDED.message}: {told}"
         return replace(result, status=Status.UNBOUNDED, message=message)
+    status = result.status
+    if status is Status.FAILED and (overflowed or "FloatingPointError" in result.message):
+        status = Status.UNBOUNDED
     message = f"{result.message}; {Status.UNBOUNDED.message}: {told}"
-    return replace(result, message=message)
+    return replace(result, status=status, message=message)
+
+
+def _scale(history: list[IterationRecord]) -> float:
+    """Return the size of the loss where the run first met a gradient; 0 if nowhere."""
+    for record, following in pairwise(history):
+        if record.gradient_norm > 0.0:
+            slope = record.gradient_norm * max(following.step_norm, 1.0)
+            return max(abs(record.value), slope)
+    return 0.0
 
 
 def _falls_on(history: list[IterationRecord]) -> bool:

@@ -7,7 +7,6 @@ import waves
 import hvpopt
 from hvpopt import Status
 from hvpopt.newton.convergence import relative_size
-from hvpopt.newton.problem import Problem
 from hvpopt.second_order import SecondOrderError
 
 F64 = torch.float64
@@ -31,6 +30,78 @@ def test_no_success_while_unknowns_were_never_looked_at(name):
     )
     assert result.success
     assert float((result.x - 1).abs().max()) < 1e-3
+
+
+GUESSING = {
+    **METHODS,
+    "Cauchy scale": lambda: hvpopt.QuasiNewton(initial=hvpopt.CauchyScale()),
+    "gradients alone": lambda: hvpopt.QuasiNewton(initial=hvpopt.GradientScale()),
+    "loose trust region": lambda: hvpopt.TrustRegionNewton(tol=0.5),
+    "loose line search": lambda: hvpopt.LineSearchNewton(0.5),
+}
+
+
+SOLVING = (*METHODS, "loose trust region", "loose line search")
+SOLVING = tuple(name for name in SOLVING if name != "quasi-Newton")
+
+
+@pytest.mark.parametrize("name", GUESSING)
+def test_no_success_while_one_steep_direction_hides_the_others(name, generator):
+    """As above, in unknowns that the steep direction mixes."""
+    rotation = torch.linalg.qr(torch.randn(21, 21, generator=generator, dtype=F64))[0]
+    weights = torch.tensor([1e8] + [1.0] * 20, dtype=F64)
+    result = hvpopt.minimize(
+        lambda x: (weights * (rotation @ (x - 1)) ** 2).sum(),
+        torch.full((21,), 3.0, dtype=F64),
+        method=GUESSING[name](),
+        max_iter=300,
+    )
+    assert float((result.x - 1).abs().max()) < 1e-2 or not result.success
+    if "alone" not in name:
+        assert result.success
+
+
+@pytest.mark.parametrize("name", SOLVING)
+def test_no_success_while_many_steep_directions_hide_the_others(name, generator):
+    """What a linear solve to its accuracy shows, and a guess of curvature cannot."""
+    weights = torch.cat([torch.linspace(1e8, 5e8, 40), torch.full((20,), 0.1)]).double()
+    start = 3 + 0.3 * torch.randn(60, generator=generator, dtype=F64)
+    result = hvpopt.minimize(
+        lambda x: (weights * (x - 1) ** 2).sum(), start, method=GUESSING[name]()
+    )
+    assert float((result.x - 1).abs().max()) < 0.1 or not result.success
+
+
+@pytest.mark.parametrize("weights", [[1e10, 1e3, 1.0], [1e12, 1e6, 1.0]])
+@pytest.mark.parametrize("name", GUESSING)
+def test_no_success_after_one_step_down_a_steep_valley(name, weights):
+    c = torch.tensor(weights, dtype=F64)
+    result = hvpopt.minimize(
+        lambda x: (c * (x - 1) ** 2).sum(),
+        torch.full((3,), 3.0, dtype=F64),
+        method=GUESSING[name](),
+    )
+    assert float((result.x - 1).abs().max()) < 1e-2 or not result.success
+
+
+@pytest.mark.parametrize("name", GUESSING)
+def test_no_success_on_the_floor_of_a_steep_banana(name):
+    result = hvpopt.minimize(
+        lambda x: 1e6 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2,
+        torch.tensor([-1.2, 1.0], dtype=F64),
+        method=GUESSING[name](),
+        max_iter=60,
+    )
+    assert result.fun < 1e-6 or not result.success
+
+
+def test_a_misfit_of_zero_needs_no_step(generator):
+    survey = waves.survey()
+    (true,) = waves.models_of("scalar", generator)
+    misfit = hvpopt.fwi.WaveformMisfit(survey, survey.simulate(true))
+    result = hvpopt.minimize(misfit, true)
+    assert result.success
+    assert result.nhev == 0
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -74,14 +145,12 @@ def test_both_numbers_are_in_the_message():
 def test_size_of_a_step_is_relative_to_each_parameter():
     model = (torch.tensor([3.0, 4.0], dtype=F64), torch.tensor([0.0], dtype=F64))
     space = hvpopt.ModelSpace(model, mask=(torch.tensor([True, True]), True))
-    problem = Problem(hvpopt.TorchObjective(lambda a, b: (a * a).sum() + b.sum()), space)
     start = space.to_vector(model)
-    point = problem.linearise(start, None)
     step = torch.tensor([0.03, 0.04, 0.0], dtype=F64)
-    assert relative_size(space, start, point, step) == pytest.approx(0.01)
+    assert relative_size(space, start, start, step) == pytest.approx(0.01)
     step[2] = 1e-9  # of a parameter that has been zero ever since
-    assert relative_size(space, start, point, step) == float("inf")
-    assert relative_size(space, start, point, 0 * step) == 0.0
+    assert relative_size(space, start, start, step) == float("inf")
+    assert relative_size(space, start, start, 0 * step) == 0.0
 
 
 def test_norms_of_parameters_follow_the_mask(generator):
@@ -99,6 +168,61 @@ def test_norms_of_parameters_follow_the_mask(generator):
     norms = space.norms(space.to_vector(model))
     expected = torch.stack([model[k][mask[k]].norm() for k in model])
     assert torch.allclose(norms, expected, rtol=1e-14, atol=0.0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_from_a_solution_ends_well(name, generator):
+    matrix = torch.randn(30, 12, generator=generator, dtype=F64)
+    target = torch.randn(30, generator=generator, dtype=F64)
+
+    def loss(x):
+        return (matrix @ x - target).square().sum() + (x**4).sum()
+
+    first = hvpopt.minimize(
+        loss, torch.zeros(12, dtype=F64), method=METHODS[name](), gtol=1e-9
+    )
+    again = hvpopt.minimize(loss, first.x, method=METHODS[name]())
+    assert again.success, again.message
+    assert again.fun <= first.fun * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("name", ["trust region", "shifted, lanczos"])
+def test_a_step_that_the_radius_cuts_may_be_small_too(name):
+    """The Newton step of |x|^1.5 is twice too long, and its curvature grows."""
+    result = hvpopt.minimize(
+        lambda x: (x.abs() ** 1.5).sum(),
+        torch.ones(3, dtype=F64),
+        method=METHODS[name](),
+        gtol=1e-4,
+    )
+    assert result.fun < 1e-9
+    assert result.nit < 60
+
+
+def test_curvature_that_is_not_finite_is_unknown():
+    start = torch.zeros(3, dtype=F64)
+    result = hvpopt.minimize(lambda x: (x.abs() ** 1.5).sum(), start)
+    assert result.status is Status.STATIONARY
+    assert "curvature is unknown" in result.message
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_limit_of_steps_is_told_where_more_would_be_taken(name):
+    weights = torch.tensor([1e8] + [1.0] * 20, dtype=F64)
+    result = hvpopt.minimize(
+        lambda x: (weights * (x - 1) ** 2).sum(),
+        torch.full((21,), 3.0, dtype=F64),
+        method=METHODS[name](),
+        max_iter=1,
+    )
+    assert result.status is Status.MAX_ITERATIONS or result.fun < 1e-6
+
+
+def test_a_start_without_gradient_was_not_examined_within_no_steps():
+    start = torch.zeros(3, dtype=F64)
+    result = hvpopt.minimize(lambda x: (x**2).sum(), start, max_iter=0)
+    assert result.status is Status.STATIONARY
+    assert "its curvature was not examined" in result.message
 
 
 # -- what it costs ------------------------------------------------------------------
@@ -121,6 +245,20 @@ def test_looking_costs_no_more_than_minimising(name):
     # the step that proved to be small, and a look at λ_min
     minimising = spent.values + spent.gradients + spent.products
     assert at_the_end <= 2 * minimising
+
+
+@pytest.mark.parametrize("name", ["trust region", "line search", "quasi-Newton"])
+@pytest.mark.parametrize("limit", [60, 110, 150, 200, 260])
+def test_a_limit_of_products_holds_for_certificates(name, limit):
+    weights = torch.logspace(0, 3, 100, dtype=F64)
+    result = hvpopt.minimize(
+        lambda x: (weights * (x - 1) ** 2).sum() + 0.1 * ((x - 1) ** 4).sum(),
+        torch.full((100,), 2.0, dtype=F64),
+        method=METHODS[name](),
+        certify=True,
+        max_products=limit,
+    )
+    assert result.nhev <= limit
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -410,3 +410,32 @@ def test_the_check_costs_one_value_once(start):
     optimizer.step(lambda: rosenbrock(x))
     assert first == 1
     assert optimizer.counts.values - before == optimizer.last.trials
+
+
+@pytest.mark.parametrize("unseen", ["data", "no_grad"])
+def test_closure_that_clamps_its_parameters_is_refused(unseen):
+    (x,) = leaves(torch.full((4,), 3.0, dtype=torch.float64))
+
+    def closure():
+        if unseen == "data":
+            x.data.clamp_(0, 1)
+        else:
+            with torch.no_grad():
+                x.clamp_(0, 1)
+        return ((x - 2) ** 2).sum()
+
+    with pytest.raises(ValueError, match=r"lower= and upper="):
+        Newton([x]).step(closure)
+    assert bool((x == 3.0).all())
+
+
+def test_closure_with_a_little_noise_is_refused(start):
+    (x,) = leaves(start)
+    calls = []
+
+    def closure():
+        calls.append(1)
+        return rosenbrock(x) * (1 + 1e-6 * len(calls))
+
+    with pytest.raises(ValueError, match="not deterministic"):
+        Newton([x]).step(closure)

@@ -89,7 +89,9 @@ def test_exact_diagonal_solves_a_separable_quadratic_at_once(generator):
         torch.zeros_like(b),
         method=method,
     )
-    assert result.nit == 1
+    first, second = result.history[:2]
+    assert second.gradient_norm <= 1e-10 * first.gradient_norm
+    assert result.nit <= 1 + 3, "a guess is believed after three small steps"
     assert (result.x - b / d).norm() <= 1e-12 * (b / d).norm()
 
 

@@ -198,6 +198,34 @@ def test_loss_with_a_minimum_is_not_called_unbounded(name, method, max_iter):
     assert "unbounded" not in result.message
 
 
+@pytest.mark.parametrize("max_iter", [1, 3, 6, 30])
+@pytest.mark.parametrize("method", METHODS)
+def test_fall_from_a_saddle_at_zero_is_not_called_unbounded(method, max_iter):
+    result = hvpopt.minimize(
+        lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4,
+        torch.zeros(2, dtype=F64),
+        method=METHODS[method](),
+        max_iter=max_iter,
+    )
+    assert "unbounded" not in result.message
+
+
+def test_failure_on_the_way_down_is_told():
+    calls = []
+
+    def loss(x):
+        calls.append(1)
+        if len(calls) > 45:
+            raise OSError("my disk is full")
+        return -(1 + x.square()).log().sum()
+
+    result = hvpopt.minimize(
+        loss, torch.ones(3, dtype=F64), method=hvpopt.LineSearchNewton()
+    )
+    assert result.status is hvpopt.Status.FAILED
+    assert "my disk is full" in result.message
+
+
 def test_bound_that_is_named_gives_a_minimum():
     start = torch.tensor([0.3, 0.5], dtype=F64)
     result = hvpopt.minimize(UNBOUNDED["square"], start, lower=-1.0, upper=2.0)

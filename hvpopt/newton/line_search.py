@@ -187,7 +187,7 @@ class LineSearchNewton(SecondOrderMethod):
         solution = cg(
             free.operator,
             -gradient,
-            tol=self.forcing.tolerance(state.forcing),
+            tol=min(self.forcing.tolerance(state.forcing), budget.accuracy),
             max_products=max(budget.cap(self.max_products), 1),
             deadline=budget.deadline,
             preconditioner=preconditioner,

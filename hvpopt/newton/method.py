@@ -56,6 +56,8 @@ class Direction:
         radius: Of the trust region that bounds the direction.
         negative_curvature: A unit vector ``[n]`` along which the Hessian is negative, if
             one was met.
+        unbounded: How many times longer the step would be without the trust region;
+            infinite where the model has no minimum.
     """
 
     vector: Tensor
@@ -69,11 +71,7 @@ class Direction:
     predicted: float = math.nan
     radius: float = math.inf
     negative_curvature: Tensor | None = None
-
-    @property
-    def bounded(self) -> bool:
-        """True if the trust region cut the step short, so that it says less than all."""
-        return float(self.vector.norm()) >= (1.0 - 1e-6) * self.radius
+    unbounded: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -131,10 +131,13 @@ class Budget:
     Attributes:
         products: Hessian-vector products left.
         deadline: When ``time.monotonic()`` passes this, seconds, the run ends.
+        accuracy: Relative residual that a linear solve is asked for at least, however
+            loose the method's own tolerance.
     """
 
     products: float = math.inf
     deadline: float = math.inf
+    accuracy: float = 1.0
 
     @property
     def out_of_time(self) -> bool:
@@ -144,6 +147,10 @@ class Budget:
     def cap(self, products: int) -> int:
         """Return ``products``, or what is left of them if that is less."""
         return int(min(products, self.products))
+
+    def without(self, products: float) -> Budget:
+        """Return the budget less these products."""
+        return replace(self, products=self.products - products)
 
     def at_most(self, products: float) -> Budget:
         """Return the budget with no more products than these."""

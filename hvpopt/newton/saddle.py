@@ -29,7 +29,7 @@ from hvpopt.krylov.eigenvalue import (
 from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.newton.backtracking import Backtracking, rounding_of
 from hvpopt.newton.method import Direction, Method, Stationary, Step
-from hvpopt.newton.problem import Budget, FreeCells, Point, Problem
+from hvpopt.newton.problem import Budget, FreeCells, Point, Problem, SumChanged
 from hvpopt.second_order import SecondOrderError
 
 #: Relative accuracy that λ_min is asked for.
@@ -77,6 +77,8 @@ class SecondOrderMethod(Method):
 
         Raises:
             RuntimeError: If memory or a process was lost.
+            FloatingPointError: If a process was lost in a product that is not finite.
+            SumChanged: If a shot was dropped.
         """
         if bool(point.active.all()):
             return Stationary(True, "every cell is held at its bound")
@@ -89,7 +91,9 @@ class SecondOrderMethod(Method):
             if own is None:
                 made = own = problem.hessian(point)
             return self._look(problem, point, point.free_cells(own), budget)
-        except RuntimeError as error:
+        except SumChanged:
+            raise
+        except (RuntimeError, FloatingPointError) as error:
             out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
             if out_of_memory or getattr(error, "ends_run", None) is not None:
                 raise  # lost memory or a lost process says nothing of the curvature
@@ -125,7 +129,8 @@ class SecondOrderMethod(Method):
         return Stationary(True, told)
 
     def _estimate(self, basis: LanczosBasis, budget: Budget) -> EigenvalueEstimate:
-        limit = max(budget.cap(self.max_products), 1)
+        # one is kept for the step along what is found
+        limit = max(min(budget.cap(self.max_products), budget.cap(10**9) - 1), 1)
         converged = False
         while basis.size < limit and not converged:
             if basis.size and time.monotonic() > budget.deadline:
@@ -195,7 +200,8 @@ def _fall_without_curvature(problem: Problem, point: Point, flat: Tensor) -> Ste
         vector = point.vector + moved
         value = problem.value(vector)
         if point.value - value > SIGNIFICANT * noise:
-            return Step(vector, value, 1.0, 2, Direction(moved, smallest_eigenvalue=0.0))
+            direction = Direction(moved, smallest_eigenvalue=0.0, curvature_step=True)
+            return Step(vector, value, 1.0, 2, direction)
     return None
 
 

@@ -153,7 +153,8 @@ class ShiftedNewton(SecondOrderMethod):
 
     def _by_lanczos(self, free: FreeCells, budget: Budget) -> Direction:
         operator, gradient = free.operator, free.gradient
-        basis = LanczosBasis(operator, gradient, probe=0.1 * self.tol, seed=self.seed)
+        tol = min(self.tol, budget.accuracy)
+        basis = LanczosBasis(operator, gradient, probe=0.1 * tol, seed=self.seed)
         norm = euclidean_norm(gradient)
         limit = max(budget.cap(self.max_products), 1)
         status = InnerStatus.EIGENVALUE
@@ -163,7 +164,7 @@ class ShiftedNewton(SecondOrderMethod):
                 break
             if not basis.extend():
                 break
-            status = self._basis_status(basis, norm)
+            status = self._basis_status(basis, norm, tol)
         smallest = float(basis.ritz_values[0])
         rounding = rounding_at(basis)
         step = basis.solve(self._basis_shift(basis))
@@ -182,12 +183,12 @@ class ShiftedNewton(SecondOrderMethod):
         rounding = basis.operator.noise * basis.norm_estimate
         return self._shift(float(basis.ritz_values[0]), rounding)
 
-    def _basis_status(self, basis: LanczosBasis, norm: float) -> InnerStatus:
+    def _basis_status(self, basis: LanczosBasis, norm: float, tol: float) -> InnerStatus:
         """Say which tolerance the basis misses, cheapest question first."""
         shift = self._basis_shift(basis)
         residual = basis.residual_norm(shift) / norm
         floor = basis.floor(shift)
-        if residual > max(self.tol, floor):
+        if residual > max(tol, floor):
             return InnerStatus.RESIDUAL
         zero = self.eigenvalue_floor * basis.norm_estimate
         if float(basis.ritz_values[0]) < -zero:
@@ -198,7 +199,7 @@ class ShiftedNewton(SecondOrderMethod):
         # its sign is all that the step needs
         if not basis.excludes_below(-max(shift, zero), self.confidence):
             return InnerStatus.EIGENVALUE
-        return InnerStatus.CONVERGED if floor <= self.tol else InnerStatus.FLOOR
+        return InnerStatus.CONVERGED if floor <= tol else InnerStatus.FLOOR
 
     def _by_cg(self, free: FreeCells, budget: Budget, lowest: Tensor | None) -> Direction:
         operator, gradient = free.operator, free.gradient
@@ -217,7 +218,7 @@ class ShiftedNewton(SecondOrderMethod):
         solution = cg(
             ShiftedOperator(operator, shift),
             -gradient,
-            tol=self.tol,
+            tol=min(self.tol, budget.accuracy),
             max_products=limit - estimate.n_products,
             deadline=budget.deadline,
             preconditioner=self._restricted_preconditioner(free),

@@ -304,7 +304,16 @@ class RadiusSearch:
             negative_curvature=(
                 self.free.extend(self.basis.ritz_vector()) if negative else None
             ),
+            unbounded=self._unbounded(trial, lowest),
         )
+
+    def _unbounded(self, trial: Trial, lowest: float) -> float:
+        """Return how many times longer the step would be without its radius."""
+        if not trial.step.on_boundary:
+            return 1.0
+        if lowest <= 0.0:
+            return math.inf
+        return self.basis.solve().norm / trial.step.norm
 
     def _give_up(self, trial: Trial, status: InnerStatus) -> Step:
         reason = (

@@ -135,7 +135,7 @@ class TrustRegionNewton(SecondOrderMethod):
         self, problem: Problem, point: Point, state: TrustRegionState, budget: Budget
     ) -> Step:
         """Return the step of the largest radius that the loss agrees with."""
-        tol = self.forcing.tolerance(state.forcing)
+        tol = min(self.forcing.tolerance(state.forcing), budget.accuracy)
         search = RadiusSearch(
             problem,
             point,

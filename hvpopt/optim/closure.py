@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from hvpopt.copies import WrittenError, same
 from hvpopt.hessian import HessianOperator, check_scalar, model_noise
 from hvpopt.models import Model, named_tensors
 from hvpopt.objective import Kind, Linearisation, Objective
@@ -43,14 +44,30 @@ class ClosureObjective(Objective):
 
     @contextmanager
     def placed(self, model: Model) -> Iterator[None]:
-        """Let the parameters be a model for as long as the context lasts."""
+        """Let the parameters be a model for as long as the context lasts.
+
+        Args:
+            model: Their values. Not changed.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            WrittenError: If the closure changed them.
+        """
         homes = [p.data for p in self.params]
+        lent = [t.detach() for t in named_tensors(model).values()]
         try:
-            for parameter, tensor in zip(
-                self.params, named_tensors(model).values(), strict=True
-            ):
-                parameter.data = tensor.detach()
+            for parameter, tensor in zip(self.params, lent, strict=True):
+                parameter.data = tensor.clone()
             yield
+            for i, (parameter, tensor) in enumerate(zip(self.params, lent, strict=True)):
+                if not same(parameter, tensor):
+                    raise WrittenError(
+                        f"the closure writes to the parameter of index {i} among those "
+                        "that require a gradient; a loss must leave them as they are: "
+                        "pass lower= and upper= for bounds"
+                    )
         finally:
             for parameter, home in zip(self.params, homes, strict=True):
                 parameter.data = home

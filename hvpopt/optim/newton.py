@@ -15,7 +15,7 @@ from hvpopt.counts import Counts
 from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.limits import check_repeatable
 from hvpopt.models import Model, named_tensors, warn_of_hooks
-from hvpopt.newton.convergence import Tolerance, next_step
+from hvpopt.newton.convergence import Tolerance, next_step, relative_size
 from hvpopt.newton.method import Method, Stationary, Step, checked_method
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.trust_region import TrustRegionNewton
@@ -125,6 +125,7 @@ class Newton(torch.optim.Optimizer):
         self._steps: int
         self._spent: Counts
         self._looked: int
+        self._rests: int
         self._taken: tuple[Point, Step] | None
         self._begin()
 
@@ -165,7 +166,7 @@ class Newton(torch.optim.Optimizer):
         finally:
             if point.hessian is not None:
                 point.hessian.close()
-        self._count(step, self.counts.snapshot() - before)
+        self._count(step, point.vector, self.counts.snapshot() - before)
         self.last = step
         left = replace(point, hessian=None)
         if isinstance(step, Step) and step.vector is not None:
@@ -195,7 +196,13 @@ class Newton(torch.optim.Optimizer):
 
         It holds hvpopt's own dataclasses: load it with ``weights_only=False``.
         """
-        counted = (self._first, self._steps, self._spent, self._looked)
+        counted = (
+            self._first,
+            self._steps,
+            self._spent,
+            self._looked,
+            self._rests,
+        )
         progress = (self._vector, self._state, self._taken, self._largest, counted)
         return {**super().state_dict(), "progress": copy.deepcopy(progress)}
 
@@ -222,7 +229,7 @@ class Newton(torch.optim.Optimizer):
         self._begin()
         self._vector = vector.to(self._space.device)
         self._state, self._taken, self._largest = state, taken, largest
-        self._first, self._steps, self._spent, self._looked = counted
+        self._first, self._steps, self._spent, self._looked, self._rests = counted
         self._first = self._first.to(self._space.device)
 
     def _begin(self) -> None:
@@ -235,7 +242,7 @@ class Newton(torch.optim.Optimizer):
         self._taken = None
         self._largest = 0.0
         self._first, self._steps = self._vector, 0
-        self._spent, self._looked = Counts(), 0
+        self._spent, self._looked, self._rests = Counts(), 0, 0
 
     def _untouched(self) -> bool:
         """True if the parameters are what the last step left."""
@@ -264,7 +271,7 @@ class Newton(torch.optim.Optimizer):
             return
         try:
             again = self._objective.value(self._space.to_model(self._vector))
-            check_repeatable(point.value, again)
+            check_repeatable(point.value, again, self._space.eps)
         except BaseException:
             if point.hessian is not None:
                 point.hessian.close()
@@ -280,16 +287,20 @@ class Newton(torch.optim.Optimizer):
             certify=self.certify,
             start=self._first,
             largest=self._largest,
+            rests=self._rests,
         )
         return next_step(
             self._problem, self.method, point, self._state, Budget(), tolerance
         )
 
-    def _count(self, step: Step | Stationary, spent: Counts) -> None:
-        """Note what a step cost, and whether it left a stationary point."""
+    def _count(self, step: Step | Stationary, before: Tensor, spent: Counts) -> None:
+        """Note where a step began, what it cost, and what it left."""
         self._spent = self._spent + spent
         if isinstance(step, Step) and step.vector is not None:
             self._steps += 1
+            moved = step.vector - before
+            size = relative_size(self._space, self._first, before, moved)
+            self._rests = self._rests + 1 if size <= self.gtol else 0
             self._looked += spent.products * step.direction.curvature_step
 
     def _write(self, model: Model) -> None:

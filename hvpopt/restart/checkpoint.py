@@ -319,7 +319,7 @@ def check_apart(path: Path, history_file: str | os.PathLike[str] | None) -> None
     if not isinstance(history_file, (str, os.PathLike)):
         return  # what is no path is refused where it is opened
     given = os.path.realpath(history_file)
-    for file in (path, files.previous(path)):
+    for file in (path, files.previous(path), path.with_name(f"{path.name}.lock")):
         there = file.exists() and os.path.exists(given)
         if os.path.realpath(file) == given or (there and os.path.samefile(file, given)):
             raise ValueError(
