@@ -27,6 +27,8 @@ from hvpopt.distributed.shares import shares
 ROOT = Path(__file__).parents[1]
 CELLS = 12 * 17
 PROCESSES = multiprocessing.get_context("forkserver")
+#: Ranks that only end by their timeout are killed before it, and have another exit code.
+AT_ONCE = {"timeout": 200.0, "limit": 90.0}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -256,33 +258,31 @@ def test_only_waveform_misfits_are_sharded(seed):
 
 @pytest.mark.parametrize("minimised", [False, True])
 def test_what_one_rank_raises_is_raised_on_all(run, minimised):
-    ran = run("fail", 3, how="raise", minimised=minimised, timeout=10.0)
+    ran = run("fail", 3, how="raise", minimised=minimised, **AT_ONCE)
     for seen, seconds in ran.found:
         if not minimised:
             assert seen[0] == "RankError"
             assert seen[2] == (1,)
         assert "rank 1: OSError: the disk of this rank is gone" in seen[1]
-        assert seconds < 10.0
+        assert seconds < AT_ONCE["timeout"] / 2
     # the end of the session says so too, or torchrun would not start them again
     assert ran.exits == [1, 1, 1]
-    assert ran.seconds < 15.0
 
 
 def test_a_failing_value_ends_all_ranks(run):
-    ran = run("fail", 2, how="raise", when="value", timeout=10.0)
+    ran = run("fail", 2, how="raise", when="value", **AT_ONCE)
     assert ran.exits == [1, 1]
     assert all("the disk of this rank is gone" in told for told in ran.told)
-    assert ran.seconds < 15.0
 
 
 def test_killed_rank_ends_the_others(run):
-    ran = run("fail", 3, how="kill", minimised=False, timeout=10.0)
+    ran = run("fail", 3, how="kill", minimised=False, **AT_ONCE)
     assert ran.exits == [1, -9, 1]
     for rank in (0, 2):
         seen, seconds = ran.found[rank]
         assert seen[0] == "RankError"
         assert "lost the others" in seen[1]
-        assert seconds < 10.0
+        assert seconds < AT_ONCE["timeout"] / 2
 
 
 def test_rank_that_hangs_ends_the_others_after_the_timeout(run):
@@ -318,7 +318,7 @@ def test_model_that_all_refuse_is_refused_as_by_the_misfit(run, seed):
 
 @pytest.mark.parametrize("what", ["model", "vector"])
 def test_ranks_that_hold_something_else_are_named(run, what):
-    ran = run("differ", 3, what=what)
+    ran = run("differ", 3, what=what, **AT_ONCE)
     for ranks, text in ran.found:
         assert ranks == (1,)
         assert "hold different models or vectors" in text
@@ -327,13 +327,12 @@ def test_ranks_that_hold_something_else_are_named(run, what):
 
 @pytest.mark.parametrize("what", ["evaluation", "end"])
 def test_ranks_that_part_are_named(run, what):
-    ran = run("differ", 3, what=what)
+    ran = run("differ", 3, what=what, **AT_ONCE)
     for rank in (0, 2):
         ranks, text = ran.found[rank]
         assert ranks == (1,)
         assert "are at different evaluations" in text
     assert ran.exits == [1, 1, 1]
-    assert ran.seconds < 15.0
 
 
 def test_error_between_evaluations_reaches_all(run):

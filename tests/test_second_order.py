@@ -138,6 +138,8 @@ def compiled():
     function = torch.compile(lambda x: ((x - 1) ** 4 + x**2).sum(), backend="aot_eager")
     try:
         function(small_start())
+        x = small_start().requires_grad_()
+        torch.autograd.grad(function(x), x)
     except Exception as error:
         pytest.skip(f"torch.compile does not work here: {error}")
     return function, small_start()

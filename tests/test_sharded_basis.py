@@ -5,7 +5,7 @@ import math
 import pytest
 import rank_bases
 import torch
-from test_distributed import CELLS, fork_server, gap, run, same_bits
+from test_distributed import AT_ONCE, CELLS, fork_server, gap, run, same_bits
 from tolerances import SAME_INVERSION, SHARED_BASIS
 
 import hvpopt
@@ -169,8 +169,7 @@ def messages(n, each):
     ],
 )
 def test_rank_that_fails_or_differs_ends_all(run, how, told):
-    ran = run("rank_bases.fail", 3, how=how, timeout=10.0)
+    ran = run("rank_bases.fail", 3, how=how, **AT_ONCE)
     assert ran.exits == [1, 1, 1]
     assert told in ran.told[0]
     assert told in ran.told[2]
-    assert ran.seconds < 9.0
