@@ -20,6 +20,7 @@ from hvpopt.limits import (
     RefusedError,
     Stop,
     Watch,
+    check_range,
     check_repeatable,
 )
 from hvpopt.models import Model
@@ -120,6 +121,7 @@ class Loop:
             self.point = self._evaluate(start, state)
         if self._left_out() == left_out:
             check_repeatable(value, self.point.value)
+        check_range(self.point.vector, self.point.gradient)
         step = Step(start, self.point.value, 0.0, 0, Direction(start))
         self.recorder.add(step, self.point, start)
         if checkpoint is not None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.models import (
     Model,
     all_finite,
@@ -158,11 +159,11 @@ class ModelSpace:
         """Return the norm of each parameter's part of a flat vector, ``[p]``.
 
         Args:
-            vector: ``[n]``.
+            vector: ``[n]``, of any size.
         """
         self._check_length(vector)
         parts = torch.split(vector, self._free_counts)
-        return torch.stack([part.norm() for part in parts])
+        return vector.new_tensor([euclidean_norm(part) for part in parts])
 
     # -- steps and gradients ----------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.objective import Kind
 
@@ -73,7 +74,7 @@ class Direction:
     @property
     def bounded(self) -> bool:
         """True if the trust region cut the step short, so that it says less than all."""
-        return float(self.vector.norm()) >= (1.0 - 1e-6) * self.radius
+        return euclidean_norm(self.vector) >= (1.0 - 1e-6) * self.radius
 
 
 @dataclass(frozen=True)
