@@ -40,9 +40,7 @@ def test_all_unknowns_of_a_tiny_or_huge_model_are_found(name, unit, size):
 def test_a_model_whose_curvature_is_no_number_is_refused_and_scale_serves(
     name, unit, size
 ):
-    make = METHODS.get(
-        name, lambda: hvpopt.QuasiNewton(initial=hvpopt.GradientScale())
-    )
+    make = METHODS.get(name, lambda: hvpopt.QuasiNewton(initial=hvpopt.GradientScale()))
     loss, start = valley(unit, size, 1e2)
     with pytest.raises(ValueError, match=r"float64; pass scale="):
         hvpopt.minimize(loss, start, method=make())
