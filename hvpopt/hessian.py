@@ -200,7 +200,9 @@ class HessianOperator(SymmetricOperator):
 
         Raises:
             SecondOrderError: If such a gradient changes with the model.
-            Exception: If there memory is lost, or a process of the run.
+            MemoryError: If there is too little memory there.
+            torch.cuda.OutOfMemoryError: Likewise, of the device.
+            Exception: If a process of the run is lost there.
         """
         assert self._graph is not None
         assert self.space is not None

@@ -16,7 +16,6 @@ from hvpopt.processes import Processes
 from hvpopt.restart.signals import SignalListener
 from hvpopt.result import Status
 
-
 #: Sizes of a flat model, or one over them, from which on it is looked whether the
 #: curvatures that belong to it are numbers.
 EXTREME = 1e100
@@ -163,8 +162,8 @@ def check_range(vector: Tensor, gradient: Tensor) -> None:
     curvature = steepness / size
     if not sys.float_info.min <= curvature < math.inf:
         raise ValueError(
-            f"the starting model has norm {size:.2g} and the gradient {steepness:.2g}, in "
-            "flat coordinates: curvatures, which are of the size of their quotient, "
+            f"the starting model has norm {size:.2g} and the gradient {steepness:.2g}, "
+            "in flat coordinates: curvatures, which are of the size of their quotient, "
             f"leave the range of float64; pass scale={size:.1g}, by which the unknowns "
             "are divided"
         )

@@ -60,16 +60,16 @@ def test_a_model_nearby_moves_inward_and_never_past_a_bound(lower, generator):
     assert torch.equal(there[45:], model[45:])
 
 
-class Refusal(LookupError):
+class RefusalError(LookupError):
     pass
 
 
-class Lost(LookupError):
+class LostError(LookupError):
     ends_run = True
 
 
 @pytest.mark.parametrize(
-    "error", [AssertionError, Refusal, TypeError, FloatingPointError]
+    "error", [AssertionError, RefusalError, TypeError, FloatingPointError]
 )
 def test_a_loss_that_refuses_the_model_nearby_is_warned_of_as_before(error):
     start = torch.ones(3, dtype=F64)
@@ -83,7 +83,7 @@ def test_a_loss_that_refuses_the_model_nearby_is_warned_of_as_before(error):
         hvpopt.HessianOperator(loss, start)
 
 
-@pytest.mark.parametrize("error", [MemoryError, torch.cuda.OutOfMemoryError, Lost])
+@pytest.mark.parametrize("error", [MemoryError, torch.cuda.OutOfMemoryError, LostError])
 def test_lost_memory_and_lost_processes_are_raised(error):
     start = torch.ones(3, dtype=F64)
 

@@ -258,8 +258,8 @@ class LanczosBasis:
     def seen(self, vector: Tensor) -> Tensor:
         """Return a vector ``[n]``, zero where neither start nor products have entries.
 
-        An eigenvector of a nonzero eigenvalue has no part there; a Ritz vector has what is
-        left of the random start.
+        An eigenvector of a nonzero eigenvalue has no part there; a Ritz vector has what
+        is left of the random start.
 
         Args:
             vector: ``[n]``.
