@@ -95,18 +95,6 @@ def gradient_graph(
     return value, leaves, [g for g in gradients if g is not None]
 
 
-def _nearby(model: Model) -> Model:
-    """Return a model moved by about the cube root of its rounding, cell by cell."""
-    generator = torch.Generator().manual_seed(0)
-    moved = []
-    for tensor in named_tensors(model).values():
-        step = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        size = float(tensor.norm()) / tensor.numel() ** 0.5 or 1.0
-        reach = float(torch.finfo(tensor.dtype).eps) ** (1 / 3) * size
-        moved.append(tensor + reach * (2.0 * step - 1.0).to(tensor))
-    return rebuild(model, moved)
-
-
 def check_scalar(value: object) -> None:
     """Raise unless ``value`` is one finite real number in a torch tensor.
 
@@ -145,6 +133,8 @@ class HessianOperator(SymmetricOperator):
         model: Where to linearise: a tensor, a tuple or a dict of tensors.
         space: Flat coordinates (scale, mask, bounds). Default ``ModelSpace(model)``.
         counts: The tally to advance. Default a new one.
+        linear: Parameters known to have a gradient without graph; those found here are
+            added, and neither asked about nor warned of again. Default none known.
 
     Attributes:
         value: The loss at the model.
@@ -171,6 +161,7 @@ class HessianOperator(SymmetricOperator):
         *,
         space: ModelSpace | None = None,
         counts: Counts | None = None,
+        linear: set[str] | None = None,
     ) -> None:
         checks.function("the loss", loss)
         warn_of_hooks(model, "space=ModelSpace(model, mask=...)")
@@ -191,10 +182,13 @@ class HessianOperator(SymmetricOperator):
         self._model = rebuild(model, [t.detach() for t in leaves])
         self._graph: tuple[list[Tensor], list[Tensor]] | None = (leaves, gradients)
         self._note_linear(
-            lambda nearby: gradient_graph(loss, nearby, create_graph=False)[2]
+            lambda nearby: gradient_graph(loss, nearby, create_graph=False)[2],
+            set() if linear is None else linear,
         )
 
-    def _note_linear(self, gradient_at: Callable[[Model], list[Tensor]]) -> None:
+    def _note_linear(
+        self, gradient_at: Callable[[Model], list[Tensor]], known: set[str]
+    ) -> None:
         """Warn of parameters whose gradient has no graph, and raise if it should have.
 
         A loss linear in a parameter has such a gradient, and so has one that computes
@@ -202,20 +196,31 @@ class HessianOperator(SymmetricOperator):
 
         Args:
             gradient_at: Returns the gradients at another model, one per parameter.
+            known: Parameters of which this is known; the others found are added.
 
         Raises:
             SecondOrderError: If such a gradient changes with the model.
+            MemoryError: If there is too little memory there.
+            torch.cuda.OutOfMemoryError: Likewise, of the device.
+            Exception: If a process of the run is lost there.
         """
         assert self._graph is not None
+        assert self.space is not None
         here = dict(zip(named_tensors(self._model), self._graph[1], strict=True))
-        linear = [name for name, g in here.items() if not g.requires_grad]
+        linear = [
+            name for name, g in here.items() if not g.requires_grad and name not in known
+        ]
         if not linear:
             return
-        try:
-            found = gradient_at(_nearby(self._model))
-        except (ValueError, ArithmeticError, RuntimeError):
-            found = []  # the loss refuses that model, and nothing is known
         self.counts.tally(gradients=1)
+        try:
+            found = gradient_at(self.space.nearby(self._model))
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if getattr(error, "ends_run", False):
+                raise
+            found = []  # the loss refuses that model, and nothing is known
         changed = [
             name
             for (name, g), there in zip(here.items(), found, strict=False)
@@ -230,6 +235,7 @@ class HessianOperator(SymmetricOperator):
                 "operations, without .detach(), .data, torch.no_grad() or NumPy in a "
                 "backward"
             )
+        known.update(linear)
         warnings.warn(
             f"the gradient of parameter {', '.join(map(repr, linear))} carries no "
             "graph, so its block of the Hessian is zero: right for a loss linear in "

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from hvpopt import checks
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.processes import Processes
 from hvpopt.restart.signals import SignalListener
 from hvpopt.result import Status
+
+#: Sizes of a flat model, or one over them, from which on it is looked whether the
+#: curvatures that belong to it are numbers.
+EXTREME = 1e100
 
 
 @dataclass(frozen=True)
@@ -134,4 +142,29 @@ def check_repeatable(first: float, again: float, eps: float) -> None:
         raise ValueError(
             f"the loss is not deterministic: two calls at the start gave {first!r} and "
             f"{again!r}; fix its seed, or use model.eval() for a network"
+        )
+
+
+def check_range(vector: Tensor, gradient: Tensor) -> None:
+    """Refuse unknowns so large or so small that no curvature of theirs is a number.
+
+    Args:
+        vector: The flat starting point ``[n]``.
+        gradient: The flat gradient there ``[n]``.
+
+    Raises:
+        ValueError: If its size is over 1e100 or under 1e-100, and the gradient divided by
+            it underflows or overflows float64.
+    """
+    size, steepness = euclidean_norm(vector), euclidean_norm(gradient)
+    extreme = size > EXTREME or 0.0 < size < 1.0 / EXTREME
+    if not extreme or steepness == 0.0:
+        return
+    curvature = steepness / size
+    if not sys.float_info.min <= curvature < math.inf:
+        raise ValueError(
+            f"the starting model has norm {size:.2g} and the gradient {steepness:.2g}, "
+            "in flat coordinates: curvatures, which are of the size of their quotient, "
+            f"leave the range of float64; pass scale={size:.1g}, by which the unknowns "
+            "are divided"
         )

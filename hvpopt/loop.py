@@ -20,6 +20,7 @@ from hvpopt.limits import (
     RefusedError,
     Stop,
     Watch,
+    check_range,
     check_repeatable,
 )
 from hvpopt.models import Model
@@ -125,6 +126,7 @@ class Loop:
             self.point = self._evaluate(start, state)
         if self._left_out() == left_out:
             check_repeatable(value, self.point.value, self.problem.space.eps)
+        check_range(self.point.vector, self.point.gradient)
         step = Step(start, self.point.value, 0.0, 0, Direction(start))
         self.recorder.add(step, self.point, start)
         if checkpoint is not None:
@@ -331,7 +333,7 @@ class Loop:
         self.point = replace(self.point, hessian=None)
         self._commit(state)
         if self.recorder.checkpoint is not None:
-            self.recorder.checkpoint.change_method(self.method)
+            self.recorder.checkpoint.change_method(self.method, error.cause)
             self.recorder.checkpoint.save(self.recorder.state())
         return state
 
@@ -368,7 +370,7 @@ class Loop:
                 raise Stop(status, known.reason)
         if last:
             raise Stop(Status.MAX_ITERATIONS)
-        if self._budget().products <= 0:
+        if self._out_of_products():
             raise Stop(Status.MAX_PRODUCTS)
         if self._out_of_time():
             raise Stop(Status.MAX_SECONDS)
@@ -387,8 +389,11 @@ class Loop:
         saver = self.recorder.checkpoint
         return self.watch.late(0.0 if saver is None else 2.0 * saver.slowest)
 
+    def _out_of_products(self) -> bool:
+        return self.method.needs_products and self._budget().products <= 0
+
     def _spent_out(self) -> bool:
-        return self._budget().products <= 0 or self._out_of_time()
+        return self._out_of_products() or self._out_of_time()
 
     def _budget(self) -> Budget:
         deadline = self.watch.deadline if self.cut_short else math.inf

@@ -42,6 +42,7 @@ from hvpopt.restart.fingerprint import (
 from hvpopt.restart.lock import PathLock
 from hvpopt.restart.signals import SignalListener
 from hvpopt.result import IterationRecord, MinimizeResult, with_unbounded
+from hvpopt.second_order import SecondOrderError
 from hvpopt.space import ModelSpace, PerParameter
 from hvpopt.torch_objective import as_objective
 
@@ -84,7 +85,8 @@ def minimize(
             breaks them.
         upper: Upper bounds, likewise.
         max_iter: Steps at most.
-        max_products: Hessian-vector products at most. The last step may be cut short.
+        max_products: Hessian-vector products at most. The last step may be cut short. A
+            method that needs none goes on without.
         max_seconds: Seconds at most; looked at between products.
         gtol: Converged when the norm of the projected gradient is at most ``gtol``
             times the largest met so far, and the next step would change no parameter by
@@ -183,7 +185,13 @@ def minimize(
         own = fingerprint(objective, space, start, loop.method, value)
         device = str(space.device)
         problem = ProblemState(
-            start, _plain(options), device, _saved(limits), own, left_out
+            start,
+            _plain(options),
+            device,
+            _saved(limits),
+            own,
+            left_out,
+            "" if loop.impossible is None else loop.impossible.cause,
         )
         return Checkpoint(
             path, problem, every=checkpoint_every, seconds=checkpoint_seconds
@@ -256,7 +264,8 @@ def resume(
         lower: See ``model``.
         upper: See ``model``.
         max_iter: Steps at most, those before included. Default as before.
-        max_products: Likewise.
+        max_products: Hessian-vector products at most, those before included. Default as
+            before. A method that needs none goes on without.
         max_seconds: Of this process.
         gtol: Default as before.
         certify: Default as before.
@@ -357,6 +366,8 @@ def resume(
             counts=counts,
             fallback=fallback,
         )
+        if problem.impossible:
+            loop.impossible = SecondOrderError(problem.impossible)
         saver = Checkpoint(
             path,
             replace(problem, limits=_saved(limits)),

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.models import (
     Model,
     all_finite,
@@ -158,11 +159,38 @@ class ModelSpace:
         """Return the norm of each parameter's part of a flat vector, ``[p]``.
 
         Args:
-            vector: ``[n]``.
+            vector: ``[n]``, of any size.
         """
         self._check_length(vector)
         parts = torch.split(vector, self._free_counts)
-        return torch.stack([part.norm() for part in parts])
+        return vector.new_tensor([euclidean_norm(part) for part in parts])
+
+    def nearby(self, model: Model) -> Model:
+        """Return a model moved by about the cube root of its rounding, within bounds.
+
+        Each free cell moves at random, by as much as the root mean square of its
+        parameter times that; inward where a bound is in the way. Frozen cells stay.
+
+        Args:
+            model: Inside its bounds.
+        """
+        vector = self.to_vector(model)
+        counts = torch.tensor(self._free_counts).to(vector.device)
+        sizes = self.norms(vector) / counts.clamp(min=1).sqrt()
+        sizes = torch.where(sizes > 0.0, sizes, 1.0).repeat_interleave(counts)
+        generator = torch.Generator().manual_seed(0)
+        draws = torch.rand(self.size, generator=generator, dtype=torch.float64)
+        step = self.eps ** (1 / 3) * sizes * (2.0 * draws - 1.0).to(vector)
+        ahead = vector + step
+        there = self.project(ahead)
+        there = torch.where(there == ahead, ahead, self.project(vector - step))
+        moved = self.to_model(there)
+        free = self._scatter(torch.ones_like(vector), fill_reference=False)
+        frozen_stay = [
+            torch.where(named_tensors(free)[name] != 0.0, own, self._pick(model, name))
+            for name, own in named_tensors(moved).items()
+        ]
+        return rebuild(moved, frozen_stay)
 
     # -- steps and gradients ----------------------------------------------------
 

@@ -47,6 +47,7 @@ class TorchObjective(Objective):
         super().__init__(name or str(getattr(loss, "__name__", type(loss).__name__)))
         self._loss = loss
         self._works_in_place = False
+        self._linear: set[str] = set()
         self.convex = checks.flag("convex", convex)
 
     @property
@@ -104,7 +105,13 @@ class TorchObjective(Objective):
                 "Gauss-Newton needs; use kind='exact', or declare a convex function with "
                 "TorchObjective(..., convex=True)"
             )
-        return HessianOperator(self._loss, model, space=space, counts=self.counts.child())
+        return HessianOperator(
+            self._loss,
+            model,
+            space=space,
+            counts=self.counts.child(),
+            linear=self._linear,
+        )
 
     def linearise(
         self,

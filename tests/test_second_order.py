@@ -430,3 +430,56 @@ def test_bounds_hold_without_products():
 def test_first_length_out_of_range(first):
     with pytest.raises(ValueError, match=f"first is {first}"):
         hvpopt.GradientScale(first)
+
+
+@pytest.mark.parametrize("name", ["once_differentiable", "a backward that raises"])
+def test_message_of_a_resumed_run_says_why_there_were_no_products(name, tmp_path):
+    loss, start = LOSSES[name][0]()
+    path = tmp_path / "run.safetensors"
+    with pytest.warns(UserWarning, match="gradients alone"):
+        whole = hvpopt.minimize(loss, start)
+    with pytest.warns(UserWarning, match="gradients alone"):
+        hvpopt.minimize(loss, start, max_iter=2, checkpoint=path)
+    hvpopt.resume(path, loss, max_iter=3)  # also what a resumed run has saved knows why
+    result = hvpopt.resume(path, loss, max_iter=100)
+    assert "since the loss has no second derivative: " in result.message
+    assert result.message == whole.message
+
+
+def test_a_method_that_needs_no_products_has_no_limit_of_them(tmp_path):
+    start = torch.full((4,), 3.0, dtype=F64)
+    method = hvpopt.QuasiNewton(initial=hvpopt.GradientScale())
+    path = tmp_path / "run.safetensors"
+
+    def loss(x):
+        return ((x - 1) ** 4 + (x - 1) ** 2).sum()
+
+    whole = hvpopt.minimize(loss, start, method=method, max_products=0)
+    hvpopt.minimize(
+        loss, start, method=method, max_products=0, max_iter=2, checkpoint=path
+    )
+    result = hvpopt.resume(path, loss, method=method, max_iter=100)
+    assert whole.success
+    assert whole.nhev == 0
+    assert torch.equal(result.x, whole.x)
+
+
+def test_a_run_that_gave_way_to_gradients_goes_on_past_its_products():
+    loss, start = squares_refused_twice()
+    with pytest.warns(UserWarning, match="gradients alone"):
+        result = hvpopt.minimize(loss, start, max_products=1)
+    assert result.fun < 1e-12
+
+
+@pytest.mark.parametrize(
+    "method",
+    [None, hvpopt.QuasiNewton(), hvpopt.LineSearchNewton()],
+    ids=["default", "quasi-Newton", "line search"],
+)
+def test_other_methods_end_without_products(method):
+    start = torch.full((4,), 3.0, dtype=F64)
+    result = hvpopt.minimize(
+        lambda x: ((x - 1) ** 4).sum(), start, method=method, max_products=0
+    )
+    assert result.status is hvpopt.Status.MAX_PRODUCTS
+    assert result.nit == 0

@@ -110,7 +110,8 @@ def nystrom(
 
     Frangella, Tropp and Udell, SIAM J. Matrix Anal. Appl. 44, 2023, algorithm 2.1 with
     its stabilising shift: from a random orthonormal test matrix Ω and the products
-    Y = HΩ, ``Ĥ = Y (ΩᵀY)⁺ Yᵀ = U Λ̂ Uᵀ``; then θ = λ̂ + μ, and σ = λ̂_rank + μ.
+    Y = HΩ, ``Ĥ = Y (ΩᵀY)⁺ Yᵀ = U Λ̂ Uᵀ``; then θ = λ̂ + μ, and σ = λ̂_rank + μ. Cells
+    in which every product is zero are divided by σ, and mixed with no other.
 
     Args:
         operator: H. Where it is indefinite the preconditioner still is definite, but
@@ -150,6 +151,9 @@ def nystrom(
     root = None if base is None else base.inverse.to(omega).sqrt()[:, None]
     y = operator.matmat(omega) if root is None else root * operator.matmat(root * omega)
     vectors, values = _nystrom_eigenpairs(omega, y, operator.noise)
+    # Where all products are exactly zero the vectors hold rounding. Without it M⁻¹ falls
+    # into two blocks, of which each stays definite.
+    vectors = vectors.masked_fill((y == 0.0).all(1)[:, None], 0.0)
     largest = float(values.max())
     if not largest > 0.0:
         raise ValueError(
@@ -251,8 +255,9 @@ def _largest_ritz_pairs(
     if not good.size:
         good = np.array([int(np.argmin(residuals / sizes))])
     taken = good[np.argsort(-sizes[good])][:rank]
-    vectors = torch.stack([basis.ritz_vector(int(i)) for i in taken], 1)
-    return vectors, torch.from_numpy(sizes[taken]).to(vectors)
+    vectors = torch.stack([basis.seen(basis.ritz_vector(int(i))) for i in taken], 1)
+    some = vectors.any(0)
+    return vectors[:, some], torch.from_numpy(sizes[taken]).to(vectors)[some]
 
 
 def _checked_damping(damping: float) -> float:

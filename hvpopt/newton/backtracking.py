@@ -109,7 +109,8 @@ class Backtracking:
         slope = float(point.gradient @ moved)
         if direction.curvature_step:
             curvature = direction.smallest_eigenvalue
-            return min(slope, 0.0) + 0.5 * curvature * float(moved @ moved)
+            length = euclidean_norm(moved)  # of which the square may leave all range
+            return min(slope, 0.0) + 0.5 * curvature * length * length
         return slope
 
     def _factor(self, start: float, trial: float, expected: float) -> float:

@@ -379,14 +379,15 @@ class GradientScale(InitialCurvature):
             flat coordinates where that is zero. Default 0.01.
 
     Raises:
-        ValueError: If the length is not positive.
+        TypeError: If the length is no number.
+        ValueError: If it is not positive and finite.
     """
 
     first: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.first < math.inf:
-            raise ValueError(f"first is {self.first}; it must be positive and finite")
+        first = checks.number("first", self.first, above=0.0, below=math.inf)
+        checks.put(self, first=first)
 
     @property
     def needs_products(self) -> bool:
@@ -397,8 +398,8 @@ class GradientScale(InitialCurvature):
         self, problem: Problem, point: Point, seed: int, budget: Budget
     ) -> CauchyState:
         """Return the curvature with which a step down has the first length."""
-        length = self.first * (float(point.vector.norm()) or 1.0)
-        return CauchyState(float(point.projected_gradient.norm()) / length)
+        length = self.first * (euclidean_norm(point.vector) or 1.0)
+        return CauchyState(euclidean_norm(point.projected_gradient) / length)
 
     def preconditioner(self, state: CauchyState) -> Preconditioner:
         """Return the division by that curvature."""

@@ -276,10 +276,10 @@ def _first_direction(
         down, curvature = solution.direction, solution.curvature
     norm = euclidean_norm(down)
     slope = float(gradient @ down) / norm
-    longest = 1.0 + float(point.vector.norm())
+    longest = 1.0 + euclidean_norm(point.vector)
     size = abs(curvature) * longest
     length = longest if -slope >= size else -slope / abs(curvature)
-    predicted = -(slope * length + 0.5 * curvature * length**2)
+    predicted = -length * (slope + 0.5 * curvature * length)
     return down * (length / norm), predicted
 
 

@@ -27,6 +27,7 @@ from hvpopt.krylov.eigenvalue import (
     rounding_at,
 )
 from hvpopt.krylov.lanczos import LanczosBasis
+from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.backtracking import Backtracking, rounding_of
 from hvpopt.newton.method import Direction, Method, Stationary, Step
 from hvpopt.newton.problem import Budget, FreeCells, Point, Problem, SumChanged
@@ -152,7 +153,7 @@ class SecondOrderMethod(Method):
         """Step along an eigenvector of negative curvature, if the loss falls along it."""
         # H v / λ is v where v is seen, and nothing of it elsewhere
         lowest = free.operator.matvec(estimate.vector) / estimate.value
-        lowest = free.extend(lowest / lowest.norm())
+        lowest = free.extend(lowest / euclidean_norm(lowest))
         downhill = -1.0 if float(lowest @ point.gradient) > 0.0 else 1.0
         direction = Direction(
             vector=downhill * _reach(point) * lowest,
@@ -222,4 +223,4 @@ def _measured_noise(problem: Problem, point: Point) -> float:
 
 
 def _reach(point: Point) -> float:
-    return 0.1 * (1.0 + float(point.vector.norm()))
+    return 0.1 * (1.0 + euclidean_norm(point.vector))

@@ -13,6 +13,7 @@ both makes their ratio tend to 1 there (Conn, Gould and Toint, §17.4.2).
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -164,7 +165,8 @@ class RadiusSearch:
     def _first_shift(self) -> float:
         if self.basis.norm_estimate == 0.0:
             # a flat model: a step as long as the point is from the origin
-            return self.norm / (1.0 + float(self.point.vector.norm()))
+            length = 1.0 + euclidean_norm(self.point.vector)
+            return max(self.norm / length, sys.float_info.min)
         lowest = float(self.basis.ritz_values[0])
         rounding = rounding_at(self.basis)
         if lowest > rounding:

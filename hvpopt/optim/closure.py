@@ -37,6 +37,8 @@ class ClosureObjective(Objective):
         super().__init__("closure")
         self.params = params
         self.closure: Closure | None = None
+        #: Parameters in which the loss was found to be linear.
+        self.linear: set[str] = set()
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Raise TypeError: there is nothing to pass."""
@@ -204,7 +206,8 @@ class ClosureHessian(HessianOperator):
         self.gradient = tuple(g.detach().clone() for g in gradients)
         self._graph = (objective.params, gradients)
         self._note_linear(
-            lambda nearby: objective.differentiate(nearby, create_graph=False)[1]
+            lambda nearby: objective.differentiate(nearby, create_graph=False)[1],
+            objective.linear,
         )
 
     def _product(self, vector: Tensor) -> Tensor:

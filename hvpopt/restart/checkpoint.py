@@ -46,6 +46,7 @@ class ProblemState:
         limits: ``max_iter``, ``max_products`` and ``gtol``.
         fingerprint: See ``fingerprint``.
         left_out: What the objective had left out when its value at the start was taken.
+        impossible: Why the method gave way to one without products; empty if it did not.
     """
 
     model: Any
@@ -54,6 +55,7 @@ class ProblemState:
     limits: dict[str, float]
     fingerprint: dict[str, Any]
     left_out: dict[str, str] = field(default_factory=dict)
+    impossible: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,14 +221,17 @@ class Checkpoint:
         if (len(state.history), len(state.events)) != self._newest:
             self.save(state)
 
-    def change_method(self, method: Method) -> None:
+    def change_method(self, method: Method, impossible: str) -> None:
         """Go on saving, anew, what another method does.
 
         Args:
             method: Which.
+            impossible: Why the first one gave way to it.
         """
         fingerprint = {**self._problem.fingerprint, **method_fingerprint(method)}
-        self._problem = replace(self._problem, fingerprint=fingerprint)
+        self._problem = replace(
+            self._problem, fingerprint=fingerprint, impossible=impossible
+        )
         self.discard()
         self._keep, self._newest = False, None
 
