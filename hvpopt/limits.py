@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.processes import Processes
 from hvpopt.restart.signals import SignalListener
 from hvpopt.result import Status
+from hvpopt.scale import euclidean_norm
 
 #: Sizes of a flat model, or one over them, from which on it is looked whether the
 #: curvatures that belong to it are numbers.

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from hvpopt.counts import Counts
 from hvpopt.history import HistoryFile
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.limits import CallbackError, Stop
 from hvpopt.models import Model
 from hvpopt.newton.method import Step
@@ -21,6 +20,7 @@ from hvpopt.objective import Kind, Objective
 from hvpopt.restart.checkpoint import Checkpoint, RunState
 from hvpopt.restart.journal import Journal
 from hvpopt.result import IterationRecord, Status, record_of
+from hvpopt.scale import euclidean_norm
 
 logger = logging.getLogger(__name__)
 

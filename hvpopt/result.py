@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
 from hvpopt.counts import Counts
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.models import Model
 from hvpopt.newton.method import InnerStatus, Step
 from hvpopt.newton.problem import Point
+from hvpopt.scale import euclidean_norm
 
 
 class Status(Enum):
@@ -270,12 +269,10 @@ def with_unbounded(result: MinimizeResult) -> MinimizeResult:
 
 
 def _scale(history: list[IterationRecord]) -> float:
-    """Return the size of the loss where the run first met a gradient; 0 if nowhere."""
-    for record, following in pairwise(history):
-        if record.gradient_norm > 0.0:
-            slope = record.gradient_norm * max(following.step_norm, 1.0)
-            return max(abs(record.value), slope)
-    return 0.0
+    """Return the size of loss and slope where the run first met a gradient, or 0."""
+    met = (record for record in history if record.gradient_norm > 0.0)
+    first = next(met, history[0])
+    return abs(first.value) + first.gradient_norm
 
 
 def _falls_on(history: list[IterationRecord]) -> bool:

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.models import (
     Model,
     all_finite,
@@ -31,6 +30,7 @@ from hvpopt.models import (
     named_tensors,
     rebuild,
 )
+from hvpopt.scale import euclidean_norm
 
 PerParameter: TypeAlias = "float | Tensor | Sequence[Any] | Mapping[str, Any] | None"
 

@@ -1,4 +1,7 @@
-"""Seeds that are fresh for every test and named when it fails; a single thread."""
+"""Seeds that are fresh for every test and named when it fails; a single thread.
+
+``HVPOPT_SEED`` gives all tests one seed, ``HVPOPT_THREADS`` another number of threads.
+"""
 
 import os
 
@@ -6,7 +9,7 @@ import pytest
 import torch
 
 # tensors here are small: a second thread only waits, long where cores are shared
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("HVPOPT_THREADS", "1")))
 
 SEED_VARIABLE = "HVPOPT_SEED"
 used_seed = pytest.StashKey[int]()

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hvpopt"
 #: Data flows to the right; a module imports only what stands to the left of it.
 ORDER = (
+    "scale",
     "counts",
     "holding",
     "second_order",

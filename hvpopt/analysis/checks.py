@@ -19,10 +19,10 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.hessian import model_noise
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.models import Model, named_tensors
 from hvpopt.objective import Objective
 from hvpopt.operators import SymmetricOperator, checked_operator
+from hvpopt.scale import euclidean_norm
 from hvpopt.space import ModelSpace
 from hvpopt.torch_objective import as_objective
 

@@ -22,9 +22,9 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.krylov.scale import unit_of
 from hvpopt.models import named_tensors
 from hvpopt.operators import SymmetricOperator, checked_operator
+from hvpopt.scale import unit_of
 from hvpopt.space import ModelSpace
 
 KINDS = ("rademacher", "gaussian")

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from hvpopt.holding import Holding
-from hvpopt.krylov.scale import unit_of
+from hvpopt.scale import unit_of
 
 
 class RightHandSide:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.krylov.scale import unit_of
 from hvpopt.operators import SymmetricOperator
+from hvpopt.scale import unit_of
 
 
 def first_vector(

@@ -15,9 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.method import Direction, Step
 from hvpopt.newton.problem import Point, Problem
+from hvpopt.scale import euclidean_norm
 
 _EPS = float(np.finfo(np.float64).eps)
 #: A trial that is judged by its gradient must lower its norm to this fraction.

@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 
 from hvpopt.counts import Counts
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.backtracking import rounding_of
 from hvpopt.newton.method import (
     Direction,
@@ -40,6 +39,7 @@ from hvpopt.newton.method import (
     Step,
 )
 from hvpopt.newton.problem import Budget, Point, Problem
+from hvpopt.scale import euclidean_norm
 from hvpopt.space import ModelSpace
 
 #: Products that a run may spend on a start without gradient, where it has spent nothing.

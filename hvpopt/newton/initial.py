@@ -21,11 +21,11 @@ from hvpopt import checks
 from hvpopt.krylov.diagonal import WIDEST, estimate_diagonal, mean_and_error
 from hvpopt.krylov.low_rank import LowRankPreconditioner, nystrom
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner, Preconditioner
-from hvpopt.krylov.scale import euclidean_norm, unit_of
 from hvpopt.newton.method import OutOfBudget
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.objective import Kind
 from hvpopt.operators import SymmetricOperator
+from hvpopt.scale import euclidean_norm, unit_of
 
 #: Probes of an operator whose products cost a whole one, and most probes of any.
 FEWEST, MOST = 2, 32

@@ -18,7 +18,6 @@ from hvpopt import checks
 from hvpopt.krylov.cg import CGResult, CGStatus, cg
 from hvpopt.krylov.pairs import Pair
 from hvpopt.krylov.preconditioner import Preconditioner, apply_base
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.curvature import Curvature, CurvatureState, check_curvature, kind_of
 from hvpopt.newton.forcing import (
@@ -38,6 +37,7 @@ from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.saddle import SecondOrderMethod
 from hvpopt.newton.wolfe import Wolfe
 from hvpopt.objective import Kind
+from hvpopt.scale import euclidean_norm
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,10 +27,10 @@ from hvpopt.krylov.eigenvalue import (
     rounding_at,
 )
 from hvpopt.krylov.lanczos import LanczosBasis
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.backtracking import Backtracking, rounding_of
 from hvpopt.newton.method import Direction, Method, Stationary, Step
 from hvpopt.newton.problem import Budget, FreeCells, Point, Problem, SumChanged
+from hvpopt.scale import euclidean_norm
 from hvpopt.second_order import SecondOrderError
 
 #: Relative accuracy that λ_min is asked for.

@@ -23,7 +23,6 @@ from hvpopt.krylov.preconditioner import (
     RestrictedPreconditioner,
     checked_preconditioner,
 )
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.method import (
     Direction,
@@ -34,6 +33,7 @@ from hvpopt.newton.method import (
 from hvpopt.newton.problem import Budget, FreeCells, Point, Problem
 from hvpopt.newton.saddle import SecondOrderMethod
 from hvpopt.operators import DENSE_MEMORY_LIMIT, ShiftedOperator
+from hvpopt.scale import euclidean_norm
 
 SOLVERS = ("lanczos", "cg", "cholesky")
 

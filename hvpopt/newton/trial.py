@@ -21,10 +21,10 @@ from torch import Tensor
 
 from hvpopt.krylov.eigenvalue import rounding_at
 from hvpopt.krylov.lanczos import KrylovStep, LanczosBasis
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.method import Direction, InnerStatus, Step
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.radius import Radii
+from hvpopt.scale import euclidean_norm
 
 #: Factor of the tolerance where a step at the old one is lost in the loss's rounding.
 REFINEMENT = 0.1

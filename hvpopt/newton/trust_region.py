@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hvpopt import checks
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.newton.backtracking import GRADIENT_PROGRESS
 from hvpopt.newton.curvature import (
     Curvature,
@@ -35,6 +34,7 @@ from hvpopt.newton.radius import Radii
 from hvpopt.newton.saddle import SecondOrderMethod
 from hvpopt.newton.trial import RadiusSearch, SearchMemo
 from hvpopt.objective import Kind
+from hvpopt.scale import euclidean_norm
 
 
 @dataclass(frozen=True)

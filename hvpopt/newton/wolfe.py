@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.krylov.scale import power_of_two
 from hvpopt.newton.backtracking import Backtracking
 from hvpopt.newton.method import Direction, Step
 from hvpopt.newton.problem import Point, Problem
+from hvpopt.scale import power_of_two
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.counts import Counts
-from hvpopt.krylov.scale import euclidean_norm
 from hvpopt.limits import check_repeatable
 from hvpopt.models import Model, named_tensors, warn_of_hooks
 from hvpopt.newton.convergence import Tolerance, next_step, relative_size
@@ -20,6 +19,7 @@ from hvpopt.newton.method import Method, Stationary, Step, checked_method
 from hvpopt.newton.problem import Budget, Point, Problem
 from hvpopt.newton.trust_region import TrustRegionNewton
 from hvpopt.optim.closure import Closure, ClosureObjective
+from hvpopt.scale import euclidean_norm
 from hvpopt.space import ModelSpace, PerParameter
 
 #: What becomes of hooks on the parameters themselves.
