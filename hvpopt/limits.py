@@ -90,7 +90,7 @@ class Watch:
         self.deadline = time.monotonic() + max_seconds
         self._listener, self._processes = listener, processes
 
-    def heed(self) -> None:
+    def raise_if_signalled(self) -> None:
         """Raise Stop, with the signal's own status, if a process received one."""
         received = self._processes.largest(self._listener.received or 0)
         if received:

@@ -359,7 +359,7 @@ class Loop:
         return len(self.recorder.history) - 1
 
     def _check_limits(self, state: Any, tolerance: Tolerance) -> None:
-        self.watch.heed()
+        self.watch.raise_if_signalled()
         last = self.steps >= self.limits.max_iter
         if last or self._spent_out():
             known = without_products(
@@ -383,7 +383,7 @@ class Loop:
             self.recorder.checkpoint.within_step(self.recorder.state)
         if not self.cut_short and self._out_of_time():
             raise Stop(Status.MAX_SECONDS)
-        self.watch.heed()
+        self.watch.raise_if_signalled()
 
     def _out_of_time(self) -> bool:
         saver = self.recorder.checkpoint

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.counts import Counts
+from hvpopt.counts import Counts, metered
 from hvpopt.holding import WHOLE, Holding
 from hvpopt.second_order import second_derivatives
 
@@ -381,11 +381,12 @@ class SumOperator(SymmetricOperator):
         self.counts.tally(products=1)
         total = torch.zeros_like(vector)
         for weight, term in self.terms:
-            before = term.counts.propagations
-            try:
-                total.add_(term.matvec(vector), alpha=weight)
-            finally:  # also what has failed was run
-                self.counts.tally(propagations=term.counts.propagations - before)
+            # sums in other threads may share a term
+            with metered(term.counts, pass_on=True) as own:
+                try:
+                    total.add_(term.matvec(vector), alpha=weight)
+                finally:  # also what has failed was run
+                    self.counts.tally(propagations=own.propagations)
         return total
 
     def close(self) -> None:

@@ -107,8 +107,11 @@ def test_hard_and_nearly_hard_cases(size, component, scale, generator):
             if short > 0.0:
                 expected = rest.numpy()
                 expected[0] = math.copysign(math.sqrt(short), h[0])
-                assert step.hard_case
-                assert step.multiplier == pytest.approx(scale, rel=1e-12)
+                # Rounding leaves the gradient a part δ along the eigenvector. That puts λ
+                # at δ/√short from the pole, which is no rounding where nothing is short.
+                part = math.sqrt(short) / radius
+                assert step.hard_case or part < 0.1
+                assert step.multiplier == pytest.approx(scale, rel=1e-12 + 1e-14 / part)
             else:
                 expected, _ = dense_step(matrix, gradient, radius)
                 assert not step.hard_case

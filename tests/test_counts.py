@@ -1,8 +1,13 @@
 """Counts: tallies, their parents, and differences of snapshots."""
 
-import pytest
+import threading
 
+import pytest
+import torch
+
+import hvpopt
 from hvpopt import Counts
+from hvpopt.operators import SumOperator
 
 NAMES = ("values", "gradients", "products", "propagations")
 
@@ -60,3 +65,25 @@ def test_difference_and_sum_leave_their_operands_and_parents_alone():
     assert child + before == Counts(2, 7, 12, 2)
     assert child == root == Counts(1, 5, 9, 2)
     assert before == Counts(1, 2, 3, 0)
+
+
+def test_sums_that_share_a_term_between_threads_count_their_own_propagations():
+    meet = threading.Barrier(2)
+
+    class Waves(hvpopt.MatrixOperator):
+        def _product(self, vector):
+            meet.wait(10)  # both are within their product
+            self.counts.tally(propagations=3)
+            meet.wait(10)
+            return super()._product(vector)
+
+    shared = Waves(torch.eye(2, dtype=torch.float64))
+    sums = [SumOperator([(1.0, shared)]) for _ in range(2)]
+    vector = torch.ones(2, dtype=torch.float64)
+    threads = [threading.Thread(target=s.matvec, args=(vector,)) for s in sums]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [s.counts.propagations for s in sums] == [3, 3]
+    assert shared.counts.propagations == 6

@@ -226,3 +226,42 @@ def test_asymmetric_operator_is_seen(generator):
     )
     basis.extend(20)
     assert 1e-5 < basis.asymmetry < 0.1
+
+
+@pytest.mark.parametrize("size", [1e-250, 1.0, 1e250])
+def test_residuals_of_asymmetric_products_are_true(size, generator):
+    n, k = 40, 30
+    matrix = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    matrix = matrix + matrix.mT + 1e-4 * matrix
+    plain = hvpopt.FunctionOperator(lambda v: matrix @ v, n)
+    basis = hvpopt.LanczosBasis(plain, seed=1)
+    times = hvpopt.FunctionOperator(lambda v: size * (matrix @ v), n)
+    scaled = hvpopt.LanczosBasis(times, seed=1)
+    basis.extend(k)
+    scaled.extend(k)
+    for index in (0, 5, -1):
+        vector = basis.ritz_vector(index)
+        wrong = matrix @ vector - float(basis.ritz_values[index]) * vector
+        true = float(wrong.norm())
+        assert basis.ritz_residual(index) == pytest.approx(true, rel=1e-6)
+        assert scaled.ritz_residual(index) / size == pytest.approx(true, rel=1e-6)
+
+
+def test_an_extension_reads_its_projections_from_the_device_at_once(
+    monkeypatch, generator
+):
+    matrix = torch.randn(60, 60, generator=generator, dtype=torch.float64)
+    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(matrix + matrix.mT), seed=1)
+    reads = []
+
+    def counted(name):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *args: reads.append(name) or plain(*args)
+        )
+
+    for name in ("cpu", "__float__", "item", "tolist"):
+        counted(name)
+    basis.extend(5)
+    # the size of the product, its projections, and the length of what is left
+    assert len(reads) == 3 * 5

@@ -109,13 +109,13 @@ def test_accepted_unit_steps_cost_one_gradient_each(generator):
     spent = [b.counts - a.counts for a, b in itertools.pairwise(records)]
     assert spent[0].products == 4
     assert sum(s.products for s in spent[1:]) == 0
-    sanguine = [
+    gradient_first = [
         s
         for s, before, after in zip(spent[1:], records[1:], records[2:], strict=False)
         if before.step_length == after.step_length == 1.0
     ]
-    assert sanguine
-    assert all((s.gradients, s.values) == (1, 0) for s in sanguine)
+    assert gradient_first
+    assert all((s.gradients, s.values) == (1, 0) for s in gradient_first)
 
 
 @pytest.mark.parametrize(

@@ -225,3 +225,38 @@ def test_direction_of_negative_curvature_is_reported_and_seeds_the_next(generato
         estimate = hvpopt.smallest_eigenvalue(operator, 1e-2, start=first)
         spent[name] = estimate.n_products
     assert spent["seeded"] <= spent["random"]
+
+
+class _Lopsided(torch.autograd.Function):
+    """Half a square norm, whose gradient and Hessian have a skew part."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return 0.5 * (x @ x)
+
+    @staticmethod
+    def backward(ctx, along):
+        (x,) = ctx.saved_tensors
+        turned = torch.cat([x[5:], -x[:5]])
+        return along * (x + 0.3 * turned)
+
+
+def test_asymmetric_products_are_told_in_words_and_end_no_run():
+    start = torch.linspace(1.0, 2.0, 10, dtype=torch.float64)
+    result = hvpopt.minimize(
+        _Lopsided.apply, start, method=hvpopt.ShiftedNewton("cg"), max_iter=3
+    )
+    assert result.status is not hvpopt.Status.FAILED
+    assert result.fun < 0.5 * float(_Lopsided.apply(start))
+    assert result.history[1].inner_status is InnerStatus.ASYMMETRIC
+    assert "not those of a symmetric matrix" in result.message
+
+
+def test_asymmetric_products_have_no_smallest_eigenvalue():
+    start = torch.linspace(1.0, 2.0, 10, dtype=torch.float64)
+    with (
+        hvpopt.HessianOperator(_Lopsided.apply, start) as operator,
+        pytest.raises(ValueError, match="the operator is not symmetric"),
+    ):
+        hvpopt.smallest_eigenvalue(operator)

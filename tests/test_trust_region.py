@@ -125,7 +125,7 @@ def test_steps_lost_in_rounding_stop_being_accepted(generator):
     x = torch.rand(4, generator=generator, dtype=torch.float64)
     step, _, _, state = step_of(lambda v: 1.0 + 1e-20 * torch.exp(v).sum(), x)
     assert step.vector is not None
-    assert step.memo.drowned
+    assert step.memo.below_rounding
     assert state.stalled, "the gradient at the same point has not fallen"
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from torch import Tensor
 
 
 class Asymmetry:
@@ -30,9 +29,12 @@ class Asymmetry:
         self.largest = 0.0
         self._root_of_squares = 0.0
         self._count = 0
-        self._columns: list[np.ndarray] = []
+        self._noted = 0
+        self._matrix = np.zeros((8, 8))
 
-    def note(self, projections: Tensor, off_diagonal: list[float], unit: float) -> None:
+    def note(
+        self, projections: np.ndarray, off_diagonal: list[float], unit: float
+    ) -> None:
         """Note the projections of ``H q_j`` on the vectors before q_j.
 
         Args:
@@ -40,7 +42,7 @@ class Asymmetry:
             off_diagonal: β_0 … β_{j−1}.
             unit: A power of two near the size of ``H q_j``.
         """
-        deviations = projections.cpu().numpy().copy()
+        deviations = projections.copy()
         if off_diagonal:
             deviations[-1] -= off_diagonal[-1] / unit
             self.largest = max(self.largest, unit * float(np.abs(deviations).max()))
@@ -48,7 +50,11 @@ class Asymmetry:
             # a sum of squares, which may lie outside the range of floats
             self._root_of_squares = math.hypot(self._root_of_squares, length)
             self._count += len(off_diagonal)
-        self._columns.append(unit * deviations)
+        j = self._noted
+        if j == len(self._matrix):
+            self._matrix = np.pad(self._matrix, (0, j))
+        self._matrix[:j, j] = unit * deviations
+        self._noted += 1
 
     def along(self, coordinates: np.ndarray, unit: float) -> float:
         """Return ``‖D_k y‖ / unit``.
@@ -57,10 +63,8 @@ class Asymmetry:
             coordinates: y, ``[k]``.
             unit: A power of two near the size of H.
         """
-        total = np.zeros(len(coordinates))
-        for j, column in enumerate(self._columns[: len(coordinates)]):
-            total[:j] += column / unit * coordinates[j]
-        return float(np.linalg.norm(total))
+        k = len(coordinates)
+        return float(np.linalg.norm(self._matrix[:k, :k] @ coordinates / unit))
 
     def error(self, size: int) -> float:
         """Return an estimate of the root mean square of ``‖δ(H q)‖`` for unit q.

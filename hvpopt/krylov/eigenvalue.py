@@ -55,6 +55,19 @@ class EigenvalueEstimate:
     message: str
 
 
+class AsymmetryError(ValueError):
+    """Products are clearly not those of a symmetric operator.
+
+    Args:
+        message: What was seen.
+        estimate: What the basis shows nevertheless, not converged.
+    """
+
+    def __init__(self, message: str, estimate: EigenvalueEstimate) -> None:
+        super().__init__(message)
+        self.estimate = estimate
+
+
 def smallest_eigenvalue(
     operator: SymmetricOperator,
     tol: float = 1e-2,
@@ -125,19 +138,20 @@ def smallest_eigenvalue(
             break
         if not basis.extend():
             break
-        _refuse_asymmetry(basis)
+        _refuse_asymmetry(basis, tol, confidence)
         converged = eigenvalue_converged(basis, tol, confidence, floor=floor)
     return estimate_from(basis, tol, confidence, converged=converged)
 
 
-def _refuse_asymmetry(basis: LanczosBasis) -> None:
-    """Raise ValueError if no rounding explains how asymmetric the products are."""
+def _refuse_asymmetry(basis: LanczosBasis, tol: float, confidence: float) -> None:
+    """Raise AsymmetryError if no rounding explains how asymmetric the products are."""
     if basis.asymmetry <= max(NOT_SYMMETRIC, 10 * basis.operator.noise):
         return
-    raise ValueError(
+    raise AsymmetryError(
         f"the operator is not symmetric, so that it has no smallest eigenvalue to find: "
         f"q_i·(H q_j) and q_j·(H q_i) differ by {basis.asymmetry:.2g} of ‖H‖ for two of "
-        f"the first {basis.size} basis vectors; check its product, or pass 0.5 (H + Hᵀ)"
+        f"the first {basis.size} basis vectors; check its product, or pass 0.5 (H + Hᵀ)",
+        estimate_from(basis, tol, confidence, converged=False),
     )
 
 

@@ -168,8 +168,9 @@ class LanczosBasis:
         w = held.narrow(whole / unit)
         numbers = held.total(torch.cat([basis @ w, (q @ w).reshape(1)]))
         projections = numbers[:-1]
-        self.diagonal.append(unit * float(numbers[-1]))
-        self._asymmetry.note(projections[:-1], self.off_diagonal, unit)
+        told = numbers.cpu().numpy()  # one transfer from the device
+        self.diagonal.append(unit * float(told[-1]))
+        self._asymmetry.note(told[:-2], self.off_diagonal, unit)
         w = w - basis.mT @ projections
         w = w - basis.mT @ held.total(basis @ w)
         length = held.norm(w)

@@ -57,7 +57,7 @@ class Backtracking:
         point: Point,
         direction: Direction,
         *,
-        sanguine: bool = False,
+        gradient_first: bool = False,
     ) -> Step:
         """Return the longest trial that lowers the loss enough.
 
@@ -65,8 +65,8 @@ class Backtracking:
             problem: For values and bounds.
             point: Where the direction starts.
             direction: To search along, unit step first.
-            sanguine: Take the gradient with the first trial's value, which saves that
-                value if the trial is accepted and wastes the gradient if it is not.
+            gradient_first: Take the gradient with the first trial's value, which saves
+                that value if the trial is accepted and wastes the gradient if it is not.
 
         Returns:
             The step; without a vector if no trial was acceptable.
@@ -81,8 +81,8 @@ class Backtracking:
             expected = self._expected_change(point, direction, moved)
             end: Point | None = None
             value = math.inf
-            drowned = -hidden < expected < 0.0
-            if expected < 0.0 and ((sanguine and trial == 1) or drowned):
+            below_rounding = -hidden < expected < 0.0
+            if expected < 0.0 and ((gradient_first and trial == 1) or below_rounding):
                 end = problem.trial(vector)
                 value = math.inf if end is None else end.value
             elif expected < 0.0:
@@ -90,7 +90,7 @@ class Backtracking:
             # differences, since a sum with the value would round what is asked away
             if value - point.value <= self.decrease * expected:
                 return Step(vector, value, length, trial, direction, point=end)
-            if drowned and end is not None and value - point.value <= hidden:
+            if below_rounding and end is not None and value - point.value <= hidden:
                 before = euclidean_norm(point.projected_gradient)
                 after = euclidean_norm(end.projected_gradient)
                 if after <= GRADIENT_PROGRESS * before:

@@ -29,6 +29,10 @@ class InnerStatus(Enum):
         "the tolerance lies under the rounding of the products; the solve went as far "
         "as they allow"
     )
+    ASYMMETRIC = (
+        "the products are not those of a symmetric matrix, so that λ_min is not known; "
+        "check the loss's second derivatives"
+    )
     INDEFINITE = "H + τI turned out indefinite; the step is the iterate that came before"
 
     @property

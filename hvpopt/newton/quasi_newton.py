@@ -33,14 +33,14 @@ class QuasiNewtonState:
         initial: What the initial curvature measured; None before the first step.
         age: Steps since it was measured.
         builds: How often it was measured.
-        sanguine: True if the last step was the whole direction.
+        gradient_first: True if the last step was the whole direction.
     """
 
     pairs: tuple[Pair, ...] = ()
     initial: Any = None
     age: int = 0
     builds: int = 0
-    sanguine: bool = False
+    gradient_first: bool = False
 
 
 class QuasiNewton(SecondOrderMethod):
@@ -103,7 +103,7 @@ class QuasiNewton(SecondOrderMethod):
         """Return the state of a run that has measured nothing yet."""
         # the unit step is the best one along the first direction, if the curvature is
         # what was measured
-        return QuasiNewtonState(sanguine=True)
+        return QuasiNewtonState(gradient_first=True)
 
     def step(
         self, problem: Problem, point: Point, state: QuasiNewtonState, budget: Budget
@@ -114,7 +114,7 @@ class QuasiNewton(SecondOrderMethod):
         step = self._search(problem, point, state)
         if step.vector is None and state.pairs:
             # the pairs may come from another country
-            state = replace(state, pairs=(), sanguine=False)
+            state = replace(state, pairs=(), gradient_first=False)
             step = self._search(problem, point, state)
         if step.vector is None and state.age:
             state = self._measure(problem, point, state, budget)
@@ -140,7 +140,7 @@ class QuasiNewton(SecondOrderMethod):
     def _search(self, problem: Problem, point: Point, state: QuasiNewtonState) -> Step:
         direction = Direction(self._vector(point, state))
         return self.globalisation.search(
-            problem, point, direction, sanguine=state.sanguine
+            problem, point, direction, gradient_first=state.gradient_first
         )
 
     def preconditioner(self, state: QuasiNewtonState) -> Preconditioner:
@@ -169,5 +169,5 @@ class QuasiNewton(SecondOrderMethod):
             pairs=pairs,
             initial=initial,
             age=state.age + 1,
-            sanguine=step.length == 1.0,
+            gradient_first=step.length == 1.0,
         )

@@ -16,7 +16,12 @@ from torch import Tensor
 from hvpopt import checks
 from hvpopt.dense import DenseHessian
 from hvpopt.krylov.cg import CGStatus, cg
-from hvpopt.krylov.eigenvalue import rounding_at, smallest_eigenvalue, tolerance_at
+from hvpopt.krylov.eigenvalue import (
+    AsymmetryError,
+    rounding_at,
+    smallest_eigenvalue,
+    tolerance_at,
+)
 from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.krylov.preconditioner import (
     Preconditioner,
@@ -204,16 +209,21 @@ class ShiftedNewton(SecondOrderMethod):
     def _by_cg(self, free: FreeCells, budget: Budget, lowest: Tensor | None) -> Direction:
         operator, gradient = free.operator, free.gradient
         limit = max(budget.cap(self.max_products), 1)
-        estimate = smallest_eigenvalue(
-            operator,
-            self.eigenvalue_tol,
-            start=None if lowest is None else free.restrict(lowest),
-            floor=self.eigenvalue_floor,
-            max_products=max(limit - 1, 1),  # conjugate gradients get one at least
-            deadline=budget.deadline,
-            confidence=self.confidence,
-            seed=self.seed,
-        )
+        asymmetric = False
+        try:
+            estimate = smallest_eigenvalue(
+                operator,
+                self.eigenvalue_tol,
+                start=None if lowest is None else free.restrict(lowest),
+                floor=self.eigenvalue_floor,
+                max_products=max(limit - 1, 1),  # conjugate gradients get one at least
+                deadline=budget.deadline,
+                confidence=self.confidence,
+                seed=self.seed,
+            )
+        except AsymmetryError as error:
+            # a step may lower the loss all the same, as with the other solvers
+            estimate, asymmetric = error.estimate, True
         shift = self._shift(estimate.value, estimate.upper - estimate.value)
         solution = cg(
             ShiftedOperator(operator, shift),
@@ -231,6 +241,8 @@ class ShiftedNewton(SecondOrderMethod):
             status = InnerStatus.RESIDUAL
         if solution.direction is not None:
             status = InnerStatus.INDEFINITE
+        if asymmetric:
+            status = InnerStatus.ASYMMETRIC
         if not bool(vector.any()):
             # no iterate yet: steepest descent, preconditioned where curvature was met
             vector = -gradient if solution.direction is None else solution.direction

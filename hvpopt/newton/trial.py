@@ -6,7 +6,7 @@ acceptance asks for Armijo's decrease along what was really moved, as Backtracki
 since the step turns to steepest descent as the radius falls, some radius passes
 (Bertsekas, SIAM J. Control Optim. 20, 1982).
 
-Near a minimum both decreases drown in the rounding of the loss. Adding that rounding to
+Near a minimum both decreases fall below the rounding of the loss. Adding that rounding to
 both makes their ratio tend to 1 there (Conn, Gould and Toint, §17.4.2).
 """
 
@@ -38,13 +38,13 @@ class SearchMemo:
         radius: For the next step.
         linear_residual_norm: ``‖H h + g‖``; NaN where a bound cut the step.
         ratio: Actual over predicted decrease; NaN where a bound cut the step.
-        drowned: True if the predicted decrease is under the rounding of the loss.
+        below_rounding: True if the predicted decrease is under the rounding of the loss.
     """
 
     radius: float
     linear_residual_norm: float
     ratio: float
-    drowned: bool
+    below_rounding: bool
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Trial:
         predicted: Decrease by the model, or its stand-in where a bound cut the step.
         cut: True if a bound cut the step.
         ratio: Actual over predicted decrease, both lifted by the loss's rounding.
-        drowned: True if the predicted decrease is under the rounding of the loss.
+        below_rounding: True if the predicted decrease is under the rounding of the loss.
         accepted: True if it may be the step.
     """
 
@@ -74,7 +74,7 @@ class Trial:
     predicted: float
     cut: bool
     ratio: float
-    drowned: bool
+    below_rounding: bool
     accepted: bool
 
 
@@ -149,7 +149,7 @@ class RadiusSearch:
                 return self._finish(*self._larger(trial), status)
             self.refused = min(self.refused, trial.step.norm)
             radius = self._shorter(trial)
-            hopeless = trial.drowned or self._vanishes(radius)
+            hopeless = trial.below_rounding or self._vanishes(radius)
             if self.trials >= self.max_trials or (hopeless and not self._refine(first)):
                 return self._give_up(trial, status)
             if hopeless:
@@ -236,7 +236,7 @@ class RadiusSearch:
             predicted=predicted,
             cut=cut,
             ratio=(actual + self.slack) / lifted if lifted > 0.0 else -math.inf,
-            drowned=not cut and predicted <= self.rounding,
+            below_rounding=not cut and predicted <= self.rounding,
             accepted=actual + self.slack >= asked + self.radii.accept * self.slack,
         )
 
@@ -245,7 +245,7 @@ class RadiusSearch:
         while (
             trial.step.on_boundary
             and trial.ratio >= self.radii.excellent
-            and not trial.drowned
+            and not trial.below_rounding
             and self.trials < self.max_trials
         ):
             radius = self.radii.grow * trial.radius
@@ -284,7 +284,7 @@ class RadiusSearch:
             radius=radius,
             linear_residual_norm=math.nan if trial.cut else unshifted,
             ratio=math.nan if trial.cut else trial.ratio,
-            drowned=trial.drowned,
+            below_rounding=trial.below_rounding,
         )
         direction = self._direction(trial, status)
         return Step(trial.vector, trial.value, 1.0, self.trials, direction, memo=memo)

@@ -171,5 +171,5 @@ class TrustRegionNewton(SecondOrderMethod):
             state,
             radius=memo.radius,
             forcing=self.forcing.remember(state.forcing, facts),
-            stalled=memo.drowned and norm_after > GRADIENT_PROGRESS * norm_before,
+            stalled=memo.below_rounding and norm_after > GRADIENT_PROGRESS * norm_before,
         )
