@@ -14,6 +14,13 @@ torch.set_num_threads(int(os.environ.get("HVPOPT_THREADS", "1")))
 SEED_VARIABLE = "HVPOPT_SEED"
 used_seed = pytest.StashKey[int]()
 
+#: Files that take longest, begun first so that no process waits for one at the end.
+LONGEST = ("test_published", "test_distributed_runs", "test_sharded_basis", "test_race")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture
 def seed(request):
