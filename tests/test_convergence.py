@@ -62,6 +62,18 @@ def test_no_success_while_one_steep_direction_hides_the_others(name, generator):
 
 
 @pytest.mark.parametrize("name", SOLVING)
+def test_no_success_where_float32_hides_the_soft_unknowns(name, generator):
+    rotation = torch.linalg.qr(torch.randn(21, 21, generator=generator))[0]
+    weights = torch.tensor([1e8] + [1.0] * 20)
+    result = hvpopt.minimize(
+        lambda x: (weights * (rotation @ (x - 1)) ** 2).sum(),
+        torch.full((21,), 3.0),
+        method=GUESSING[name](),
+    )
+    assert float((result.x - 1).abs().max()) < 0.1 or not result.success
+
+
+@pytest.mark.parametrize("name", SOLVING)
 def test_no_success_while_many_steep_directions_hide_the_others(name, generator):
     """What a linear solve to its accuracy shows, and a guess of curvature cannot."""
     weights = torch.cat([torch.linspace(1e8, 5e8, 40), torch.full((20,), 0.1)]).double()

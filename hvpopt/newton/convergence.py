@@ -160,7 +160,9 @@ def next_step(
         if told and tolerance.rested(GUESSES):
             return examine(told, negative=False)
         step = method.step(problem, point, state, budget)
-        return examine(told, negative=False) if told and step.vector is None else step
+        # a step of no decrease is no proof either, unless one before it was small
+        spent_out = step.vector is None and tolerance.rested(1)
+        return examine(told, negative=False) if told and spent_out else step
     if _trusted(problem, method) and not tolerance.certify:
         # of waveforms a Newton step costs too much to be asked for its size alone
         if tolerance.rested(1):
@@ -174,7 +176,7 @@ def next_step(
         step = method.step(problem, point, state, left())
     direction = step.direction
     told = _small(problem, point, direction, tolerance)
-    known = _accurate(direction) or tolerance.rested(1) or step.vector is None
+    known = _accurate(direction) or tolerance.rested(1)
     if not (told and known):
         return step
     return examine(told, direction.negative_curvature is not None)

@@ -52,9 +52,11 @@ class QuasiNewton(SecondOrderMethod):
         refresh: Steps after which it is measured anew. Default never; a search that
             fails also has it measured anew, once.
         globalisation: Shortens steps. Default ``Backtracking()``.
-        eigenvalue_floor: As for ``ShiftedNewton``, to tell a minimum from a saddle.
-        confidence: Likewise.
-        max_products: To spend on that. Default 300.
+        eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero. This
+            and the next two are read with ``certify=True`` or at a start without
+            gradient alone. Default 1e-6.
+        confidence: With which a minimum is certified. Default 0.99.
+        max_products: Products for one look at λ_min. Default 300.
         seed: Of the probes.
 
     Raises:
