@@ -48,6 +48,8 @@ FIRST_LOOK = 20
 ACCURACY = 1e-4
 #: Small steps, one after the other, by which a guess of the curvature is believed.
 GUESSES = 3
+#: Fraction of the largest gradient under which only its rounding is left.
+VANISHED = 1e-14
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,11 @@ def next_step(
         if told and tolerance.rested(GUESSES):
             return examine(told, negative=False)
         step = method.step(problem, point, state, budget)
-        # a step of no decrease is no proof either, unless one before it was small
-        spent_out = step.vector is None and tolerance.rested(1)
+        # a step of no decrease is no proof either, unless one before it was small or
+        # nothing is left of the gradient
+        norm = euclidean_norm(point.projected_gradient)
+        vanished = norm <= VANISHED * tolerance.largest
+        spent_out = step.vector is None and (tolerance.rested(1) or vanished)
         return examine(told, negative=False) if told and spent_out else step
     if _trusted(problem, method) and not tolerance.certify:
         # of waveforms a Newton step costs too much to be asked for its size alone
