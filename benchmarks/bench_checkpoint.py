@@ -27,11 +27,11 @@ import torch
 from race_setup import below, row_of_points, smooth, spread, survey_of
 
 import hvpopt
-from hvpopt.operators import SymmetricOperator
-from hvpopt.restart import checkpoint as checkpoints
-from hvpopt.restart import files
-from hvpopt.restart.checkpoint import Checkpoint, RunState, load
-from hvpopt.restart.journal import JournalObjective, JournalOperator
+from hvpopt.operators.symmetric import SymmetricOperator
+from hvpopt.run import checkpoint as checkpoints
+from hvpopt.run import files
+from hvpopt.run.checkpoint import Checkpoint, RunState, load
+from hvpopt.run.journal import JournalObjective, JournalOperator
 
 WATER = 8  # rows
 FULL = {"cells": (100, 310), "n_shots": 12, "recorded": 4.0}

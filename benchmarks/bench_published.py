@@ -64,7 +64,7 @@ def test_dense_against_matrix_free(benchmark, cells):
     )
 
 
-@pytest.mark.parametrize("solver", hvpopt.newton.shifted.SOLVERS)
+@pytest.mark.parametrize("solver", hvpopt.methods.shifted.SOLVERS)
 def test_solvers(benchmark, solver):
     experiment = two_layer()
     warm_up(experiment)

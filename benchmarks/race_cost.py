@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import hvpopt
-from hvpopt.models import Model
+from hvpopt.model.tensors import Model
 
 #: Calls of each kind that a median is taken over.
 ROUNDS = 5

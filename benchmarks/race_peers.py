@@ -27,7 +27,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 import hvpopt
-from hvpopt.operators import SymmetricOperator
+from hvpopt.operators.symmetric import SymmetricOperator
 
 Vector = NDArray[np.float64]
 

@@ -17,8 +17,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 import hvpopt
-from hvpopt.models import Model, named_tensors
-from hvpopt.space import PerParameter
+from hvpopt.model.space import PerParameter
+from hvpopt.model.tensors import Model, named_tensors
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """Exact second-order optimisation without forming the Hessian."""
 
-from hvpopt import distributed, fwi, optim
-from hvpopt.counts import Counts
-from hvpopt.dense import DenseHessian
-from hvpopt.hessian import FiniteDifferenceHessian, HessianOperator
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from hvpopt import optim
 from hvpopt.interop.scipy import scipy_method
+from hvpopt.interop.scipy_bridge import as_scipy
 from hvpopt.krylov.cg import CGResult, CGStatus, cg
 from hvpopt.krylov.eigenvalue import EigenvalueEstimate, smallest_eigenvalue
 from hvpopt.krylov.lanczos import LanczosBasis
@@ -16,10 +20,9 @@ from hvpopt.krylov.low_rank import (
 )
 from hvpopt.krylov.pairs import PairsPreconditioner
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner
-from hvpopt.minimize import minimize, resume
-from hvpopt.newton.backtracking import Backtracking
-from hvpopt.newton.curvature import GaussNewtonFirst
-from hvpopt.newton.forcing import (
+from hvpopt.methods.backtracking import Backtracking
+from hvpopt.methods.curvature import GaussNewtonFirst
+from hvpopt.methods.forcing import (
     Constant,
     EisenstatWalker1,
     EisenstatWalker2,
@@ -27,25 +30,31 @@ from hvpopt.newton.forcing import (
     ForcingFacts,
     SquareRoot,
 )
-from hvpopt.newton.initial import (
+from hvpopt.methods.initial import (
     CauchyScale,
     GradientScale,
     HessianDiagonal,
     HessianSketch,
     InitialCurvature,
 )
-from hvpopt.newton.line_search import LineSearchNewton
-from hvpopt.newton.quasi_newton import QuasiNewton
-from hvpopt.newton.radius import Radii
-from hvpopt.newton.shifted import ShiftedNewton
-from hvpopt.newton.trust_region import TrustRegionNewton
-from hvpopt.newton.wolfe import Wolfe
-from hvpopt.objective import Linearisation, Objective, SumObjective
-from hvpopt.operators import FunctionOperator, MatrixOperator, SymmetricOperator
-from hvpopt.result import IterationRecord, MinimizeResult, Status
-from hvpopt.scipy_bridge import as_scipy
-from hvpopt.space import ModelSpace
-from hvpopt.torch_objective import TorchObjective
+from hvpopt.methods.line_search import LineSearchNewton
+from hvpopt.methods.quasi_newton import QuasiNewton
+from hvpopt.methods.radius import Radii
+from hvpopt.methods.shifted import ShiftedNewton
+from hvpopt.methods.trust_region import TrustRegionNewton
+from hvpopt.methods.wolfe import Wolfe
+from hvpopt.model.counts import Counts
+from hvpopt.model.space import ModelSpace
+from hvpopt.operators.autograd import FiniteDifferenceHessian, HessianOperator
+from hvpopt.operators.dense import DenseHessian
+from hvpopt.operators.symmetric import FunctionOperator, MatrixOperator, SymmetricOperator
+from hvpopt.problem.objective import Linearisation, Objective, SumObjective
+from hvpopt.problem.torch_objective import TorchObjective
+from hvpopt.run.minimize import minimize, resume
+from hvpopt.run.result import IterationRecord, MinimizeResult, Status
+
+if TYPE_CHECKING:
+    from hvpopt import distributed, fwi
 
 __all__ = [
     "Backtracking",
@@ -102,3 +111,16 @@ __all__ = [
     "scipy_method",
     "smallest_eigenvalue",
 ]
+
+#: Imported when they are first asked for: deepwave takes seconds, and plain losses none.
+_ON_REQUEST = ("distributed", "fwi")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ON_REQUEST:
+        return importlib.import_module(f"hvpopt.{name}")
+    raise AttributeError(f"module 'hvpopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_REQUEST})

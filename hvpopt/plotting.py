@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.result import IterationRecord
+from hvpopt.run.result import IterationRecord
 
 try:
     from matplotlib.axes import Axes

@@ -21,8 +21,8 @@ import hvpopt
 from hvpopt import distributed
 from hvpopt.distributed import messages
 from hvpopt.fwi import Survey
-from hvpopt.restart import files
-from hvpopt.restart.signals import acknowledge
+from hvpopt.run import files
+from hvpopt.run.signals import acknowledge
 
 BOUNDS = {"lower": 1500.0, "upper": 2400.0}
 METHODS = {

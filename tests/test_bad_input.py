@@ -8,8 +8,8 @@ import torch
 
 import hvpopt
 from hvpopt.analysis import check_hessian
-from hvpopt.objective import SumObjective
-from hvpopt.operators import SumOperator
+from hvpopt.operators.symmetric import SumOperator
+from hvpopt.problem.objective import SumObjective
 
 F64 = torch.float64
 X = torch.tensor([1.0, 2.0, 3.0], dtype=F64)

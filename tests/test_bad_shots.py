@@ -19,9 +19,9 @@ from waves import (
 
 import hvpopt
 from hvpopt.fwi import L2, Huber, Survey, WaveformMisfit
-from hvpopt.fwi.bad_shots import BadShotError, ShotDropped
-from hvpopt.fwi.runner import is_out_of_memory
-from hvpopt.newton.problem import Problem, in_trial, trials
+from hvpopt.fwi.hessian.bad_shots import BadShotError, ShotDropped
+from hvpopt.fwi.hessian.runner import is_out_of_memory
+from hvpopt.methods.points import Problem, in_trial, trials
 
 __all__ = ["one_thread"]
 N_SHOTS = 5
@@ -455,7 +455,7 @@ def test_values_that_are_compared_are_of_one_sum(problem, monkeypatch):
     misfit = dropping(there, observed)
     compared = []
 
-    class Watched(hvpopt.newton.backtracking.Backtracking):
+    class Watched(hvpopt.methods.backtracking.Backtracking):
         def search(self, problem, point, direction, **options):
             left, before = (
                 list(misfit.dropped_shots),

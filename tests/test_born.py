@@ -117,18 +117,18 @@ class Case:
         self.channel = CHANNELS[propagator][1]
         self.map = PARAMETERISATIONS[propagator] if nonlinear else None
         self.model = unknowns(propagator, start) if nonlinear else single(start)
-        self.tensors = tuple(hvpopt.space.named_tensors(self.model).values())
-        self.step = hvpopt.space.rebuild(
+        self.tensors = tuple(hvpopt.model.tensors.named_tensors(self.model).values())
+        self.step = hvpopt.model.tensors.rebuild(
             self.model, [t * rand(t.shape, g, -0.05, 0.05) for t in self.tensors]
         )
-        self.steps = tuple(hvpopt.space.named_tensors(self.step).values())
+        self.steps = tuple(hvpopt.model.tensors.named_tensors(self.step).values())
         self.oracle = ORACLES[misfit]
         self.misfit = WaveformMisfit(self.survey, self.observed, misfit, self.map, **more)
 
     def models(self, *tensors):
         if self.map is None:
             return tensors
-        unknown = hvpopt.space.rebuild(self.model, tensors)
+        unknown = hvpopt.model.tensors.rebuild(self.model, tensors)
         mapped = self.map(**unknown) if isinstance(unknown, dict) else self.map(unknown)
         if isinstance(mapped, dict):
             return tuple(mapped[n] for n in self.survey.model_names)
@@ -158,7 +158,7 @@ class Case:
 
     def product(self, kind="exact", **options):
         return flat(
-            hvpopt.space.named_tensors(
+            hvpopt.model.tensors.named_tensors(
                 self.misfit.hessian(self.model, kind, **options) @ self.step
             ).values()
         )
@@ -371,7 +371,7 @@ def test_double_backprop_engine_agrees(propagator, kind, generator):
     for misfit in (other, grouped):
         H = misfit.hessian(case.model, kind)
         assert H.engine == "double-backprop"
-        product = hvpopt.space.named_tensors(H @ case.step).values()
+        product = hvpopt.model.tensors.named_tensors(H @ case.step).values()
         assert relative(flat(product), case.product(kind)) < PRODUCT
         H.close()
         with pytest.raises(RuntimeError, match="closed"):

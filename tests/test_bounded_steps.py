@@ -9,7 +9,7 @@ from test_lanczos import symmetric
 from tolerances import TRUST_REGION_STEP
 
 import hvpopt
-from hvpopt.krylov.trust_region import bounded_minimum
+from hvpopt.krylov.subproblem import bounded_minimum
 
 SWEEP = np.concatenate([np.logspace(-4, 4, 17), np.logspace(4, -4, 9)])
 

@@ -7,7 +7,7 @@ from waves import D, models_of, one_thread, perturbed, survey
 import hvpopt
 from hvpopt.analysis import check_gradient, check_hessian
 from hvpopt.fwi import WaveformMisfit
-from hvpopt.objective import Objective
+from hvpopt.problem.objective import Objective
 
 __all__ = ["one_thread"]
 

@@ -7,7 +7,7 @@ import torch
 
 import hvpopt
 from hvpopt import Counts
-from hvpopt.operators import SumOperator
+from hvpopt.operators.symmetric import SumOperator
 
 NAMES = ("values", "gradients", "products", "propagations")
 

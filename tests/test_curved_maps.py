@@ -67,15 +67,15 @@ MAPS = {
 
 def misfit_of(parameterisation, unknowns, generator, propagator="scalar"):
     there = survey(propagator)
-    near = hvpopt.space.rebuild(
+    near = hvpopt.model.tensors.rebuild(
         unknowns,
         [
             t + 0.3 * rand(t.shape, generator, -1, 1)
-            for t in hvpopt.models.named_tensors(unknowns).values()
+            for t in hvpopt.model.tensors.named_tensors(unknowns).values()
         ],
     )
     with torch.no_grad():
-        observed = there.simulate(hvpopt.models.call_loss(parameterisation, near))
+        observed = there.simulate(hvpopt.model.tensors.call_loss(parameterisation, near))
     return {
         engine: WaveformMisfit(
             there, observed, parameterisation=parameterisation, engine=engine

@@ -6,7 +6,7 @@ from tolerances import PRODUCT, ROUNDING
 
 from hvpopt import MatrixOperator, ModelSpace
 from hvpopt.krylov.diagonal import KINDS, estimate_diagonal, smooth_diagonal
-from hvpopt.operators import FunctionOperator, ShiftedOperator
+from hvpopt.operators.symmetric import FunctionOperator, ShiftedOperator
 
 F64 = torch.float64
 

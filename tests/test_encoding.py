@@ -10,9 +10,9 @@ from waves import SHAPE, D, arguments, models_of, one_thread, rand
 
 import hvpopt
 from hvpopt.fwi import Survey, WaveformMisfit
-from hvpopt.fwi.born import BornHessian
-from hvpopt.fwi.encoding import encode, encoded_survey, random_codes
-from hvpopt.fwi.misfit import groups_of
+from hvpopt.fwi.hessian.born import BornHessian
+from hvpopt.fwi.hessian.encoding import encode, encoded_survey, random_codes
+from hvpopt.fwi.misfit.waveform_misfit import groups_of
 
 __all__ = ["one_thread"]
 # torch's own, on the way to the second derivatives of staggered propagators

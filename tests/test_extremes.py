@@ -9,9 +9,9 @@ from test_lanczos import symmetric
 
 import hvpopt
 from hvpopt import CGStatus
-from hvpopt.analysis.checks import check_symmetry
-from hvpopt.scale import euclidean_norm as norm
-from hvpopt.scale import power_of_two, unit_of
+from hvpopt.analysis.derivatives import check_symmetry
+from hvpopt.model.scale import euclidean_norm as norm
+from hvpopt.model.scale import power_of_two, unit_of
 
 D = torch.float64
 SIZES = [1e-300, 1e-200, 1e-170, 1.0, 1e170, 1e200, 1e300]

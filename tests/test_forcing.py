@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hvpopt.newton.forcing import (
+from hvpopt.methods.forcing import (
     Constant,
     EisenstatWalker1,
     EisenstatWalker2,

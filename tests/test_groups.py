@@ -5,14 +5,14 @@ import torch
 from waves import D, models_of, one_thread, random_step, relative, survey
 
 from hvpopt.fwi import WaveformMisfit
-from hvpopt.fwi.groups import (
+from hvpopt.fwi.hessian.groups import (
     HEADROOM,
     groups_of,
     parse_bytes,
     plan_memory,
 )
-from hvpopt.fwi.subsets import ShotSubset
-from hvpopt.memory import PeakMemory
+from hvpopt.fwi.hessian.peak_memory import PeakMemory
+from hvpopt.fwi.hessian.subsets import ShotSubset
 
 __all__ = ["one_thread"]
 N_SHOTS = 5

@@ -37,7 +37,7 @@ def draw(generator, *shape):
 
 
 def join(model):
-    tensors = list(hvpopt.space.named_tensors(model).values())
+    tensors = list(hvpopt.model.tensors.named_tensors(model).values())
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
@@ -105,8 +105,8 @@ def test_model_shaped_products_match_the_dense_hessian(problem, generator):
     assert type(product) is type(problem.model)
     assert relative(join(product), problem.dense @ vector) < PRODUCT
     for got, cell in zip(
-        hvpopt.space.named_tensors(product).values(),
-        hvpopt.space.named_tensors(problem.model).values(),
+        hvpopt.model.tensors.named_tensors(product).values(),
+        hvpopt.model.tensors.named_tensors(problem.model).values(),
         strict=True,
     ):
         assert got.shape == cell.shape

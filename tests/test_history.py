@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import hvpopt
-from hvpopt.history import HistoryFile, line_of
-from hvpopt.result import IterationRecord
+from hvpopt.run.history import HistoryFile, line_of
+from hvpopt.run.result import IterationRecord
 
 
 def loss(x):

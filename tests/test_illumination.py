@@ -16,7 +16,7 @@ from hvpopt import (
     minimize,
 )
 from hvpopt.fwi import CoarseGrid, SlownessSquared, Survey, WaveformMisfit
-from hvpopt.fwi.illumination import gauss_newton_diagonal, source_illumination
+from hvpopt.fwi.misfit.illumination import gauss_newton_diagonal, source_illumination
 from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 
 # deepwave's Born models load torch's forward-mode rules, compiled with torch.jit

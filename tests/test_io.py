@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from hvpopt.fwi.io import Gathers, read_gathers, read_model, write_gathers, write_model
+from hvpopt.fwi.io.formats import (
+    Gathers,
+    read_gathers,
+    read_model,
+    write_gathers,
+    write_model,
+)
 
 SUFFIXES = [".npy", ".bin", ".sgy"]
 suffixes = pytest.mark.parametrize("suffix", SUFFIXES)

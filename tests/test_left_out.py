@@ -11,8 +11,8 @@ from test_bad_shots import BAD, N_SHOTS, Faults, dropping, one_thread, problem, 
 
 import hvpopt
 from hvpopt.distributed import shard
-from hvpopt.restart.signals import acknowledge
-from hvpopt.restart.state_tree import StateError
+from hvpopt.run.signals import acknowledge
+from hvpopt.run.state_tree import StateError
 
 __all__ = ["one_thread", "problem"]
 pytestmark = [

@@ -22,8 +22,8 @@ from hvpopt import (
     TorchObjective,
     Wolfe,
 )
-from hvpopt.newton.method import InnerStatus
-from hvpopt.newton.problem import Budget, Problem
+from hvpopt.methods.method import InnerStatus
+from hvpopt.methods.points import Budget, Problem
 
 F64 = torch.float64
 

@@ -9,7 +9,7 @@ import torch
 
 import hvpopt
 from hvpopt import Status
-from hvpopt.newton.default import default_method
+from hvpopt.methods.default import default_method
 
 
 def rosenbrock(x):

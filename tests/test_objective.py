@@ -8,7 +8,7 @@ from tolerances import GRADIENT, PRODUCT
 
 import hvpopt
 from hvpopt import Counts, SumObjective, TorchObjective
-from hvpopt.torch_objective import as_objective
+from hvpopt.problem.torch_objective import as_objective
 
 F64 = torch.float64
 

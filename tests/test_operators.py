@@ -8,7 +8,7 @@ from tolerances import PRODUCT, SOLVE
 
 import hvpopt
 from hvpopt import FunctionOperator, MatrixOperator
-from hvpopt.operators import RestrictedOperator, ShiftedOperator, SumOperator
+from hvpopt.operators.symmetric import RestrictedOperator, ShiftedOperator, SumOperator
 
 F64 = torch.float64
 

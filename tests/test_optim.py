@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hvpopt
-from hvpopt.newton.method import Stationary
+from hvpopt.methods.method import Stationary
 from hvpopt.optim import Newton
 
 METHODS = {

@@ -9,7 +9,7 @@ import torch
 from waves import SHAPE, one_thread, survey
 
 import hvpopt
-from hvpopt.operators import RestrictedOperator, ShiftedOperator
+from hvpopt.operators.symmetric import RestrictedOperator, ShiftedOperator
 
 __all__ = ["one_thread"]
 
@@ -126,7 +126,7 @@ def test_what_holds_a_graph_is_refused_in_words(kind, way, used):
 
 def test_hessian_of_a_closure_is_refused():
     x = model().requires_grad_()
-    objective = hvpopt.optim.newton.ClosureObjective([x])
+    objective = hvpopt.optim.torch_optimizer.ClosureObjective([x])
     objective.closure = lambda: quartic(x)
     with pytest.raises(TypeError, match="holds the autograd graph"):
         copy.deepcopy(objective.hessian((model(),)))

@@ -15,8 +15,8 @@ from hvpopt import (
     TorchObjective,
     nystrom,
 )
-from hvpopt.newton.method import OutOfBudget
-from hvpopt.newton.problem import Budget, Problem
+from hvpopt.methods.method import OutOfBudget
+from hvpopt.methods.points import Budget, Problem
 
 
 def test_builder_builds_once_and_again_when_told():

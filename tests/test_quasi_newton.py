@@ -12,7 +12,7 @@ from waves import SHAPE, D, arguments, models_of, one_thread, rand
 import hvpopt
 from hvpopt.analysis import estimate_diagonal
 from hvpopt.fwi import Survey, WaveformMisfit
-from hvpopt.newton.problem import Budget, Problem
+from hvpopt.methods.points import Budget, Problem
 
 __all__ = ["one_thread"]
 

@@ -10,15 +10,15 @@ import torch
 
 import hvpopt
 from hvpopt import Status
-from hvpopt.newton.forcing import ForcingState
-from hvpopt.newton.method import InnerStatus
-from hvpopt.objective import Objective
-from hvpopt.operators import MatrixOperator
-from hvpopt.restart import files
-from hvpopt.restart.checkpoint import load
-from hvpopt.restart.journal import Event, Journal
-from hvpopt.restart.signals import acknowledge
-from hvpopt.restart.state_tree import StateError, decode, encode, non_finite, register
+from hvpopt.methods.forcing import ForcingState
+from hvpopt.methods.method import InnerStatus
+from hvpopt.operators.symmetric import MatrixOperator
+from hvpopt.problem.objective import Objective
+from hvpopt.run import files
+from hvpopt.run.checkpoint import load
+from hvpopt.run.journal import Event, Journal
+from hvpopt.run.signals import acknowledge
+from hvpopt.run.state_tree import StateError, decode, encode, non_finite, register
 
 
 def rosenbrock(x):
@@ -550,11 +550,11 @@ def test_trees_come_back_as_they_went(generator):
         "os.system",
         "builtins.eval",
         "subprocess.Popen",
-        "hvpopt.newton.forcing.math.inf",
-        "hvpopt.newton.method.Tensor",
-        "hvpopt.newton.shifted.ShiftedNewton",
+        "hvpopt.methods.forcing.math.inf",
+        "hvpopt.methods.method.Tensor",
+        "hvpopt.methods.shifted.ShiftedNewton",
         "hvpopt.minimize.minimize",
-        "hvpopt.restart.files.os",
+        "hvpopt.run.files.os",
         "",
     ],
 )
@@ -582,7 +582,7 @@ class Mine:
 def test_types_of_ones_own_are_registered(monkeypatch):
     with pytest.raises(TypeError, match=r"state\['a'\] is a .*Mine.*register"):
         encode({"a": Mine(1.0)})
-    monkeypatch.setattr("hvpopt.restart.state_tree._registered", {})
+    monkeypatch.setattr("hvpopt.run.state_tree._registered", {})
     assert register(Mine) is Mine
     assert decode(*encode(Mine(2.0))) == Mine(2.0)
     with pytest.raises(TypeError, match="no dataclass"):
@@ -614,8 +614,8 @@ def test_what_is_not_finite_is_found(tree, sentence):
 def test_skeleton_of_another_make_is_refused():
     for skeleton in (
         {"tensor": "missing"},
-        {"type": "hvpopt.newton.forcing.ForcingState", "fields": {"other": 1}},
-        {"enum": "hvpopt.newton.method.InnerStatus", "name": "OTHER"},
+        {"type": "hvpopt.methods.forcing.ForcingState", "fields": {"other": 1}},
+        {"enum": "hvpopt.methods.method.InnerStatus", "name": "OTHER"},
         {"unknown": 1},
     ):
         with pytest.raises(StateError):

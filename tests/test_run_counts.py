@@ -8,8 +8,8 @@ from waves import models_of, one_thread, random_step, survey
 
 import hvpopt
 from hvpopt import Counts
-from hvpopt.counts import metered
 from hvpopt.fwi import WaveformMisfit
+from hvpopt.model.counts import metered
 
 __all__ = ["one_thread"]
 

@@ -11,10 +11,10 @@ from tolerances import SAME_INVERSION, SHARED_BASIS
 import hvpopt
 from hvpopt.distributed.ranks import current_exchange
 from hvpopt.distributed.slices import Slices
-from hvpopt.holding import WHOLE
 from hvpopt.krylov.rows import FIRST_ROWS
-from hvpopt.operators import RestrictedOperator, ShiftedOperator
-from hvpopt.restart.journal import Journal, JournalOperator
+from hvpopt.operators.holding import WHOLE
+from hvpopt.operators.symmetric import RestrictedOperator, ShiftedOperator
+from hvpopt.run.journal import Journal, JournalOperator
 
 __all__ = ["fork_server", "run"]
 

@@ -7,9 +7,9 @@ import torch
 from test_lanczos import symmetric
 
 import hvpopt
-from hvpopt.newton import shifted
-from hvpopt.newton.method import InnerStatus
-from hvpopt.newton.problem import Budget, Point
+from hvpopt.methods import shifted
+from hvpopt.methods.method import InnerStatus
+from hvpopt.methods.points import Budget, Point
 
 SOLVERS = ["lanczos", "cg", "cholesky"]
 

@@ -10,8 +10,8 @@ import torch
 
 import hvpopt
 from hvpopt import Status
-from hvpopt.restart.checkpoint import load
-from hvpopt.restart.signals import HEARD, SignalListener, acknowledge
+from hvpopt.run.checkpoint import load
+from hvpopt.run.signals import HEARD, SignalListener, acknowledge
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +197,7 @@ def test_clock_ends_a_saved_run_within_a_step(start, tmp_path, on_product):
 
 
 def test_a_limit_in_seconds_leaves_room_to_save(start, tmp_path, monkeypatch):
-    from hvpopt.restart import files
+    from hvpopt.run import files
 
     write = files.write
 

@@ -13,8 +13,8 @@ import torch
 
 import hvpopt
 from hvpopt import Status
-from hvpopt.restart import signals
-from hvpopt.restart.signals import acknowledge
+from hvpopt.run import signals
+from hvpopt.run.signals import acknowledge
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,7 +106,7 @@ def test_what_the_handler_raises_comes_after_the_result():
 
 
 def test_one_that_acknowledges_goes_on():
-    printed, status = ran([(1, 20, TERM)], "", "hvpopt.restart.signals.acknowledge()")
+    printed, status = ran([(1, 20, TERM)], "", "hvpopt.run.signals.acknowledge()")
     assert printed[1:] == ["1 TERMINATED True", "2 CONVERGED True", "the end"]
     assert status == 0
 
@@ -268,7 +268,7 @@ def test_runs_in_other_threads_deliver_nothing(start):
 
 
 def test_a_signal_that_another_process_received_is_passed_on_too(start):
-    class Other(hvpopt.processes.Processes):
+    class Other(hvpopt.problem.processes.Processes):
         def largest(self, number):
             return max(number, int(signal.SIGTERM) if told else 0)
 

@@ -6,7 +6,7 @@ from tolerances import PRODUCT, ROUNDING, SOLVE
 
 import hvpopt
 from hvpopt import ModelSpace
-from hvpopt.models import named_tensors
+from hvpopt.model.tensors import named_tensors
 
 F64, F32 = torch.float64, torch.float32
 

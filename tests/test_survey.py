@@ -24,7 +24,7 @@ from waves import (
 )
 
 from hvpopt.fwi import Survey
-from hvpopt.fwi.timestep import resolve_time_step
+from hvpopt.fwi.survey.timestep import resolve_time_step
 
 __all__ = ["one_thread"]
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")

@@ -13,11 +13,11 @@ from test_lanczos import symmetric
 
 import hvpopt
 from hvpopt import Status
-from hvpopt.newton.curvature import GaussNewtonFirst
-from hvpopt.newton.forcing import Constant
-from hvpopt.newton.method import InnerStatus, Stationary
-from hvpopt.newton.problem import Budget, Problem
-from hvpopt.newton.radius import Radii
+from hvpopt.methods.curvature import GaussNewtonFirst
+from hvpopt.methods.forcing import Constant
+from hvpopt.methods.method import InnerStatus, Stationary
+from hvpopt.methods.points import Budget, Problem
+from hvpopt.methods.radius import Radii
 
 # -- steps ----------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ def test_l2_is_torch_mse_of_all_data(propagator, generator):
     assert value == pytest.approx(float(expected.detach()), rel=1e-14)
     assert misfit.value(single(models)) == value
     for got, slope in zip(
-        hvpopt.space.named_tensors(gradient).values(), slopes, strict=True
+        hvpopt.model.tensors.named_tensors(gradient).values(), slopes, strict=True
     ):
         assert relative(got, slope) < GRADIENT
 

@@ -5,8 +5,8 @@ import torch
 
 import hvpopt
 from hvpopt import Backtracking, ModelSpace, TorchObjective, Wolfe
-from hvpopt.newton.method import Direction
-from hvpopt.newton.problem import Problem
+from hvpopt.methods.method import Direction
+from hvpopt.methods.points import Problem
 
 F64 = torch.float64
 

@@ -5,7 +5,7 @@ import scipy.optimize
 import torch
 
 import hvpopt
-from hvpopt.result import Status
+from hvpopt.run.result import Status
 
 F64 = torch.float64
 METHODS = {

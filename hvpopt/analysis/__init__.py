@@ -1,6 +1,6 @@
 """Looking at objectives and Hessians: checks of derivatives, diagonals."""
 
-from hvpopt.analysis.checks import (
+from hvpopt.analysis.derivatives import (
     CheckReport,
     check_gradient,
     check_hessian,

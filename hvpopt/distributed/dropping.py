@@ -7,8 +7,8 @@ import json
 from hvpopt.distributed.exchange import Exchange
 from hvpopt.distributed.messages import RankError
 from hvpopt.distributed.part import MisfitOfShots
-from hvpopt.fwi.bad_shots import BadShotError
-from hvpopt.newton.problem import in_trial
+from hvpopt.fwi.hessian.bad_shots import BadShotError
+from hvpopt.methods.points import in_trial
 
 
 class Dropping:

@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hvpopt.counts import Counts
 from hvpopt.distributed.messages import (
     FINE,
     INTERRUPTED,
@@ -33,6 +32,7 @@ from hvpopt.distributed.messages import (
     Room,
     status_of,
 )
+from hvpopt.model.counts import Counts
 
 #: Bytes of an error's text that other ranks are told.
 _TEXT = 2048

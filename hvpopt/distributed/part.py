@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hvpopt.counts import Counts
-from hvpopt.fwi.misfit import WaveformMisfit
-from hvpopt.fwi.runner import GroupRunner
-from hvpopt.models import Model, copy_model
+from hvpopt.fwi.hessian.runner import GroupRunner
+from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
+from hvpopt.model.counts import Counts
+from hvpopt.model.tensors import Model, copy_model
 
 
 class MisfitOfShots(WaveformMisfit):

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hvpopt.counts import Counts
 from hvpopt.distributed.checksum import checksum, combined
 from hvpopt.distributed.dropping import Dropping
 from hvpopt.distributed.exchange import Exchange
 from hvpopt.distributed.messages import Part, RankError
-from hvpopt.fwi.bad_shots import BadShotError, ShotDropped
-from hvpopt.fwi.born import WaveformHessian
-from hvpopt.fwi.groups import groups_of
-from hvpopt.holding import WHOLE, Holding
-from hvpopt.operators import SymmetricOperator
+from hvpopt.fwi.hessian.bad_shots import BadShotError, ShotDropped
+from hvpopt.fwi.hessian.born import WaveformHessian
+from hvpopt.fwi.hessian.groups import groups_of
+from hvpopt.model.counts import Counts
+from hvpopt.operators.holding import WHOLE, Holding
+from hvpopt.operators.symmetric import SymmetricOperator
 
 
 class ShardedHessian(SymmetricOperator):

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from hvpopt import checks
 from hvpopt.distributed.exchange import Exchange
-from hvpopt.processes import Processes
+from hvpopt.problem.processes import Processes
 
 _current: Exchange | None = None
 

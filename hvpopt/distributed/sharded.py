@@ -17,16 +17,16 @@ from hvpopt.distributed.products import ShardedHessian
 from hvpopt.distributed.ranks import Ranks
 from hvpopt.distributed.shares import shares
 from hvpopt.distributed.slices import Slices
-from hvpopt.fwi.bad_shots import BadShotError
-from hvpopt.fwi.born import WaveformHessian
-from hvpopt.fwi.misfit import WaveformMisfit
-from hvpopt.fwi.survey import Survey
-from hvpopt.fwi.waveforms import Waveforms
-from hvpopt.holding import WHOLE, Holding
-from hvpopt.models import Model, copy_model, named_tensors, rebuild
-from hvpopt.objective import Kind, Objective
-from hvpopt.processes import Processes
-from hvpopt.space import ModelSpace
+from hvpopt.fwi.hessian.bad_shots import BadShotError
+from hvpopt.fwi.hessian.born import WaveformHessian
+from hvpopt.fwi.hessian.waveforms import Waveforms
+from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
+from hvpopt.fwi.survey.survey import Survey
+from hvpopt.model.space import ModelSpace
+from hvpopt.model.tensors import Model, copy_model, named_tensors, rebuild
+from hvpopt.operators.holding import WHOLE, Holding
+from hvpopt.problem.objective import Kind, Objective
+from hvpopt.problem.processes import Processes
 
 
 class ShardedMisfit(Objective):

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from hvpopt import checks
 from hvpopt.distributed.ranks import current_exchange
 from hvpopt.distributed.sharded import ShardedMisfit
-from hvpopt.fwi.misfit import WaveformMisfit
-from hvpopt.models import Model
+from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
+from hvpopt.model.tensors import Model
 
 logger = logging.getLogger(__name__)
 

@@ -1,29 +1,29 @@
 """Full-waveform inversion: surveys, waveform misfits and their products."""
 
-from hvpopt.fwi.bad_shots import BadShotError, ShotDropped
-from hvpopt.fwi.born import BornHessian, WaveformHessian
-from hvpopt.fwi.data_misfits import L2, DataMisfit, Huber
-from hvpopt.fwi.double_backprop import DoubleBackpropHessian
-from hvpopt.fwi.gathers import Gathers
-from hvpopt.fwi.grids import CoarseGrid, SubRegion
-from hvpopt.fwi.groups import MemoryPlan
-from hvpopt.fwi.illumination import (
-    Illumination,
-    gauss_newton_diagonal,
-    source_illumination,
-)
-from hvpopt.fwi.io import read_gathers, read_model, write_gathers, write_model
-from hvpopt.fwi.misfit import WaveformMisfit
-from hvpopt.fwi.parameterisation import Chain, Parameterisation
-from hvpopt.fwi.quantities import Log, SlownessSquared, VpVsRho
-from hvpopt.fwi.survey import Survey
-from hvpopt.fwi.timestep import TimeStep
-from hvpopt.fwi.trace_misfits import (
+from hvpopt.fwi.data.data_misfits import L2, DataMisfit, Huber
+from hvpopt.fwi.data.trace_misfits import (
     DeepwaveMisfit,
     Envelope,
     FunctionMisfit,
     NormalisedCorrelation,
 )
+from hvpopt.fwi.hessian.bad_shots import BadShotError, ShotDropped
+from hvpopt.fwi.hessian.born import BornHessian, WaveformHessian
+from hvpopt.fwi.hessian.double_backprop import DoubleBackpropHessian
+from hvpopt.fwi.hessian.groups import MemoryPlan
+from hvpopt.fwi.io.formats import read_gathers, read_model, write_gathers, write_model
+from hvpopt.fwi.io.gathers import Gathers
+from hvpopt.fwi.maps.grids import CoarseGrid, SubRegion
+from hvpopt.fwi.maps.parameterisation import Chain, Parameterisation
+from hvpopt.fwi.maps.quantities import Log, SlownessSquared, VpVsRho
+from hvpopt.fwi.misfit.illumination import (
+    Illumination,
+    gauss_newton_diagonal,
+    source_illumination,
+)
+from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
+from hvpopt.fwi.survey.survey import Survey
+from hvpopt.fwi.survey.timestep import TimeStep
 
 __all__ = [
     "L2",

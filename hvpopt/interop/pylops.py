@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
-from hvpopt.operators import SymmetricOperator, checked_operator
+from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 if TYPE_CHECKING:
     import pylops

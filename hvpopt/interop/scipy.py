@@ -14,15 +14,15 @@ from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.counts import Counts
-from hvpopt.hessian import FiniteDifferenceHessian, model_noise
-from hvpopt.minimize import minimize
-from hvpopt.models import Model
-from hvpopt.newton.method import Method, checked_method
-from hvpopt.objective import Kind, Objective
-from hvpopt.operators import SymmetricOperator
-from hvpopt.result import IterationRecord, MinimizeResult, Status
-from hvpopt.space import ModelSpace
+from hvpopt.methods.method import Method, checked_method
+from hvpopt.model.counts import Counts
+from hvpopt.model.space import ModelSpace
+from hvpopt.model.tensors import Model
+from hvpopt.operators.autograd import FiniteDifferenceHessian, model_noise
+from hvpopt.operators.symmetric import SymmetricOperator
+from hvpopt.problem.objective import Kind, Objective
+from hvpopt.run.minimize import minimize
+from hvpopt.run.result import IterationRecord, MinimizeResult, Status
 
 Vector: TypeAlias = npt.NDArray[np.float64]
 

@@ -35,8 +35,8 @@ from hvpopt.krylov.preconditioner import (
     apply_base,
     checked_preconditioner,
 )
-from hvpopt.operators import SymmetricOperator, checked_operator
-from hvpopt.scale import euclidean_norm, times_power, unit_of
+from hvpopt.model.scale import euclidean_norm, times_power, unit_of
+from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 Sampling = Literal["uniform", "last"]
 

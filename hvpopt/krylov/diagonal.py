@@ -22,10 +22,10 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.models import named_tensors
-from hvpopt.operators import SymmetricOperator, checked_operator
-from hvpopt.scale import unit_of
-from hvpopt.space import ModelSpace
+from hvpopt.model.scale import unit_of
+from hvpopt.model.space import ModelSpace
+from hvpopt.model.tensors import named_tensors
+from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 KINDS = ("rademacher", "gaussian")
 #: Widest smoothing, cells; no axis has as many.

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.krylov.lanczos import LanczosBasis
-from hvpopt.operators import SymmetricOperator, checked_operator
-from hvpopt.scale import euclidean_norm
+from hvpopt.model.scale import euclidean_norm
+from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 #: Products after which an estimate stops unless told otherwise.
 MAX_PRODUCTS = 300

@@ -37,9 +37,9 @@ from hvpopt.krylov.bounds import log_component, log_mass, lower_bound
 from hvpopt.krylov.right_hand_side import RightHandSide
 from hvpopt.krylov.rows import Rows
 from hvpopt.krylov.start import first_vector
-from hvpopt.krylov.trust_region import BoundedMinimum, bounded_minimum
-from hvpopt.operators import SymmetricOperator, checked_operator
-from hvpopt.scale import power_of_two, unit_of
+from hvpopt.krylov.subproblem import BoundedMinimum, bounded_minimum
+from hvpopt.model.scale import power_of_two, unit_of
+from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 #: Radii beyond these, relative to the size of ‖g‖ / ‖H‖, are taken for them.
 TINY, HUGE = 1e-250, 1e250

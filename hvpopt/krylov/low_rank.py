@@ -29,7 +29,7 @@ from hvpopt.krylov.preconditioner import (
     apply_base,
     checked_preconditioner,
 )
-from hvpopt.operators import SymmetricOperator, checked_operator
+from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 #: Smallest θ and σ relative to the largest θ, where no damping asks for more.
 FLOOR = 1e-12

@@ -15,8 +15,8 @@ import math
 import numpy as np
 from torch import Tensor
 
-from hvpopt.holding import Holding
-from hvpopt.scale import unit_of
+from hvpopt.model.scale import unit_of
+from hvpopt.operators.holding import Holding
 
 
 class RightHandSide:

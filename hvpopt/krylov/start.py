@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.operators import SymmetricOperator
-from hvpopt.scale import unit_of
+from hvpopt.model.scale import unit_of
+from hvpopt.operators.symmetric import SymmetricOperator
 
 
 def first_vector(

@@ -1,5 +1,5 @@
 """hvpopt's methods as a ``torch.optim`` optimiser."""
 
-from hvpopt.optim.newton import Newton
+from hvpopt.optim.torch_optimizer import Newton
 
 __all__ = ["Newton"]

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from hvpopt.copies import WrittenError, same
-from hvpopt.hessian import HessianOperator, check_scalar, model_noise
-from hvpopt.models import Model, named_tensors
-from hvpopt.objective import Kind, Linearisation, Objective
-from hvpopt.operators import SymmetricOperator
-from hvpopt.second_order import differentiable_gradient
-from hvpopt.space import ModelSpace
+from hvpopt.model.copies import WrittenError, same
+from hvpopt.model.space import ModelSpace
+from hvpopt.model.tensors import Model, named_tensors
+from hvpopt.operators.autograd import HessianOperator, check_scalar, model_noise
+from hvpopt.operators.second_order import differentiable_gradient
+from hvpopt.operators.symmetric import SymmetricOperator
+from hvpopt.problem.objective import Kind, Linearisation, Objective
 
 Closure = Callable[[], Tensor]
 

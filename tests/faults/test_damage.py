@@ -10,11 +10,11 @@ import torch
 from runs import LONG, METHODS, begin_or_resume, loss, whole
 
 import hvpopt
-from hvpopt.limits import Stop
-from hvpopt.restart import files
-from hvpopt.restart.checkpoint import load
-from hvpopt.restart.state_tree import StateError, encode
-from hvpopt.result import Status
+from hvpopt.run import files
+from hvpopt.run.checkpoint import load
+from hvpopt.run.limits import Stop
+from hvpopt.run.result import Status
+from hvpopt.run.state_tree import StateError, encode
 
 PLACES = 200 if LONG else 20
 NAME = "trust region"

@@ -8,7 +8,7 @@ import random
 import torch
 from runs import LONG, begin_or_resume, children, run_to_the_end, whole
 
-from hvpopt.restart import files
+from hvpopt.run import files
 
 NAME = "trust region"
 

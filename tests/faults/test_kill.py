@@ -7,7 +7,7 @@ import pytest
 import torch
 from runs import LONG, METHODS, children, kill_after, log_uniform, run_to_the_end, whole
 
-from hvpopt.restart import files
+from hvpopt.run import files
 
 KILLS = 50 if LONG else 6
 

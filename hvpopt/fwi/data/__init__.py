@@ -1,0 +1,1 @@
+"""Misfits of data."""

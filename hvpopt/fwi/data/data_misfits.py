@@ -1,0 +1,415 @@
+"""Misfits between simulated and observed data, and their derivatives in the data.
+
+A data misfit is ``ℓ(d) = Σ over shots``. Whatever normalises it (a number of samples,
+a largest amplitude) is taken once from all the observed data, so that a sum over groups
+of shots does not depend on the groups.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from hvpopt.fwi.survey.acquisition import Shots, take
+from hvpopt.fwi.survey.arguments import kind_of, number
+from hvpopt.fwi.survey.survey import Data
+from hvpopt.model.copies import GraphCopies
+from hvpopt.operators.autodiff import jvp, vjp
+from hvpopt.problem.objective import Kind
+
+#: What a misfit took from all the observed data, by name.
+Constants: TypeAlias = Mapping[str, float]
+#: Weights of the data: one tensor for every channel, or one for each.
+Weights: TypeAlias = "Tensor | Mapping[str, Tensor] | None"
+
+
+class DataMisfit(ABC):
+    """A misfit in the data, twice differentiable, that adds over shots.
+
+    A subclass supplies ``of_shots``; with ``residual`` it also has a Gauss-Newton
+    curvature that is never negative, whether or not the misfit is convex.
+
+    Attributes:
+        name: For reports.
+        convex: True if ``ℓ`` is convex in the data.
+        adds: True if it is known to add over shots; otherwise that is tested.
+        reads_only: True if it is known not to write to the data that it is given;
+            otherwise it is given copies.
+    """
+
+    name: str = "misfit"
+    convex: bool = False
+    adds: bool = False
+    reads_only: bool = False
+
+    @property
+    def same_square_for_every_shot(self) -> bool:
+        """True if ``ℓ`` is one quadratic form of each shot's data: shots may be mixed."""
+        return False
+
+    def constants(self, observed: Data) -> Constants:
+        """Return what normalises the misfit.
+
+        Args:
+            observed: ``[shot, receiver, time]`` by channel, every shot.
+        """
+        return {
+            "samples": float(sum(d.numel() for d in observed.values())),
+            "traces": float(sum(d[..., 0].numel() for d in observed.values())),
+        }
+
+    @abstractmethod
+    def of_shots(
+        self, simulated: Data, observed: Data, shots: Shots, constants: Constants
+    ) -> Tensor:
+        """Return the part of ``ℓ`` that some shots contribute, a scalar.
+
+        Args:
+            simulated: By channel, the rows of ``shots``.
+            observed: Likewise.
+            shots: Which shots the rows are; None for all.
+            constants: What ``constants`` returned for all of them.
+        """
+
+    def evaluate(
+        self, simulated: Data, observed: Data, shots: Shots, constants: Constants
+    ) -> Tensor:
+        """Return ``of_shots`` of data that stay as they are, whatever it does to them.
+
+        Args:
+            simulated: As for ``of_shots``.
+            observed: Likewise.
+            shots: Likewise.
+            constants: Likewise.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            WrittenError: If it writes to simulated data where autograd cannot see it.
+        """
+        if self.reads_only:
+            return self.of_shots(simulated, observed, shots, constants)
+        given = GraphCopies(list(simulated.values()))
+        value = self.of_shots(
+            dict(zip(simulated, given.tensors, strict=True)),
+            copied(observed),
+            shots,
+            constants,
+        )
+        given.check(
+            (f"simulated {channel}" for channel in simulated),
+            f"the misfit {self.name!r}",
+            "change a copy (simulated = simulated.clone()) with gradients enabled",
+        )
+        return value
+
+    def residual(
+        self, simulated: Data, observed: Data, shots: Shots, constants: Constants
+    ) -> list[Tensor] | None:
+        """Return ρ with ``ℓ = Σ ρ²`` up to a constant, or None where there is none.
+
+        Args:
+            simulated: As for ``of_shots``.
+            observed: Likewise.
+            shots: Likewise.
+            constants: Likewise.
+        """
+        del simulated, observed, shots, constants
+        return None
+
+    @property
+    def gauss_newton(self) -> str:
+        """What a Gauss-Newton product takes for the curvature in the data."""
+        if type(self).residual is not DataMisfit.residual:
+            return f"2 JᵀJ of the residual that {self.name} squares: never negative"
+        if self.convex:
+            return f"∇²ℓ of {self.name}, convex in the data: never negative"
+        return (
+            f"∇²ℓ of {self.name} as it is, not known to be convex in the data: it may "
+            "have negative curvature"
+        )
+
+    def derivatives(
+        self,
+        simulated: Data,
+        perturbation: Data,
+        observed: Data,
+        shots: Shots,
+        constants: Constants,
+        kind: Kind,
+    ) -> tuple[Data, Data]:
+        """Return ``∇ℓ`` and its derivative along a perturbation of the data.
+
+        Args:
+            simulated: Where, by channel; only the rows of ``shots``, as all that follow.
+            perturbation: δd, likewise.
+            observed: Likewise.
+            shots: Which shots the rows are.
+            constants: Of all the observed data.
+            kind: ``"exact"`` for ``∇²ℓ δd``; ``"gauss-newton"`` for the curvature that
+                ``gauss_newton`` tells.
+
+        Returns:
+            Two dicts by channel, without graph.
+        """
+        data = {c: d.detach().requires_grad_() for c, d in simulated.items()}
+        leaves, steps = list(data.values()), [perturbation[c] for c in data]
+        with torch.enable_grad():
+            value = self.evaluate(data, observed, shots, constants)
+            slopes = vjp([value], leaves, [torch.ones_like(value)], create_graph=True)
+            residual = None
+            if kind == "gauss-newton":
+                own = self.reads_only
+                residual = self.residual(
+                    data if own else copied(data),
+                    observed if own else copied(observed),
+                    shots,
+                    constants,
+                )
+            if residual is None:
+                bends = vjp(slopes, leaves, steps)
+            else:
+                pushed = jvp(residual, leaves, steps)
+                bends = vjp(residual, leaves, [2 * p for p in pushed])
+        return (
+            {c: s.detach() for c, s in zip(data, slopes, strict=True)},
+            dict(zip(data, bends, strict=True)),
+        )
+
+    def take_constants(self, observed: Data) -> Constants:
+        """Return ``constants`` of data that stay as they are.
+
+        Args:
+            observed: By channel, every shot.
+        """
+        return self.constants(observed if self.reads_only else copied(observed))
+
+    def check_writes(self, observed: Data) -> None:
+        """Raise WrittenError if it changes simulated data where autograd cannot see it.
+
+        Args:
+            observed: By channel, every shot.
+        """
+        if not self.reads_only:
+            constants = self.take_constants(observed)
+            first = _rows(observed, 0)
+            simulated = {c: (2 * d).requires_grad_() for c, d in first.items()}
+            with torch.enable_grad():
+                self.evaluate(simulated, first, [0], constants)
+
+    def check_adds(self, observed: Data) -> None:
+        """Raise ValueError unless the misfit of all shots is the sum of each one's.
+
+        Args:
+            observed: By channel, every shot.
+
+        Raises:
+            ValueError: If it is not, with both numbers.
+        """
+        n_shots = len(next(iter(observed.values())))
+        if self.adds or n_shots == 1:
+            return
+        constants = self.take_constants(observed)
+        generator = torch.Generator().manual_seed(0)
+        simulated = {}
+        for channel, data in observed.items():
+            size = float(data.abs().max()) or 1.0
+            noise = torch.randn(data.shape, generator=generator, dtype=data.dtype)
+            simulated[channel] = data + 0.1 * size * noise.to(data.device)
+        with torch.no_grad():
+            whole = float(self.evaluate(simulated, observed, None, constants))
+            parts = [
+                float(
+                    self.evaluate(_rows(simulated, i), _rows(observed, i), [i], constants)
+                )
+                for i in range(n_shots)
+            ]
+        eps = max(torch.finfo(d.dtype).eps for d in observed.values())
+        scale = max(abs(whole), sum(map(abs, parts)))
+        if not abs(whole - sum(parts)) <= eps**0.5 * scale:
+            raise ValueError(
+                f"the misfit {self.name!r} does not add over shots: all {n_shots} at "
+                f"once give {whole:g}, one by one they add up to {sum(parts):g}, so that "
+                "results would depend on the groups; return a sum over shots "
+                "(reduction='sum'), divided by a constant if it is to be a mean"
+            )
+
+
+class _Weighted(DataMisfit):
+    """A sum over samples, each with its weight, divided by their number."""
+
+    convex = True
+    adds = True
+    reads_only = True
+
+    def __init__(self, trace_weights: Weights, sample_weights: Weights) -> None:
+        self._traces, self._samples = trace_weights, sample_weights
+
+    def constants(self, observed: Data) -> Constants:
+        """Return the number of samples; check that the weights fit the data."""
+        for weights in (self._traces, self._samples):
+            if isinstance(weights, Mapping) and (unknown := set(weights) - set(observed)):
+                raise ValueError(
+                    f"weights are given for channels {sorted(map(str, unknown))}; the "
+                    f"data have {list(observed)}"
+                )
+        for channel, data in observed.items():
+            shots, receivers, samples = data.shape
+            _check_weights("trace", self._traces, channel, [(shots, receivers)])
+            _check_weights(
+                "sample", self._samples, channel, [(samples,), tuple(data.shape)]
+            )
+        return super().constants(observed)
+
+    def _factor(self, channel: str, shots: Shots) -> Tensor | float:
+        """Return what multiplies each term, shaped to broadcast to the rows."""
+        factor: Tensor | float = 1.0
+        if (traces := _of_channel(self._traces, channel)) is not None:
+            factor = take(traces, shots).unsqueeze(-1)
+        if (samples := _of_channel(self._samples, channel)) is not None:
+            factor = factor * (samples if samples.ndim == 1 else take(samples, shots))
+        return factor
+
+
+class L2(_Weighted):
+    """The mean of weighted squares over all samples of all shots and channels.
+
+    Without weights and with one channel, ``torch.nn.MSELoss()`` of the whole data.
+
+    Args:
+        trace_weights: Factors of the squares ``[shot, receiver]``, one tensor or one by
+            channel; of the data's dtype and device. Default 1.
+        sample_weights: Factors of the squares, ``[time]`` or ``[shot, receiver, time]``,
+            likewise. Default 1.
+
+    Raises:
+        ValueError: When it meets the data, for weights that are negative or not finite,
+            or do not fit them.
+    """
+
+    name = "l2"
+
+    def __init__(
+        self, *, trace_weights: Weights = None, sample_weights: Weights = None
+    ) -> None:
+        super().__init__(trace_weights, sample_weights)
+
+    @property
+    def same_square_for_every_shot(self) -> bool:
+        """True unless weights differ from shot to shot."""
+        return self._traces is None and self._samples is None
+
+    def of_shots(
+        self, simulated: Data, observed: Data, shots: Shots, constants: Constants
+    ) -> Tensor:
+        """Return the shots' part of the mean."""
+        parts = [
+            ((d - observed[c]).square() * self._factor(c, shots)).sum()
+            for c, d in simulated.items()
+        ]
+        return torch.stack(parts).sum() / constants["samples"]
+
+    def residual(
+        self, simulated: Data, observed: Data, shots: Shots, constants: Constants
+    ) -> list[Tensor]:
+        """Return the weighted differences."""
+        return [
+            (d - observed[c]) * (self._factor(c, shots) / constants["samples"]) ** 0.5
+            for c, d in simulated.items()
+        ]
+
+
+class Huber(_Weighted):
+    """Squares near zero, absolute values far from it: robust to outliers.
+
+    The smooth form ``2 δ² (√(1 + (r/δ)²) − 1)``, a mean like L2's and equal to it for
+    ``|r| ≪ δ``; twice differentiable everywhere, which Huber's own is not (Hartley and
+    Zisserman, Multiple View Geometry, 2nd ed., A6.8).
+
+    Args:
+        delta: Where squares turn into absolute values, in units of the data. Default the
+            root mean square of all the observed data.
+        trace_weights: As for L2.
+        sample_weights: As for L2.
+
+    Raises:
+        ValueError: If ``delta`` is not positive, or data that should give it are zero.
+    """
+
+    name = "huber"
+
+    def __init__(
+        self,
+        delta: float | None = None,
+        *,
+        trace_weights: Weights = None,
+        sample_weights: Weights = None,
+    ) -> None:
+        super().__init__(trace_weights, sample_weights)
+        if delta is not None:
+            delta = number("delta", delta, positive=True)
+        self._delta = delta
+
+    def constants(self, observed: Data) -> Constants:
+        """Return the number of samples and δ."""
+        counts = super().constants(observed)
+        if self._delta is not None:
+            return {**counts, "delta": self._delta}
+        energy = sum(float(d.double().square().sum()) for d in observed.values())
+        if energy == 0:
+            raise ValueError("the observed data are zero; give Huber its delta=")
+        return {**counts, "delta": (energy / counts["samples"]) ** 0.5}
+
+    def of_shots(
+        self, simulated: Data, observed: Data, shots: Shots, constants: Constants
+    ) -> Tensor:
+        """Return the shots' part of the mean."""
+        parts = []
+        for c, d in simulated.items():
+            square = ((d - observed[c]) / constants["delta"]).square()
+            # √(1 + x²) − 1 without its cancellation for small x
+            bent = square / (1 + (1 + square).sqrt())
+            parts.append((bent * self._factor(c, shots)).sum())
+        return torch.stack(parts).sum() * (
+            2 * constants["delta"] ** 2 / constants["samples"]
+        )
+
+
+def copied(data: Data) -> Data:
+    """Return copies, in the graph of the data."""
+    return {channel: d.clone() for channel, d in data.items()}
+
+
+def _rows(data: Data, shot: int) -> Data:
+    return {channel: d[shot : shot + 1] for channel, d in data.items()}
+
+
+def _of_channel(weights: Weights, channel: str) -> Tensor | None:
+    return weights.get(channel) if isinstance(weights, Mapping) else weights
+
+
+def _check_weights(
+    kind: str, weights: Weights, channel: str, allowed: list[tuple[int, ...]]
+) -> None:
+    tensor = _of_channel(weights, channel)
+    if tensor is None:
+        return
+    if not isinstance(tensor, Tensor) or tensor.is_complex():
+        raise TypeError(
+            f"{kind} weights of channel {channel!r} are {kind_of(tensor)}; give a real "
+            "torch.Tensor"
+        )
+    if tuple(tensor.shape) not in allowed:
+        raise ValueError(
+            f"{kind} weights of channel {channel!r} have shape {tuple(tensor.shape)}, "
+            f"expected {' or '.join(map(str, allowed))}"
+        )
+    if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
+        raise ValueError(
+            f"{kind} weights of channel {channel!r} must be finite and not negative"
+        )

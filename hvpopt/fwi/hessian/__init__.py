@@ -1,0 +1,1 @@
+"""Waveforms of groups of shots, and products of their Hessian."""

@@ -1,0 +1,144 @@
+"""DoubleBackpropHessian: products of a waveform misfit by double backprop.
+
+The reference for the Born products, and the engine where those do not hold. One graph
+serves every product while all shots run together; in groups, each product builds and
+drops a graph for each group, so that memory stays bounded by the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvpopt.fwi.hessian.born import WaveformHessian
+from hvpopt.fwi.hessian.runner import Terms, counted
+from hvpopt.fwi.hessian.waveforms import Waveforms
+from hvpopt.model.tensors import Model, named_tensors, rebuild
+from hvpopt.operators.autodiff import vjp
+from hvpopt.problem.objective import Kind
+
+#: Wave propagations of one shot: the graph; and a product, which deepwave makes of a
+#: Born pass (two fields forward, two back) and one more adjoint field.
+GRAPH_PROPAGATIONS = 2
+PROPAGATIONS = 5
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Data of a group and a first derivative, both differentiable.
+
+    For the exact Hessian ``back`` is the gradient; for Gauss-Newton it is ``Jᵀu``, linear
+    in ``dummies`` u, so that its derivative in u is the data's (see ``autodiff.jvp``).
+    """
+
+    group: list[int]
+    leaves: list[Tensor]
+    data: dict[str, Tensor]
+    back: list[Tensor]
+    dummies: list[Tensor]
+
+
+class DoubleBackpropHessian(WaveformHessian):
+    """The Hessian of a waveform misfit, by double backprop.
+
+    Made by ``WaveformMisfit.hessian``. A product takes five wave propagations for each
+    shot, its graph two (once, or for each product where shots run in groups).
+
+    Args:
+        waveforms: As for WaveformHessian, like all that follow but one.
+        model: Likewise.
+        kind: Likewise.
+        groups: Likewise.
+        overrides: Deepwave options for these propagations, such as the eager backend.
+        **options: Likewise.
+    """
+
+    engine = "double-backprop"
+
+    def __init__(
+        self,
+        waveforms: Waveforms,
+        model: Model,
+        kind: Kind,
+        groups: Sequence[Sequence[int]],
+        *,
+        overrides: dict[str, Any],
+        **options: Any,
+    ) -> None:
+        super().__init__(waveforms, model, kind, groups, **options)
+        self._overrides = overrides
+        if overrides.get("backend") == "eager":
+            self.engine = "eager"
+        self._kept: _Graph | None = None
+        self._closed = False
+
+    def _product(self, vector: Tensor) -> Tensor:
+        if self._closed:
+            raise RuntimeError(
+                "this operator is closed: its graph was released; make a new one"
+            )
+        steps = self._steps(vector)
+
+        def part(group: list[int]) -> Terms:
+            return [*self._apply(self._graph(group), steps)]
+
+        names = list(named_tensors(self._model))
+        return self._row(self._sum(part, names, PROPAGATIONS))
+
+    def close(self) -> None:
+        """Release the graph. Products raise from now on."""
+        self._kept, self._closed = None, True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the graph out of pickles and deep copies; the next product builds it."""
+        return {**self.__dict__, "_kept": None}
+
+    def __copy__(self) -> DoubleBackpropHessian:
+        # a shallow copy shares the graph
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def _forget(self) -> None:
+        """Release the graph: it may hold the bad numbers, and the memory."""
+        self._kept = None
+
+    def _graph(self, group: list[int]) -> _Graph:
+        if self._kept is not None and self._kept.group == group:
+            return self._kept
+        self._kept = None
+        leaves = self._leaves()
+        propagations = GRAPH_PROPAGATIONS * len(group)
+        with counted(self.counts, propagations), torch.enable_grad():
+            models = self._waveforms.models(rebuild(self._model, leaves), check=False)
+            data = self._waveforms.survey.propagate(models, group, **self._overrides)
+            if self.kind == "exact":
+                outputs = [self._waveforms.data_loss(data, group)]
+                dummies = [torch.ones_like(outputs[0])]
+            else:
+                outputs = list(data.values())
+                dummies = [torch.zeros_like(d, requires_grad=True) for d in outputs]
+            back = vjp(outputs, leaves, dummies, create_graph=True)
+        graph = _Graph(group, leaves, data, back, dummies)
+        if self.groups == [group]:
+            self._kept = graph
+        return graph
+
+    def _apply(self, graph: _Graph, steps: list[Tensor]) -> list[Tensor]:
+        keep = graph is self._kept
+        if self.kind == "exact":
+            return vjp(graph.back, graph.leaves, steps, retain_graph=keep)
+        pushed = vjp(graph.back, graph.dummies, steps, retain_graph=True)
+        _, q = self._waveforms.derivatives(
+            {c: d.detach() for c, d in graph.data.items()},
+            dict(zip(graph.data, pushed, strict=True)),
+            graph.group,
+            "gauss-newton",
+        )
+        return vjp(
+            list(graph.data.values()), graph.leaves, list(q.values()), retain_graph=keep
+        )

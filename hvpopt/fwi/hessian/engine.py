@@ -1,0 +1,136 @@
+"""Which engine makes the products: Born where it holds, double backprop elsewhere."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import deepwave
+import torch
+from torch import Tensor
+
+from hvpopt.fwi.survey.physics import SECOND_ORDER, born_twin
+from hvpopt.fwi.survey.survey import Survey
+
+EngineName = Literal["auto", "born", "double-backprop"]
+_NAMES = ("auto", "born", "double-backprop")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What makes the products, and why.
+
+    Attributes:
+        name: ``"born"`` or ``"double-backprop"``.
+        reason: A sentence.
+        overrides: Deepwave options that it needs, such as the eager backend.
+    """
+
+    name: str
+    reason: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def check_engine(name: str) -> None:
+    """Raise ValueError unless ``name`` is an engine's."""
+    if not isinstance(name, str) or name not in _NAMES:
+        raise ValueError(
+            f"engine is {name!r}; it must be {', '.join(map(repr, _NAMES[:-1]))} or "
+            f"{_NAMES[-1]!r}"
+        )
+
+
+def choose_engine(survey: Survey, models: Sequence[Tensor], asked: str) -> Engine:
+    """Return the engine for a survey's products.
+
+    Args:
+        survey: The acquisition, with its options.
+        models: The propagator's models.
+        asked: ``"auto"`` for Born where it holds, else double backprop, on deepwave's
+            eager backend where the compiled one has no second order; or one by name.
+
+    Returns:
+        The engine.
+
+    Raises:
+        ValueError: If the engine asked for does not hold, or none does.
+    """
+    check_engine(asked)
+    obstacle = "asked for"
+    if asked != "double-backprop":
+        found = _born_obstacle(survey, models)
+        if found is None:
+            return Engine("born", f"{survey.propagator}_born takes the survey as it is")
+        if asked == "born":
+            raise ValueError(
+                f"engine='born' does not hold here: {found}; use engine='auto'"
+            )
+        obstacle = found
+    if survey.options.get("checkpoint_segments") not in (None, 1):
+        raise ValueError(
+            "double backprop cannot run through checkpoint_segments, and the Born engine "
+            f"is not used ({obstacle}); leave checkpoint_segments out and bound memory "
+            "with shots_per_group= or memory_limit="
+        )
+    if survey.propagator in SECOND_ORDER:
+        return Engine("double-backprop", obstacle)
+    return Engine(
+        "double-backprop",
+        f"{obstacle}; the compiled {survey.propagator} has no second order",
+        {"backend": "eager"},
+    )
+
+
+def plan_product(survey: Survey, models: Sequence[Tensor], shots: list[int]) -> int:
+    """Return deepwave's estimate of the bytes that a product needs; a lower bound.
+
+    Args:
+        survey: The acquisition.
+        models: The propagator's models.
+        shots: Those that run together.
+
+    Returns:
+        Bytes, of the Born pass where there is one, else of the gradient.
+    """
+    # also where a value is computed without graph: a product has histories
+    with torch.enable_grad():
+        if born_twin(survey.propagator) is not None:
+            try:
+                return _bytes(_plan_born(survey, models, shots))
+            except (deepwave.DeepwaveError, TypeError):
+                pass  # the gradient's is a lower bound too
+        live = [m.detach().requires_grad_() for m in models]
+        return _bytes(deepwave.plan(survey.propagator, *live, **survey.arguments(shots)))
+
+
+def _bytes(plan: Any) -> int:
+    return int(plan.memory["total_bytes_lower_bound"])
+
+
+def _plan_born(survey: Survey, models: Sequence[Tensor], shots: list[int]) -> Any:
+    live = [m.detach().requires_grad_() for m in models]
+    zeros = [torch.zeros_like(m) for m in models]
+    call = survey.born_arguments(zeros, shots)
+    return deepwave.plan(f"{survey.propagator}_born", *live, **call)
+
+
+def _born_obstacle(survey: Survey, models: Sequence[Tensor]) -> str | None:
+    """Return why the Born engine does not hold, or None."""
+    twin = born_twin(survey.propagator)
+    if twin is None:
+        return f"deepwave has no {survey.propagator}_born"
+    if {"forward_callback", "backward_callback"} & set(survey.options):
+        return "callbacks expect the one wavefield of a plain propagation"
+    zeros = [torch.zeros_like(m) for m in models]
+    unknown = set(survey.born_arguments(zeros, [0])) - set(
+        inspect.signature(twin).parameters
+    )
+    if unknown:
+        return f"{twin.__name__} has no option {', '.join(sorted(unknown))}"
+    try:
+        _plan_born(survey, models, [0])
+    except deepwave.DeepwaveError as error:
+        return f"{twin.__name__} refuses the survey: {error}"
+    return None

@@ -1,0 +1,211 @@
+"""Waveforms: what makes a model into a misfit, for the objective and its products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvpopt.fwi.data.data_misfits import Constants, DataMisfit
+from hvpopt.fwi.survey.acquisition import Shots, take
+from hvpopt.fwi.survey.arguments import kind_of
+from hvpopt.fwi.survey.survey import Data, Survey
+from hvpopt.model.copies import call_with_graph, new_leaves, writes
+from hvpopt.model.tensors import Model, named_tensors, rebuild
+from hvpopt.operators.autograd import IN_PLACE
+from hvpopt.problem.objective import Kind
+
+
+@dataclass(frozen=True)
+class Waveforms:
+    """φ(m) = ℓ(F(V(m))) in its parts.
+
+    Attributes:
+        survey: F.
+        parameterisation: V, from the unknowns to the propagator's models, or None where
+            they are the same.
+        data_misfit: ℓ.
+        observed: By receiver channel, ``[shot, receiver, time]``.
+        constants: What normalises ℓ, from all the observed data.
+    """
+
+    survey: Survey
+    parameterisation: Callable[..., Any] | None
+    data_misfit: DataMisfit
+    observed: Data
+    constants: Constants
+
+    def models(self, model: Model, *, check: bool = True) -> tuple[Tensor, ...]:
+        """Return V(m) in the propagator's order, with a graph where ``model`` has one."""
+        models = self.survey.arrange(self._mapped(model))
+        if check:
+            self.survey.check(models)
+        return models
+
+    def _mapped(self, model: Model) -> Any:
+        """Return what the parameterisation returns; it is given copies."""
+        function = self.parameterisation
+        if function is None:
+            return model
+        what = "the parameterisation"
+        if not torch.is_grad_enabled() or not any(
+            t.requires_grad for t in named_tensors(model).values()
+        ):
+            mapped, wrote = writes(function, model)
+            if wrote:  # unseen by a graph too?
+                leaves = rebuild(model, new_leaves(model))
+                call_with_graph(function, leaves, what, IN_PLACE)
+            return mapped
+        return call_with_graph(function, model, what, IN_PLACE)
+
+    def check_connected(self, model: Model) -> bool:
+        """Raise ValueError unless the parameterisation depends on every unknown.
+
+        Args:
+            model: The unknowns.
+
+        Returns:
+            True if its derivative depends on the unknowns too; False for a linear map.
+
+        Raises:
+            ValueError: If it carries no graph, or ignores an unknown: that block of the
+                Hessian would be zero without a word.
+        """
+        named = named_tensors(model)
+        leaves = [t.detach().clone().requires_grad_() for t in named.values()]
+        with torch.enable_grad():
+            models = self.models(rebuild(model, leaves), check=False)
+        live = live_models(models)
+        used = torch.autograd.grad(
+            live,
+            leaves,
+            [torch.zeros_like(m) for m in live],
+            allow_unused=True,
+            create_graph=True,
+        )
+        return any(u.requires_grad for u in every_gradient(named, used))
+
+    def loss(self, models: Sequence[Tensor], shots: Shots = None) -> Tensor:
+        """Return the part of ``ℓ(F(V))`` that some shots contribute, a scalar."""
+        return self.data_loss(self.survey.propagate(models, shots), shots)
+
+    def data_loss(self, data: Data, shots: Shots = None) -> Tensor:
+        """Return the part of ``ℓ(d)`` that some shots contribute, a scalar."""
+        return self.data_misfit.evaluate(data, self._rows(shots), shots, self.constants)
+
+    def derivatives(
+        self, data: Data, perturbation: Data, shots: Shots, kind: Kind
+    ) -> tuple[Data, Data]:
+        """Return ``∇ℓ(d)`` and its derivative along δd, for the rows of some shots."""
+        return self.data_misfit.derivatives(
+            data, perturbation, self._rows(shots), shots, self.constants, kind
+        )
+
+    def _rows(self, shots: Shots) -> Data:
+        return {channel: take(d, shots) for channel, d in self.observed.items()}
+
+
+def check_parameterisation(function: object) -> None:
+    """Raise TypeError unless a parameterisation is None or can be called."""
+    if function is not None and not callable(function):
+        raise TypeError(f"parameterisation is a {kind_of(function)}; it must be callable")
+    if isinstance(function, type):
+        raise TypeError(
+            f"parameterisation is the {kind_of(function)}; pass an instance, "
+            f"{function.__name__}(...)"
+        )
+
+
+def live_models(models: Sequence[Tensor]) -> list[Tensor]:
+    """Return the models that depend on the unknowns, or raise ValueError if none does."""
+    live = [m for m in models if m.requires_grad]
+    if not live:
+        raise ValueError(
+            "the parameterisation's models carry no graph: they do not depend on "
+            "the unknowns; check for .detach(), .item() or torch.no_grad()"
+        )
+    return live
+
+
+def every_gradient(
+    names: Iterable[str], gradients: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """Return gradients, or raise ValueError naming the unknowns that have none."""
+    ignored = [n for n, g in zip(names, gradients, strict=True) if g is None]
+    if ignored:
+        raise ValueError(
+            f"the parameterisation ignores {', '.join(map(repr, ignored))}; use it, "
+            "or leave it out of the unknowns"
+        )
+    return [g for g in gradients if g is not None]
+
+
+def check_observed(survey: Survey, observed: Tensor | Mapping[str, Tensor]) -> Data:
+    """Return observed data by channel, in the survey's order.
+
+    Args:
+        survey: What they were recorded with.
+        observed: A tensor where there is one receiver channel, or a mapping by channel.
+
+    Returns:
+        ``[shot, receiver, time]`` by channel; nothing is copied.
+
+    Raises:
+        TypeError: If they are no tensors, or not floating-point.
+        ValueError: For a missing or unknown channel, another shape, sampling, dtype or
+            device than the survey's, or NaN.
+    """
+    shapes = survey.data_shapes
+    if isinstance(observed, Tensor):
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the survey records channels {list(shapes)}; give the observed data as "
+                "a dict by channel"
+            )
+        observed = {next(iter(shapes)): observed}
+    if not isinstance(observed, Mapping):
+        raise TypeError(
+            f"the observed data are a {type(observed).__name__}; give a tensor [shot, "
+            "receiver, time], or a dict of them by channel"
+        )
+    if set(observed) != set(shapes):
+        raise ValueError(
+            f"the observed data have channels {list(observed)}, the survey records "
+            f"{list(shapes)}"
+        )
+    for channel, shape in shapes.items():
+        _check_recording(survey, f"observed[{channel!r}]", observed[channel], shape)
+    return {channel: observed[channel].detach() for channel in shapes}
+
+
+def _check_recording(
+    survey: Survey, what: str, data: object, shape: tuple[int, int, int]
+) -> None:
+    if not isinstance(data, Tensor) or not data.is_floating_point():
+        raise TypeError(
+            f"{what} must be a floating-point torch.Tensor, got "
+            f"{data.dtype if isinstance(data, Tensor) else type(data).__name__}"
+        )
+    if data.ndim == 3 and data.shape[:2] == shape[:2] and data.shape[2] != shape[2]:
+        raise ValueError(
+            f"{what} has {data.shape[2]} samples, the survey records {shape[2]} of "
+            f"{survey.resolved.dt:g} s; resample or cut the data"
+        )
+    if data.shape != shape:
+        raise ValueError(
+            f"{what} has shape {tuple(data.shape)}, the survey records {shape}: [shot, "
+            "receiver, time]"
+        )
+    if data.dtype != survey.dtype or data.device != survey.device:
+        raise ValueError(
+            f"{what} is {data.dtype} on {data.device}, the survey {survey.dtype} on "
+            f"{survey.device}; convert it, or use survey.to(dtype=, device=)"
+        )
+    if not bool(torch.isfinite(data).all()):
+        raise ValueError(
+            f"{what} has {int((~torch.isfinite(data)).sum())} NaN or infinite samples; "
+            "mend them, or leave dead traces out with L2(trace_weights=...) after zeroing"
+        )

@@ -1,0 +1,1 @@
+"""Models and gathers in files."""

@@ -1,0 +1,336 @@
+"""Models and shot gathers, in and out: ``.npy``, raw ``.bin``, SEG-Y.
+
+Everything is in SI units once read: m/s, kg/m³, metres, seconds. What a file does not
+say (shape, sampling, units) the caller says, and what does not fit is an error rather
+than a guess. The suffix tells the format:
+
+    .npy            NumPy's own; it knows its shape and type
+    .bin            the bare numbers, without a header
+    .sgy, .segy     SEG-Y revision 1 in 4-byte floats, by segyio (optional extra)
+
+Models are ``[depth, distance]`` or ``[depth, y, x]``, gathers ``[shot, receiver, time]``.
+Raw files take them in either order: with ``order="C"`` the last axis runs fastest in the
+file, with ``order="F"`` the first one does (depth, or shot); ``shape`` always is the
+shape in memory. No file is written over unless ``overwrite=True``, and then only once
+the new one is complete.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvpopt.fwi.io.gathers import Array, Gathers, as_array, check_dt
+from hvpopt.fwi.io.raw import ByteOrder, Order, format_of, read_array, write_array
+from hvpopt.fwi.io.segy import (
+    gather_headers,
+    read_segy_gathers,
+    read_segy_model,
+    write_segy,
+)
+from hvpopt.fwi.survey.arguments import flag, instance, lengths, real_dtype, text
+from hvpopt.fwi.survey.arguments import path as check_path
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+
+
+class _Unit(NamedTuple):
+    factor: float  # to SI
+    low: float  # the largest value of a plausible model lies between these, in SI
+    high: float
+    other: str  # the unit to suggest when it does not
+
+
+UNITS = {
+    "m/s": _Unit(1.0, 50.0, 2e4, "km/s"),
+    "km/s": _Unit(1e3, 50.0, 2e4, "m/s"),
+    "kg/m3": _Unit(1.0, 50.0, 3e4, "g/cm3"),
+    "g/cm3": _Unit(1e3, 50.0, 3e4, "kg/m3"),
+}
+
+
+def read_model(
+    path: PathLike,
+    *,
+    units: Literal["m/s", "km/s", "kg/m3", "g/cm3"] | None = "m/s",
+    shape: Sequence[int] | None = None,
+    file_dtype: str = "float32",
+    order: Order = "C",
+    byte_order: ByteOrder = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Read a model.
+
+    Args:
+        path: Ends in ``.npy``, ``.bin``, ``.sgy`` or ``.segy``.
+        units: Of the file. Converted to m/s or kg/m³, and checked for being plausible
+            and not negative. None for any other quantity: as it is, unchecked.
+        shape: ``[depth, distance]`` or ``[depth, y, x]``. Needed for raw files; checked
+            for the others. Two axes read a SEG-Y cube as one section, trace by trace.
+        file_dtype: Number type of a raw file, by its NumPy name.
+        order: Which axis of a raw file runs fastest: the last (``"C"``) or depth
+            (``"F"``, as of seismic traces).
+        byte_order: Of a raw file (default little-endian) or SEG-Y (default big-endian).
+        dtype: Of the result.
+
+    Returns:
+        The model in SI units, on the CPU. SEG-Y traces lie along distance; they make
+        ``[depth, inline, crossline]`` where both line numbers vary.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: For SEG-Y without segyio.
+        TypeError: If the file does not hold real numbers.
+        ValueError: If suffix, bytes, shape, units or values do not fit.
+    """
+    file = _existing(path)
+    real_dtype("dtype", dtype)
+    shape = None if shape is None else lengths("shape", shape)
+    factor = _factor(units)
+    if format_of(file) == "segy":
+        array = read_segy_model(
+            file, byte_order, flat=shape is not None and len(shape) < 3
+        )
+    else:
+        array = read_array(file, shape, file_dtype, order, byte_order)
+    _check_shape(file, array, shape, (1, 2, 3), "a model: [depth, distance] or so")
+    if units is not None:
+        _check_units(file, array, units)
+    if factor != 1:
+        array = array.astype(np.float64) * factor
+    return torch.tensor(array, dtype=dtype)
+
+
+def write_model(
+    path: PathLike,
+    model: Tensor,
+    *,
+    units: Literal["m/s", "km/s", "kg/m3", "g/cm3"] | None = "m/s",
+    file_dtype: str | None = None,
+    order: Order = "C",
+    byte_order: ByteOrder = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model, so that ``read_model`` with the same options gives it back.
+
+    Args:
+        path: Ends in ``.npy``, ``.bin``, ``.sgy`` or ``.segy``.
+        model: ``[depth, distance]`` or ``[depth, y, x]``, in SI units.
+        units: To store it in.
+        file_dtype: Number type to store. Default the model's own; always float32 in
+            SEG-Y, which does not store the grid spacing either.
+        order: As in ``read_model``.
+        byte_order: As in ``read_model``.
+        overwrite: Replace an existing file.
+
+    Raises:
+        FileExistsError: If the file exists and ``overwrite`` is False.
+        FileNotFoundError: If there is no such folder.
+        ImportError: For SEG-Y without segyio.
+        TypeError: If a tensor is not floating-point.
+        ValueError: If suffix, units or values do not fit.
+    """
+    check_path("path", path)
+    array = as_array(model)
+    factor = _factor(units)
+    _check_shape("the model", array, None, (1, 2, 3), "a model: [depth, distance] or so")
+    if factor != 1:
+        array = (array.astype(np.float64) / factor).astype(array.dtype)
+    if units is not None:
+        _check_units("the model", array, units)
+    with _replacing(path, overwrite=overwrite) as file:
+        if format_of(Path(path)) != "segy":
+            write_array(file, array, file_dtype, order, byte_order)
+            return
+        lines = array.shape[-1]
+        traces = np.moveaxis(array, 0, -1).reshape(-1, array.shape[0])
+        headers: list[dict[str, int]] = [
+            {"CDP": i + 1, "INLINE_3D": i // lines + 1, "CROSSLINE_3D": i % lines + 1}
+            for i in range(len(traces))
+        ]
+        write_segy(file, traces, headers, 1000, file_dtype, byte_order)
+
+
+def read_gathers(
+    path: PathLike,
+    *,
+    dt: float | None = None,
+    shape: Sequence[int] | None = None,
+    file_dtype: str = "float32",
+    order: Order = "C",
+    byte_order: ByteOrder = None,
+    shot_key: str = "FieldRecord",
+    pad: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Gathers:
+    """Read shot gathers.
+
+    Args:
+        path: Ends in ``.npy``, ``.bin``, ``.sgy`` or ``.segy``.
+        dt: Sampling interval, seconds. Needed for ``.npy`` and raw files; takes the
+            place of SEG-Y's own where given.
+        shape: ``[shot, receiver, time]``. Needed for raw files; checked for the others.
+        file_dtype: Number type of a raw file, by its NumPy name.
+        order: Which axis of a raw file runs fastest: time (``"C"``) or shot (``"F"``).
+        byte_order: Of a raw file (default little-endian) or SEG-Y (default big-endian).
+        shot_key: SEG-Y trace header, by segyio's name, that tells the shots apart.
+            Shots and receivers keep the file's order.
+        pad: Fill shots of fewer receivers with dead traces, instead of an error.
+        dtype: Of the samples.
+
+    Returns:
+        The gathers; positions from SEG-Y alone, their scalars applied, in metres.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: For SEG-Y without segyio.
+        TypeError: If the file does not hold real numbers.
+        ValueError: If suffix, bytes, shape, sampling, headers or values do not fit.
+    """
+    file = _existing(path)
+    real_dtype("dtype", dtype)
+    shape = None if shape is None else lengths("shape", shape)
+    if dt is not None:
+        check_dt(dt)
+    text("shot_key", shot_key)
+    flag("pad", pad)
+    if format_of(file) == "segy":
+        gathers = read_segy_gathers(file, dt, byte_order, shot_key, dtype, pad=pad)
+        array = gathers.data.numpy()
+        _check_shape(file, array, shape, (3,), "gathers: [shot, receiver, time]")
+        return gathers
+    array = read_array(file, shape, file_dtype, order, byte_order)
+    _check_shape(file, array, shape, (3,), "gathers: [shot, receiver, time]")
+    if dt is None:
+        raise ValueError(f"{file} does not hold its sampling; pass dt=..., in seconds")
+    return Gathers(torch.tensor(array, dtype=dtype), dt)
+
+
+def write_gathers(
+    path: PathLike,
+    gathers: Gathers,
+    *,
+    file_dtype: str | None = None,
+    order: Order = "C",
+    byte_order: ByteOrder = None,
+    overwrite: bool = False,
+) -> None:
+    """Write shot gathers, so that ``read_gathers`` gives them back.
+
+    Args:
+        path: Ends in ``.npy``, ``.bin``, ``.sgy`` or ``.segy``. Only SEG-Y holds the
+            sampling (whole microseconds) and positions (rounded to a millimetre, or
+            as far as its 4-byte integers reach).
+        gathers: What to write; padded traces are left out of SEG-Y.
+        file_dtype: Number type to store. Default the data's own; always float32 in
+            SEG-Y.
+        order: As in ``read_gathers``.
+        byte_order: As in ``read_gathers``.
+        overwrite: Replace an existing file.
+
+    Raises:
+        FileExistsError: If the file exists and ``overwrite`` is False.
+        FileNotFoundError: If there is no such folder.
+        ImportError: For SEG-Y without segyio.
+        TypeError: If a tensor is not floating-point.
+        ValueError: If suffix, sampling, positions or values do not fit.
+    """
+    check_path("path", path)
+    instance("gathers", gathers, Gathers, "hvpopt.fwi.Gathers: Gathers(data, dt)")
+    array = as_array(gathers.data)
+    _check_shape("the data", array, None, (3,), "gathers: [shot, receiver, time]")
+    with _replacing(path, overwrite=overwrite) as file:
+        if format_of(Path(path)) != "segy":
+            write_array(file, array, file_dtype, order, byte_order)
+            return
+        interval = round(gathers.dt * 1e6)
+        if abs(interval - gathers.dt * 1e6) > 1e-3 or not 1 <= interval <= 32767:
+            raise ValueError(
+                f"dt={gathers.dt:g} s is not a whole number of microseconds from 1 to "
+                "32767, which is all that SEG-Y holds; resample, or write .npy"
+            )
+        live = np.ones(array.shape[:2], bool)
+        if gathers.live is not None:
+            live = gathers.live.cpu().numpy()
+        headers = gather_headers(gathers, live)
+        write_segy(file, array[live], headers, interval, file_dtype, byte_order)
+
+
+# -- checks -----------------------------------------------------------------------
+
+
+def _existing(path: PathLike) -> Path:
+    check_path("path", path)
+    file = Path(path)
+    format_of(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
+    return file
+
+
+@contextmanager
+def _replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a path to write to, moved to ``path`` once the block has succeeded."""
+    flag("overwrite", overwrite)
+    target = Path(path)
+    format_of(target)
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists; pass overwrite=True to replace it")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {target.parent}; make it first")
+    partial = target.with_name(f".partial-{os.getpid()}-{target.name}")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_shape(
+    path: object,
+    array: Array,
+    shape: Sequence[int] | None,
+    axes: tuple[int, ...],
+    what: str,
+) -> None:
+    """Raise unless an array has the shape asked for, the axes of its kind, no NaN."""
+    if shape is not None and array.shape != tuple(shape):
+        raise ValueError(f"{path} has shape {array.shape}, not shape={tuple(shape)}")
+    if array.ndim not in axes or array.size == 0:
+        raise ValueError(f"{path} has shape {array.shape}, which does not fit {what}")
+    finite = np.isfinite(array)
+    if not finite.all():
+        cell = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise ValueError(
+            f"{path} has {int((~finite).sum())} NaN or infinite values of {array.size}, "
+            f"the first at {cell}; fill them, or check file_dtype and byte_order"
+        )
+
+
+def _factor(units: str | None) -> float:
+    if units is None:
+        return 1.0
+    if not isinstance(units, str) or units not in UNITS:
+        raise ValueError(f"units is {units!r}; it must be one of {list(UNITS)} or None")
+    return UNITS[units].factor
+
+
+def _check_units(path: object, array: Array, units: str) -> None:
+    unit, low, high = UNITS[units], float(array.min()), float(array.max())
+    if low < 0:
+        raise ValueError(f"{path} has negative values, down to {low:g} {units}")
+    if not unit.low <= high * unit.factor <= unit.high:
+        other = UNITS[unit.other]
+        likely = other.low <= high * other.factor <= other.high
+        raise ValueError(
+            f"{path} has values up to {high:g}, which is not plausible in {units}; "
+            + (f"pass units={unit.other!r}" if likely else "check units and byte order")
+            + ", or units=None to skip this check"
+        )

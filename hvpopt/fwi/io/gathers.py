@@ -1,0 +1,88 @@
+"""Gathers: shot gathers and where they were recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvpopt.fwi.survey.arguments import instance, number
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+
+@dataclass(frozen=True, eq=False)
+class Gathers:
+    """Shot gathers and where they were recorded.
+
+    Positions are ``(z, y, x)`` in metres, z downwards, in float64: as the axes of a
+    model run. ``deepwave.to_cells(positions[..., [0, 2]], grid_spacing, origin)`` makes
+    the cells of a 2-D survey of them.
+
+    Attributes:
+        data: ``[shot, receiver, time]``.
+        dt: Sampling interval, seconds.
+        sources: ``[shot, 3]``, or None where the file holds none (all are zero).
+        receivers: ``[shot, receiver, 3]``, or None; ``[receiver, 3]`` is expanded.
+        live: Boolean ``[shot, receiver]``, False for traces that padding added (their
+            samples are zero, their positions NaN). None where all are real.
+
+    Raises:
+        ValueError: If shapes do not fit, or ``dt`` is not plausible in seconds.
+    """
+
+    data: Tensor
+    dt: float
+    sources: Tensor | None = None
+    receivers: Tensor | None = None
+    live: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("data", "sources", "receivers", "live"):
+            tensor = getattr(self, name)
+            if name == "data" or tensor is not None:
+                instance(name, tensor, Tensor, "a torch.Tensor")
+        if self.data.ndim != 3 or self.data.numel() == 0:
+            raise ValueError(
+                f"gathers have shape {tuple(self.data.shape)}, expected [shot, receiver, "
+                "time], none empty; add an axis to a single shot with data[None]"
+            )
+        check_dt(self.dt)
+        shots, receivers, _ = self.data.shape
+        if self.receivers is not None and self.receivers.shape == (receivers, 3):
+            object.__setattr__(self, "receivers", self.receivers.expand(shots, -1, -1))
+        for name, shape in (
+            ("sources", (shots, 3)),
+            ("receivers", (shots, receivers, 3)),
+            ("live", (shots, receivers)),
+        ):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.shape != shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}, expected {shape} for data "
+                    f"of shape {tuple(self.data.shape)}"
+                )
+        if self.live is not None and self.live.dtype != torch.bool:
+            raise TypeError(f"live is {self.live.dtype}; it must be torch.bool")
+
+
+def check_dt(dt: Any) -> None:
+    """Raise ValueError unless a sampling interval is plausible in seconds."""
+    if not isinstance(dt, float):
+        dt = number("dt", dt)
+    if not 0 < dt < 1:
+        raise ValueError(
+            f"dt={dt:g} is not plausible in seconds, which it must be in; 4 ms is 0.004"
+        )
+
+
+def as_array(tensor: Tensor) -> Array:
+    """Return a real tensor's numbers on the host, or raise TypeError."""
+    instance("a model or its data", tensor, Tensor, "a torch.Tensor")
+    if not tensor.is_floating_point():
+        raise TypeError(f"a tensor of {tensor.dtype} is no model or data; use .float()")
+    array: Array = tensor.detach().cpu().numpy()
+    return array

@@ -1,0 +1,244 @@
+"""SEG-Y by segyio, an optional extra: models and gathers as arrays."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hvpopt.fwi.io.gathers import Array, Gathers, as_array
+from hvpopt.fwi.io.raw import ByteOrder
+
+# SEG-Y rev 1 stores coordinates as integers with a power of ten beside them.
+_SCALARS = (1000, 100, 10, 1)
+_FEET = 0.3048
+
+
+def _segyio() -> Any:
+    try:
+        # by name: segyio ships no types
+        return importlib.import_module("segyio")
+    except ImportError as error:
+        raise ImportError(
+            "SEG-Y needs segyio, which could not be imported; install it with: "
+            'pip install "hvpopt[segy]"'
+        ) from error
+
+
+@contextmanager
+def _segy(path: Path, byte_order: ByteOrder) -> Iterator[Any]:
+    if byte_order not in (None, "little", "big"):
+        raise ValueError(f"byte_order is {byte_order!r}; it must be 'little' or 'big'")
+    segyio = _segyio()
+    try:
+        file = segyio.open(str(path), ignore_geometry=True, endian=byte_order or "big")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read as SEG-Y: {error}; check the file, and "
+            f"byte_order={byte_order or 'big'!r}"
+        ) from error
+    with file:
+        yield file
+
+
+def _field(file: Any, name: str) -> Array:
+    fields = _segyio().TraceField
+    if not hasattr(fields, name):
+        raise ValueError(
+            f"{name!r} is no SEG-Y trace header; use segyio's name of one, such as "
+            "'FieldRecord', 'EnergySourcePoint' or 'SourceX'"
+        )
+    values: Array = file.attributes(getattr(fields, name))[:]
+    return values
+
+
+def read_segy_model(path: Path, byte_order: ByteOrder, *, flat: bool) -> Array:
+    """Return ``[depth, trace]``, or ``[depth, inline, crossline]`` of a cube."""
+    with _segy(path, byte_order) as file:
+        traces: Array = file.trace.raw[:]
+        lines, i = np.unique(_field(file, "INLINE_3D"), return_inverse=True)
+        crosslines, j = np.unique(_field(file, "CROSSLINE_3D"), return_inverse=True)
+    if flat or len(lines) == 1 or len(crosslines) == 1:
+        section: Array = traces.T
+        return section
+    grid = (len(lines), len(crosslines))
+    if not len(traces) == len(np.unique(i * grid[1] + j)) == math.prod(grid):
+        raise ValueError(
+            f"{path} has {len(traces)} traces, which do not fill its {grid[0]} inlines × "
+            f"{grid[1]} crosslines once each; pass shape=({traces.shape[1]}, "
+            f"{len(traces)}) to read them as one section"
+        )
+    cube = np.empty((*grid, traces.shape[1]), traces.dtype)
+    cube[i, j] = traces
+    by_depth: Array = np.moveaxis(cube, -1, 0)
+    return by_depth
+
+
+def read_segy_gathers(
+    path: Path,
+    dt: float | None,
+    byte_order: ByteOrder,
+    shot_key: str,
+    dtype: torch.dtype,
+    *,
+    pad: bool,
+) -> Gathers:
+    """Return the gathers of a SEG-Y file, one shot for each value of a trace header."""
+    with _segy(path, byte_order) as file:
+        keys = _field(file, shot_key)
+        traces: Array = file.trace.raw[:]
+        sources, receivers = _positions(path, file)
+        dt = _segy_dt(path, file) if dt is None else dt
+        delays = _field(file, "DelayRecordingTime")
+    if delays.any():
+        raise ValueError(
+            f"{path} has traces that start at {int(delays[delays != 0][0])} ms "
+            "(DelayRecordingTime); shift them to start at time zero"
+        )
+    names, first, shot = np.unique(keys, return_index=True, return_inverse=True)
+    # shots in the file's order, whatever their numbers
+    rank = np.argsort(np.argsort(first))
+    names, first, shot = names[np.argsort(first)], np.sort(first), rank[shot]
+    counts = np.bincount(shot)
+    most = int(counts.max())
+    if int(counts.min()) < most and not pad:
+        few = names[counts < most]
+        raise ValueError(
+            f"{path} has {int(counts.min())} to {most} receivers per shot: {len(few)} of "
+            f"{len(names)} shots have fewer than {most} ({shot_key} "
+            f"{', '.join(map(str, few[:5]))}{', …' if len(few) > 5 else ''}); pass "
+            "pad=True to fill them with dead traces, or another shot_key"
+        )
+    moved = (sources != sources[first][shot]).any(1)
+    if moved.any():
+        raise ValueError(
+            f"{path} has several source positions within one shot, first in {shot_key} "
+            f"{keys[moved][0]}; pass the trace header that tells the shots apart, as "
+            "shot_key='EnergySourcePoint' or 'SourceX'"
+        )
+    in_order = np.argsort(shot, kind="stable")
+    slot = np.empty_like(shot)
+    slot[in_order] = np.arange(shot.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    data = np.zeros((len(names), most, traces.shape[1]), traces.dtype)
+    where = np.full((len(names), most, 3), np.nan)
+    live = np.zeros((len(names), most), bool)
+    data[shot, slot], where[shot, slot], live[shot, slot] = traces, receivers, True
+    located = bool(sources.any() or receivers.any())
+    return Gathers(
+        torch.tensor(data, dtype=dtype),
+        dt,
+        torch.from_numpy(sources[first]) if located else None,
+        torch.from_numpy(where) if located else None,
+        None if live.all() else torch.from_numpy(live),
+    )
+
+
+def _segy_dt(path: Path, file: Any) -> float:
+    headers = _field(file, "TRACE_SAMPLE_INTERVAL")
+    # rev 2 reads the two bytes as unsigned
+    found = {int(file.bin[_segyio().BinField.Interval]) & 0xFFFF}
+    found = (found | {int(i) & 0xFFFF for i in np.unique(headers)}) - {0}
+    if len(found) != 1:
+        raise ValueError(
+            f"{path} has sampling intervals {sorted(found) or 'of zero'} µs in its "
+            "headers; pass the right one as dt=..., in seconds"
+        )
+    return found.pop() / 1e6
+
+
+def _positions(path: Path, file: Any) -> tuple[Array, Array]:
+    """Return source and receiver positions of every trace ``[trace, 3]``, metres."""
+    kinds = set(np.unique(_field(file, "CoordinateUnits")).tolist())
+    if kinds - {0, 1}:
+        raise ValueError(
+            f"{path} has positions in degrees or seconds of arc (CoordinateUnits "
+            f"{sorted(kinds)}); project them to metres first"
+        )
+    feet = int(file.bin[_segyio().BinField.MeasurementSystem]) == 2
+
+    def metres(name: str, scalar: str, sign: int = 1) -> Array:
+        values = sign * _field(file, name).astype(np.float64)
+        factor = _field(file, scalar).astype(np.float64)
+        size = np.maximum(np.abs(factor), 1.0)  # zero means one
+        scaled: Array = np.where(factor < 0, values / size, values * size)
+        return scaled * _FEET if feet else scaled
+
+    depth = metres("SourceDepth", "ElevationScalar")
+    surface = metres("SourceSurfaceElevation", "ElevationScalar")
+    sources = [depth - surface] + [
+        metres(n, "SourceGroupScalar") for n in ("SourceY", "SourceX")
+    ]
+    receivers = [metres("ReceiverGroupElevation", "ElevationScalar", -1)]
+    receivers += [metres(n, "SourceGroupScalar") for n in ("GroupY", "GroupX")]
+    # adding zero turns −0 to 0
+    return np.stack(sources, 1) + 0.0, np.stack(receivers, 1) + 0.0
+
+
+def gather_headers(gathers: Gathers, live: Array) -> list[dict[str, int]]:
+    """Return the trace headers of gathers, one dict for each live trace."""
+    if gathers.sources is None or gathers.receivers is None:
+        raise ValueError(
+            "SEG-Y gathers need positions; give Gathers sources and receivers, (z, y, x) "
+            "in metres, or write .npy"
+        )
+    sources, receivers = as_array(gathers.sources), as_array(gathers.receivers)
+    if not (np.isfinite(sources).all() and np.isfinite(receivers[live]).all()):
+        raise ValueError("positions hold NaN or infinite values; give them in metres")
+    reach = max(np.abs(sources).max(), np.abs(receivers[live]).max())
+    scales = [s for s in _SCALARS if reach * s < 2**31 - 1]
+    if not scales:
+        raise ValueError(f"positions reach {reach:g} m, beyond SEG-Y's 4-byte integers")
+
+    def whole(metres: Any) -> int:
+        return round(float(metres) * scales[0])
+
+    return [
+        {
+            "FieldRecord": int(s) + 1,
+            "EnergySourcePoint": int(s) + 1,
+            "TraceNumber": int(r) + 1,
+            "SourceGroupScalar": -scales[0],
+            "ElevationScalar": -scales[0],
+            "CoordinateUnits": 1,
+            "SourceDepth": whole(sources[s, 0]),
+            "SourceY": whole(sources[s, 1]),
+            "SourceX": whole(sources[s, 2]),
+            "ReceiverGroupElevation": -whole(receivers[s, r, 0]),
+            "GroupY": whole(receivers[s, r, 1]),
+            "GroupX": whole(receivers[s, r, 2]),
+        }
+        for s, r in np.argwhere(live)
+    ]
+
+
+def write_segy(
+    path: Path,
+    traces: Array,
+    headers: list[dict[str, int]],
+    interval: int,
+    file_dtype: str | None,
+    byte_order: ByteOrder,
+) -> None:
+    """Write traces ``[trace, time]`` with their headers; interval in microseconds."""
+    if file_dtype not in (None, "float32"):
+        raise ValueError(f"file_dtype is {file_dtype!r}; SEG-Y is written in 'float32'")
+    segyio = _segyio()
+    spec = segyio.spec()
+    spec.format = 5  # IEEE floats
+    spec.samples = np.arange(traces.shape[1]) * interval / 1e3
+    spec.tracecount = len(traces)
+    spec.endian = byte_order or "big"
+    with segyio.create(str(path), spec) as file:
+        file.bin.update(hdt=interval, dto=interval, mfeet=1)
+        common = {"TRACE_SEQUENCE_FILE": 0, "TraceIdentificationCode": 1}
+        common["TRACE_SAMPLE_INTERVAL"] = interval
+        for i, (trace, header) in enumerate(zip(traces, headers, strict=True)):
+            own = {**common, **header, "TRACE_SEQUENCE_FILE": i + 1}
+            file.header[i] = {getattr(segyio.TraceField, n): v for n, v in own.items()}
+            file.trace[i] = np.ascontiguousarray(trace, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Maps from the unknowns to the models of a propagator."""

@@ -1,0 +1,1 @@
+"""Waveform misfits, and illumination."""

@@ -1,0 +1,249 @@
+"""Illumination: diagonals that stand in for a waveform Hessian, as preconditioners.
+
+Cells near sources and receivers are lit by stronger waves than deep ones, and the
+Hessian's diagonal falls by orders of magnitude from there to the model's floor. Two
+estimates of that diagonal, both never negative:
+
+- ``source_illumination``: the diagonal pseudo-Hessian of Shin, Jang and Min, Geophysical
+  Prospecting 49, 2001. One propagation a shot; takes receivers for equally far.
+- ``gauss_newton_diagonal``: the diagonal of the Gauss-Newton Hessian, by probing. Four
+  propagations a shot and probe; sees receivers, weights and any parameterisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
+from hvpopt.fwi.survey.arguments import indices, instance, number, whole
+from hvpopt.fwi.survey.survey import Survey
+from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
+from hvpopt.krylov.preconditioner import DiagonalPreconditioner
+from hvpopt.model.space import ModelSpace
+from hvpopt.model.tensors import Model, copy_model, named_tensors, rebuild
+from hvpopt.operators.autodiff import vjp
+from hvpopt.problem.objective import Objective
+
+#: Of the parameterisation alone, for ``source_illumination``: no waves run, and one is
+#: enough where each unknown changes one cell.
+MAP_PROBES = 32
+
+
+class Illumination(DiagonalPreconditioner):
+    """A damped diagonal that remembers what it is.
+
+    Args:
+        diagonal: In flat coordinates ``[n]``, none negative.
+        space: Those coordinates.
+        damping: Floor relative to the largest entry.
+
+    Attributes:
+        space: As given.
+    """
+
+    def __init__(self, diagonal: Tensor, space: ModelSpace, *, damping: float) -> None:
+        super().__init__(diagonal, damping=damping)
+        self.space = space
+
+    def picture(self) -> Model:
+        """Return the diagonal in the model's units, shaped like it; frozen cells 0.
+
+        Relative to its largest entry, since it may underflow a model's float32.
+        """
+        scale = self.space.scale
+        unscaled = self.diagonal if scale is None else self.diagonal / scale.square()
+        relative = unscaled / unscaled.max()
+        return self.space.gradient_to_model(
+            relative if scale is None else relative * scale
+        )
+
+
+def gauss_newton_diagonal(
+    misfit: WaveformMisfit,
+    model: Model,
+    n_probes: int = 3,
+    smooth_cells: float = 3,
+    seed: int = 0,
+    *,
+    damping: float = 1e-2,
+    space: ModelSpace | None = None,
+    shots: Sequence[int] | None = None,
+) -> Illumination:
+    """Return the Gauss-Newton Hessian's diagonal, by probing, as a preconditioner.
+
+    The estimate is Bekas, Kokiopoulou and Saad's, smoothed over cells; see
+    ``hvpopt.krylov.diagonal``. Entries that the probes leave negative count as zero:
+    of several parameters that may be all of the weaker one, whose own curvature drowns in
+    its coupling to the stronger. Scale them to be about equal, or spend more probes.
+    It counts ``n_probes`` products, of four propagations a shot, in the misfit.
+
+    Args:
+        misfit: Any waveform misfit.
+        model: Where to linearise.
+        n_probes: Products to spend. Default 3.
+        smooth_cells: Standard deviation of the smoothing, cells; 0 for none, which
+            needs many more probes. Default 3.
+        seed: Of the probes.
+        damping: Floor relative to the largest entry. Default 1e-2.
+        space: Flat coordinates: those that the preconditioner is to be used in.
+            Default ``ModelSpace(model)``.
+        shots: Those that take part. Default all, whatever serves the misfit's products.
+
+    Returns:
+        The preconditioner, with its ``diagonal``.
+
+    Raises:
+        ValueError: For no probe, a negative width, an unknown shot, or a diagonal with
+            no positive entry.
+    """
+    _check_misfit(misfit)
+    n_probes, seed = whole("n_probes", n_probes, 1), whole("seed", seed, 0)
+    smooth_cells = number("smooth_cells", smooth_cells, least=0)
+    damping = number("damping", damping, least=0)
+    every = range(misfit.survey.n_shots) if shots is None else shots
+    space = ModelSpace(model) if space is None else space
+    operator = misfit.hessian(model, "gauss-newton", space=space, shots=every)
+    try:
+        smooth = smooth_cells if smooth_cells > 0 else None
+        found = estimate_diagonal(operator, n_probes, seed=seed, smooth=smooth)
+    finally:
+        operator.close()
+    return Illumination(found.diagonal.clamp(min=0), space, damping=damping)
+
+
+def source_illumination(
+    misfit: WaveformMisfit,
+    model: Model,
+    smooth_cells: float = 0,
+    *,
+    damping: float = 1e-2,
+    space: ModelSpace | None = None,
+    shots: Sequence[int] | None = None,
+) -> Illumination:
+    """Return the diagonal pseudo-Hessian of a scalar survey as a preconditioner.
+
+    A change of velocity at cell x scatters the virtual source ``2 v⁻³ ∂²u/∂t²`` there,
+    with u the wavefield of a shot. The pseudo-Hessian keeps its energy,
+
+        P(x) = Σ over shots  ∫ (2 v⁻³ ∂²u/∂t²)² dt,
+
+    and takes the way from x to the receivers, which Gauss-Newton also has, for the
+    same everywhere. ∂²u/∂t² is the second difference that deepwave's own update makes,
+    source included. P is not normalised as the misfit is: a factor for all cells drops
+    out of preconditioned conjugate gradients and of the relative damping.
+
+    Unknowns other than velocity have the diagonal of ``V'ᵀ P V'``: exact where each
+    changes one cell (slowness, logarithm, a sub-region), else from random signs.
+
+    Args:
+        misfit: Of a scalar survey.
+        model: Where to linearise.
+        smooth_cells: Standard deviation of a smoothing, cells, which spreads the peak
+            at each source. Default none.
+        damping: Floor relative to the largest entry. Default 1e-2.
+        space: Flat coordinates: those that the preconditioner is to be used in.
+            Default ``ModelSpace(model)``.
+        shots: Those that take part. Default all.
+
+    Returns:
+        The preconditioner, with its ``diagonal``. It counts one propagation a shot.
+
+    Raises:
+        ValueError: For another propagator, a survey with ``survey_pad``, a model that
+            does not fit, or a wavefield that is zero.
+    """
+    _check_misfit(misfit)
+    smooth_cells = number("smooth_cells", smooth_cells, least=0)
+    damping = number("damping", damping, least=0)
+    survey = misfit.survey
+    if survey.propagator != "scalar":
+        raise ValueError(
+            f"source illumination is defined for scalar surveys, this one is "
+            f"{survey.propagator}; use gauss_newton_diagonal"
+        )
+    if survey.options.get("survey_pad") is not None:
+        raise ValueError(
+            "source illumination needs wavefields of the whole model, and survey_pad "
+            "cuts them; use gauss_newton_diagonal"
+        )
+    space = ModelSpace(model) if space is None else space
+    space.match(model, "model")
+    taken = misfit.live_shots
+    if shots is not None:
+        taken = indices("shots", shots, survey.n_shots)
+    leaves = [t.requires_grad_() for t in named_tensors(copy_model(model)).values()]
+    with torch.enable_grad():
+        (velocity,) = misfit.waveforms.models(rebuild(model, leaves))
+    energy = torch.zeros(velocity.shape, dtype=torch.float64, device=velocity.device)
+    for group in misfit.groups(model, taken):
+        misfit.counts.tally(propagations=len(group))
+        energy += _acceleration_energy(misfit, velocity.detach(), group)
+    density = energy * (2 * velocity.detach().double() ** -3).square()
+    diagonal = _through_map(density, velocity, leaves, model, space)
+    if smooth_cells > 0:
+        diagonal = smooth_diagonal(diagonal, space, smooth_cells)
+    return Illumination(diagonal, space, damping=damping)
+
+
+def _check_misfit(misfit: object) -> None:
+    """Raise TypeError unless this is a waveform misfit, of one process or of several."""
+    hint = "a hvpopt.fwi.WaveformMisfit"
+    instance("misfit", misfit, Objective, hint)
+    instance("the survey of misfit", getattr(misfit, "survey", None), Survey, hint + "'s")
+
+
+def _acceleration_energy(
+    misfit: WaveformMisfit, velocity: Tensor, group: list[int]
+) -> Tensor:
+    """Return ``Σ ∫ (∂²u/∂t²)² dt`` over the shots of a group, shaped like the model."""
+    dt = misfit.survey.resolved.inner_dt
+    energy = torch.zeros(velocity.shape, dtype=torch.float64, device=velocity.device)
+    oldest: Tensor | None = None
+
+    # step k holds u_k and u_{k−1}; the last update that a recording sees ends at nt − 1
+    def add(state: Any) -> None:
+        nonlocal oldest
+        newest = state.get_wavefield("wavefield_0", mode="read").double()
+        middle = state.get_wavefield("wavefield_m1", mode="read").double()
+        if oldest is not None:
+            energy.add_((newest - 2 * middle + oldest).square().sum(0))
+        # the next step's second difference begins here; deepwave reuses the buffer
+        oldest = middle.clone()
+
+    with torch.no_grad():
+        misfit.survey.propagate(
+            [velocity],
+            group,
+            forward_callback=add,
+            callback_frequency=1,
+            checkpoint_segments=None,
+        )
+    return energy / dt**3
+
+
+def _through_map(
+    density: Tensor,
+    velocity: Tensor,
+    leaves: list[Tensor],
+    model: Model,
+    space: ModelSpace,
+) -> Tensor:
+    """Return the diagonal of ``V'ᵀ diag(density) V'`` in flat coordinates."""
+    largest = float(density.max())
+    if not 0 < largest < float("inf"):
+        raise ValueError(
+            f"the wavefield's energy is {largest:g}; check the wavelets of the survey"
+        )
+    # relative to the largest, or a float32 model would let small wavefields underflow
+    root = (density / largest).sqrt().to(velocity.dtype)
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros(space.size, dtype=space.dtype, device=space.device)
+    for _ in range(MAP_PROBES):
+        signs = 2.0 * torch.randint(0, 2, root.shape, generator=generator) - 1.0
+        pulled = vjp([velocity], leaves, [root * signs.to(root)], retain_graph=True)
+        total += space.gradient_to_vector(rebuild(model, pulled)).square()
+    return total * (largest / MAP_PROBES)

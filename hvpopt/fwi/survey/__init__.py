@@ -1,0 +1,1 @@
+"""Surveys: acquisition, time step and physics."""

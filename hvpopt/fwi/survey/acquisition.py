@@ -1,0 +1,223 @@
+"""Sources and receivers of one channel: checked once, then taken shot by shot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import deepwave
+import torch
+from torch import Tensor
+
+from hvpopt.fwi.survey.arguments import instance
+
+#: Indices of the shots that take part, or None for all of them.
+Shots: TypeAlias = "Sequence[int] | None"
+
+
+def take(tensor: Tensor, shots: Shots) -> Tensor:
+    """Return the rows of some shots; a view where they are consecutive."""
+    if shots is None:
+        return tensor
+    first, last = shots[0], shots[-1] + 1
+    if list(shots) == list(range(first, last)):
+        return tensor[first:last]
+    return tensor[torch.as_tensor(list(shots), device=tensor.device)]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where one channel's sources or receivers are.
+
+    Attributes:
+        locations: Cells ``[shot, point, dimension]``, integer or off-grid floats; the
+            on-grid support where ``hicks`` is given.
+        mask: True where a point is active ``[shot, point]``, or None for all.
+        hicks: The interpolator that spreads or gathers, or None.
+    """
+
+    locations: Tensor
+    mask: Tensor | None = None
+    hicks: deepwave.Hicks | None = None
+
+    @property
+    def n_shots(self) -> int:
+        """Number of shots."""
+        return int(self.locations.shape[0])
+
+    @property
+    def n_dimensions(self) -> int:
+        """Coordinates of a point."""
+        return int(self.locations.shape[-1])
+
+    @property
+    def n_points(self) -> int:
+        """Points per shot that the caller sees."""
+        asked = self.locations if self.hicks is None else self.hicks.locations
+        return int(asked.shape[1])
+
+    @property
+    def alike(self) -> bool:
+        """True if every shot has the same points."""
+        rows = [self.locations]
+        if self.hicks is not None:
+            rows.append(self.hicks.locations)  # one support may serve several places
+        if self.mask is not None:
+            rows.append(self.mask)
+        return all(bool((row == row[:1]).all()) for row in rows)
+
+    def of(self, shots: Shots) -> tuple[Tensor, Tensor | None]:
+        """Return locations and mask of some shots."""
+        return (
+            take(self.locations, shots),
+            None if self.mask is None else take(self.mask, shots),
+        )
+
+    def gather(self, data: Tensor, shots: Shots) -> Tensor:
+        """Return recordings ``[shot, point, time]`` at the points asked for."""
+        if self.hicks is None:
+            return data
+        index = list(range(self.n_shots)) if shots is None else list(shots)
+        return self.hicks.receiver(data, torch.as_tensor(index))
+
+    def to(self, device: torch.device) -> Points:
+        """Return the same points on another device."""
+        if self.hicks is not None:
+            raise ValueError(
+                "a Hicks object stays on the device it was made on; make the survey "
+                "anew, with Hicks locations on the other device"
+            )
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(self, locations=self.locations.to(device), mask=mask)
+
+    def check_inside(self, shape: Sequence[int], what: str) -> None:
+        """Raise ValueError unless every active point is inside a model of a shape."""
+        if self.hicks is not None:
+            return  # deepwave checks the support
+        active = (self.locations != deepwave.IGNORE_LOCATION).any(-1)
+        if self.mask is not None:
+            active &= self.mask
+        size = torch.as_tensor(list(shape), device=self.locations.device)
+        outside = ((self.locations < 0) | (self.locations > size - 1)).any(-1) & active
+        if bool(outside.any()):
+            shot, point = (int(i) for i in outside.nonzero()[0])
+            where = tuple(self.locations[shot, point].tolist())
+            raise ValueError(
+                f"{what} {point} of shot {shot} is at cell {where}, outside the model of "
+                f"{' × '.join(map(str, shape))} cells; locations are cell indices, not "
+                "metres, and start at 0"
+            )
+
+
+def parse_sources(sources: Mapping[str, Any]) -> dict[str, tuple[Tensor, Points]]:
+    """Return amplitudes ``[shot, source, time]`` and points by channel.
+
+    Args:
+        sources: Channel to ``(amplitudes, locations)`` or ``(amplitudes, locations,
+            mask)``; locations a tensor or a ``deepwave.Hicks``.
+
+    Returns:
+        By channel; amplitudes of a Hicks are spread onto its support.
+
+    Raises:
+        TypeError: For values that are no such tuple.
+        ValueError: For no source, or shapes that do not fit.
+    """
+    instance("sources", sources, Mapping, "a dict {channel: (amplitudes, locations)}")
+    if not sources:
+        raise ValueError("the survey has no sources; pass sources={channel: ...}")
+    parsed = {}
+    for channel, value in sources.items():
+        if not isinstance(value, tuple) or len(value) not in (2, 3):
+            raise TypeError(
+                f"sources[{channel!r}] must be (amplitudes, locations) or (amplitudes, "
+                f"locations, mask), got {type(value).__name__}"
+            )
+        amplitudes, (locations, *mask) = value[0], value[1:]
+        points = _points(locations, mask[0] if mask else None, f"sources[{channel!r}]")
+        expected = (points.n_shots, points.n_points)
+        if not isinstance(amplitudes, Tensor) or not amplitudes.is_floating_point():
+            raise TypeError(
+                f"the amplitudes of sources[{channel!r}] must be a floating-point "
+                f"torch.Tensor, got {getattr(amplitudes, 'dtype', type(amplitudes))}"
+            )
+        if amplitudes.ndim != 3 or amplitudes.shape[:2] != expected:
+            raise ValueError(
+                f"the amplitudes of sources[{channel!r}] have shape "
+                f"{tuple(amplitudes.shape)}, expected [{expected[0]}, "
+                f"{expected[1]}, time] as their locations have"
+            )
+        if amplitudes.shape[2] == 0 or not bool(torch.isfinite(amplitudes).all()):
+            raise ValueError(
+                f"the amplitudes of sources[{channel!r}] are empty in time, or have NaN "
+                "or infinite samples"
+            )
+        amplitudes = amplitudes.detach()
+        if points.hicks is not None:
+            amplitudes = points.hicks.source(amplitudes)
+        parsed[channel] = (amplitudes, points)
+    return parsed
+
+
+def parse_receivers(receivers: Mapping[str, Any]) -> dict[str, Points]:
+    """Return receiver points by channel.
+
+    Args:
+        receivers: Channel to locations, or to ``(locations, mask)``.
+
+    Returns:
+        By channel, in the order given.
+
+    Raises:
+        TypeError: For receivers that are no such mapping, or locations no numbers.
+        ValueError: For no receiver, or shapes that do not fit.
+    """
+    instance("receivers", receivers, Mapping, "a dict {channel: locations}")
+    if not receivers:
+        raise ValueError("the survey has no receivers; pass receivers={channel: ...}")
+    parsed = {}
+    for channel, value in receivers.items():
+        if isinstance(value, tuple) and len(value) != 2:
+            raise TypeError(
+                f"receivers[{channel!r}] must be locations or (locations, mask), got a "
+                f"tuple of {len(value)}"
+            )
+        locations, mask = value if isinstance(value, tuple) else (value, None)
+        parsed[channel] = _points(locations, mask, f"receivers[{channel!r}]")
+    return parsed
+
+
+def _points(locations: Any, mask: Any, what: str) -> Points:
+    hicks = locations if isinstance(locations, deepwave.Hicks) else None
+    if hicks is not None:
+        locations = hicks.get_locations()
+    if isinstance(locations, Tensor) and (
+        locations.dtype == torch.bool or locations.is_complex()
+    ):
+        raise TypeError(
+            f"the locations of {what} are {locations.dtype}; they must be cell indices, "
+            "integers or floats"
+        )
+    if isinstance(locations, Tensor) and not bool(torch.isfinite(locations).all()):
+        raise ValueError(f"the locations of {what} have NaN or infinite coordinates")
+    if not isinstance(locations, Tensor) or locations.ndim != 3:
+        raise ValueError(
+            f"the locations of {what} must be a tensor [shot, point, dimension] or a "
+            f"deepwave.Hicks, got {getattr(locations, 'shape', type(locations).__name__)}"
+        )
+    if 0 in locations.shape:
+        raise ValueError(
+            f"the locations of {what} have shape {tuple(locations.shape)}: no shot or no "
+            "point; leave the channel out if it is not used"
+        )
+    if mask is not None and (
+        not isinstance(mask, Tensor)
+        or mask.dtype != torch.bool
+        or mask.shape != locations.shape[:2]
+    ):
+        raise ValueError(
+            f"the mask of {what} must be a Boolean tensor of shape "
+            f"{tuple(locations.shape[:2])}, as its locations have"
+        )
+    return Points(locations, mask, hicks)

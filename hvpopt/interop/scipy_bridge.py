@@ -1,0 +1,223 @@
+"""as_scipy: an hvpopt objective as the NumPy callables that SciPy's methods take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import Bounds
+from torch import Tensor
+
+from hvpopt import checks
+from hvpopt.methods.points import trials
+from hvpopt.model.counts import Counts
+from hvpopt.model.space import ModelSpace, PerParameter
+from hvpopt.model.tensors import Model, warn_of_hooks
+from hvpopt.operators.symmetric import SymmetricOperator
+from hvpopt.problem.objective import Kind, Objective, check_kind
+from hvpopt.problem.torch_objective import as_objective
+
+Vector: TypeAlias = npt.NDArray[np.float64]
+
+
+def as_scipy(
+    objective: Objective | Callable[..., Tensor],
+    model: Model,
+    *,
+    scale: PerParameter = None,
+    mask: PerParameter = None,
+    lower: PerParameter = None,
+    upper: PerParameter = None,
+    kind: Kind | None = "exact",
+) -> ScipyProblem:
+    """Return an objective as functions of flat float64 NumPy vectors.
+
+    Args:
+        objective: An Objective, or any scalar torch function called as the model is
+            arranged.
+        model: The start: a tensor, a tuple or a dict of tensors. Not changed.
+        scale: Size of one unit of each parameter; see ModelSpace.
+        mask: True where cells may change; see ModelSpace.
+        lower: Lower bounds; see ModelSpace.
+        upper: Upper bounds, likewise.
+        kind: Of the products: ``"exact"``, ``"gauss-newton"``, or None for a method that
+            takes none, whose gradients then keep no graph.
+
+    Returns:
+        The problem, whose functions SciPy takes.
+
+    Raises:
+        TypeError: For an objective or model of the wrong type.
+        ValueError: For an unknown kind, or options that do not fit the model.
+
+    Example:
+        >>> import scipy.optimize, torch, hvpopt
+        >>> x0 = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+        >>> f = lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+        >>> p = hvpopt.as_scipy(f, x0)
+        >>> result = scipy.optimize.minimize(
+        ...     p.fun, p.x0, jac=p.jac, hessp=p.hessp, method="trust-ncg", tol=1e-9)
+        >>> p.to_model(result.x)
+        tensor([1.0000, 1.0000], dtype=torch.float64)
+    """
+    if kind is not None:
+        check_kind(kind)
+    warn_of_hooks(model)
+    space = ModelSpace(model, scale=scale, mask=mask, lower=lower, upper=upper)
+    return ScipyProblem(as_objective(objective), space, space.to_vector(model), kind)
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """A flat point and what is known there."""
+
+    vector: Vector
+    value: float
+    gradient: Vector
+    hessian: SymmetricOperator | None
+
+
+class ScipyProblem:
+    """The value, gradient and products of an objective, on flat vectors; see as_scipy.
+
+    Nothing is evaluated twice in the order that SciPy asks. ``fun`` costs one value;
+    ``jac`` costs one gradient, which gives the value and serves ``hessp`` too. Beside the
+    newest gradient's point, the point of the newest product is kept until a product is
+    asked for elsewhere: a trust-region method that refuses a trial goes on from there.
+
+    SciPy compares every value with the others, so a waveform misfit drops no bad shot in
+    here: it raises, whatever its ``on_bad_shot``.
+
+    Attributes:
+        x0: The start ``[n]``, float64.
+        bounds: A ``scipy.optimize.Bounds``, or None if no cell has a bound. What bounds
+            mean is up to the method; nothing here keeps them.
+        space: The flat coordinates.
+        kind: Of the products.
+    """
+
+    def __init__(
+        self, objective: Objective, space: ModelSpace, start: Tensor, kind: Kind | None
+    ) -> None:
+        self.objective = objective
+        self.space = space
+        self.kind = kind
+        self.x0 = _to_numpy(start)
+        self.bounds = _bounds(space)
+        self._valued: tuple[Vector, float] | None = None
+        self._newest: _Evaluated | None = None
+        self._base: _Evaluated | None = None
+
+    @property
+    def counts(self) -> Counts:
+        """What the objective has spent, also outside this problem."""
+        return self.objective.counts
+
+    def fun(self, x: npt.ArrayLike) -> float:
+        """Return the value at ``x`` ``[n]``; no gradient is computed for it."""
+        vector = self._flat(x)
+        known = self._known(vector)
+        if known is not None:
+            return known.value
+        if self._valued is None or not np.array_equal(self._valued[0], vector):
+            with trials():
+                self._valued = vector, self.objective.value(self.to_model(vector))
+        value: float = self._valued[1]
+        return value
+
+    def jac(self, x: npt.ArrayLike) -> Vector:
+        """Return the gradient with respect to ``x``, ``[n]``."""
+        return np.array(self._evaluate(self._flat(x)).gradient)
+
+    def fun_and_jac(self, x: npt.ArrayLike) -> tuple[float, Vector]:
+        """Return value and gradient, for ``jac=True``."""
+        evaluated = self._evaluate(self._flat(x))
+        return evaluated.value, evaluated.gradient.copy()
+
+    def hessp(self, x: npt.ArrayLike, p: npt.ArrayLike) -> Vector:
+        """Return the product of the Hessian at ``x`` with ``p``, both ``[n]``.
+
+        Args:
+            x: Where.
+            p: The right-hand side.
+
+        Returns:
+            ``[n]``.
+
+        Raises:
+            ValueError: If this problem was made with ``kind=None``.
+        """
+        if self.kind is None:
+            raise ValueError("this problem has no products: it was made with kind=None")
+        evaluated = self._evaluate(self._flat(x))
+        if self._base is not evaluated:
+            _close(self._base)
+            self._base = evaluated
+        assert evaluated.hessian is not None
+        product = evaluated.hessian.matvec(self._tensor(self._flat(p)))
+        return _to_numpy(product)
+
+    def to_model(self, x: npt.ArrayLike) -> Model:
+        """Return the model of a flat vector, arranged and typed like the start."""
+        return self.space.to_model(self._tensor(self._flat(x)))
+
+    def close(self) -> None:
+        """Release what is kept of the points met; the problem stays usable."""
+        _close(self._newest)
+        _close(self._base)
+        self._valued = self._newest = self._base = None
+
+    def _evaluate(self, vector: Vector) -> _Evaluated:
+        known = self._known(vector)
+        if known is not None:
+            return known
+        if self._newest is not self._base:
+            _close(self._newest)
+        # forgotten first: two graphs at most are held, and none that is closed
+        self._newest = self._base
+        model = self.to_model(vector)
+        with trials():
+            lin = self.objective.linearise(model, self.kind, space=self.space)
+        gradient = _to_numpy(self.space.gradient_to_vector(lin.gradient))
+        self._newest = _Evaluated(vector, lin.value, gradient, lin.hessian)
+        return self._newest
+
+    def _known(self, vector: Vector) -> _Evaluated | None:
+        for evaluated in (self._newest, self._base):
+            if evaluated is not None and np.array_equal(evaluated.vector, vector):
+                return evaluated
+        return None
+
+    def _flat(self, values: npt.ArrayLike) -> Vector:
+        array = checks.numbers_of("the vector", values)
+        if array.size != self.space.size:
+            raise ValueError(
+                f"the vector has shape {array.shape}, expected ({self.space.size},)"
+            )
+        return array.reshape(-1)
+
+    def _tensor(self, vector: Vector) -> Tensor:
+        return torch.from_numpy(vector).to(self.space.device)
+
+
+def _to_numpy(tensor: Tensor) -> Vector:
+    return np.array(tensor.cpu().numpy(), dtype=np.float64)
+
+
+def _close(evaluated: _Evaluated | None) -> None:
+    if evaluated is not None and evaluated.hessian is not None:
+        evaluated.hessian.close()
+
+
+def _bounds(space: ModelSpace) -> Bounds | None:
+    if not space.bounded:
+        return None
+    lower, upper = (
+        np.full(space.size, default) if side is None else _to_numpy(side)
+        for side, default in ((space.lower, -np.inf), (space.upper, np.inf))
+    )
+    return Bounds(lower, upper)

@@ -1,0 +1,139 @@
+"""Backtracking: shorten a step, by values alone, until it lowers the loss enough.
+
+Trials run along the projected path z(t) = P(z + t h) from t = 1, so that no trial
+breaks a bound and a cell already at its bound does not stop the others (Bertsekas,
+SIAM J. Control Optim. 20, 1982). Sufficient decrease is Armijo's, measured along what
+was really moved; the next t minimises the parabola through value, slope and trial.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from hvpopt import checks
+from hvpopt.methods.method import Direction, Step
+from hvpopt.methods.points import Point, Problem
+from hvpopt.model.scale import euclidean_norm
+
+_EPS = float(np.finfo(np.float64).eps)
+#: A trial that is judged by its gradient must lower its norm to this fraction.
+GRADIENT_PROGRESS = 0.9
+
+
+@dataclass(frozen=True)
+class Backtracking:
+    """Globalisation by value-only trials from the unit step.
+
+    Args:
+        decrease: Fraction of the predicted first-order decrease to ask for (c₁ of
+            Nocedal and Wright, §3.1). Default 1e-4.
+        shrink: Least and largest factor between trials. Default (0.1, 0.5).
+        max_trials: Values to spend before giving up. Default 20.
+
+    Raises:
+        TypeError: For what is no number, or no pair of them.
+        ValueError: For a number out of range.
+    """
+
+    decrease: float = 1e-4
+    shrink: tuple[float, float] = (0.1, 0.5)
+    max_trials: int = 20
+
+    def __post_init__(self) -> None:
+        checks.put(
+            self,
+            decrease=checks.number("decrease", self.decrease, above=0.0, below=0.5),
+            shrink=checks.pair("shrink", self.shrink, above=0.0, below=1.0),
+            max_trials=checks.integer("max_trials", self.max_trials, least=1),
+        )
+
+    def search(
+        self,
+        problem: Problem,
+        point: Point,
+        direction: Direction,
+        *,
+        gradient_first: bool = False,
+    ) -> Step:
+        """Return the longest trial that lowers the loss enough.
+
+        Args:
+            problem: For values and bounds.
+            point: Where the direction starts.
+            direction: To search along, unit step first.
+            gradient_first: Take the gradient with the first trial's value, which saves
+                that value if the trial is accepted and wastes the gradient if it is not.
+
+        Returns:
+            The step; without a vector if no trial was acceptable.
+        """
+        length = 1.0
+        problem.last_error = None
+        # where this much decrease is all there is to expect, the gradient is asked too
+        hidden = 0.0 if direction.curvature_step else rounding_of(problem, point)
+        for trial in range(1, self.max_trials + 1):
+            vector = problem.space.project(point.vector + length * direction.vector)
+            moved = vector - point.vector
+            expected = self._expected_change(point, direction, moved)
+            end: Point | None = None
+            value = math.inf
+            below_rounding = -hidden < expected < 0.0
+            if expected < 0.0 and ((gradient_first and trial == 1) or below_rounding):
+                end = problem.trial(vector)
+                value = math.inf if end is None else end.value
+            elif expected < 0.0:
+                value = problem.value(vector)
+            # differences, since a sum with the value would round what is asked away
+            if value - point.value <= self.decrease * expected:
+                return Step(vector, value, length, trial, direction, point=end)
+            if below_rounding and end is not None and value - point.value <= hidden:
+                before = euclidean_norm(point.projected_gradient)
+                after = euclidean_norm(end.projected_gradient)
+                if after <= GRADIENT_PROGRESS * before:
+                    return Step(vector, value, length, trial, direction, point=end)
+            if self.decrease * abs(expected) < _EPS * abs(point.value):
+                # shorter steps would pass by rounding alone, and the run would crawl
+                break
+            length *= self._factor(point.value, value, expected)
+        return Step(
+            None, point.value, 0.0, trial, direction, self._reason(problem, point, trial)
+        )
+
+    def _expected_change(
+        self, point: Point, direction: Direction, moved: Tensor
+    ) -> float:
+        slope = float(point.gradient @ moved)
+        if direction.curvature_step:
+            curvature = direction.smallest_eigenvalue
+            length = euclidean_norm(moved)  # of which the square may leave all range
+            return min(slope, 0.0) + 0.5 * curvature * length * length
+        return slope
+
+    def _factor(self, start: float, trial: float, expected: float) -> float:
+        low, high = self.shrink
+        if not math.isfinite(trial) or expected >= 0.0:
+            return math.sqrt(low * high)
+        return float(np.clip(-0.5 * expected / (trial - start - expected), low, high))
+
+    def _reason(self, problem: Problem, point: Point, trials: int) -> str:
+        reason = (
+            f"none of {trials} trials along the direction lowered the loss "
+            f"{point.value:.6g}; it may be at the rounding of its values"
+        )
+        if problem.last_failure:
+            reason += f" (last refusal: {problem.last_failure})"
+        return reason
+
+
+def rounding_of(problem: Problem, point: Point) -> float:
+    """Return the rounding to be expected of the loss's values at a point.
+
+    Args:
+        problem: Of the loss.
+        point: Where.
+    """
+    return 8 * problem.space.eps * abs(point.value)  # a sum of many rounded terms

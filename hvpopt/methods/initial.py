@@ -1,0 +1,410 @@
+"""Where a quasi-Newton method starts from: curvature measured by a few products.
+
+L-BFGS corrects an initial inverse Hessian H₀, and is as good as that is far from what
+its pairs have seen. The usual H₀ is one number. The diagonal of the Gauss-Newton matrix
+knows how much less the deep cells are seen than the shallow ones, and costs a few
+products, spent once (pseudo-Hessians serve waveform inversion so since Shin, Jang and
+Min, Geophysical Prospecting 49, 2001).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvpopt import checks
+from hvpopt.krylov.diagonal import WIDEST, estimate_diagonal, mean_and_error
+from hvpopt.krylov.low_rank import LowRankPreconditioner, nystrom
+from hvpopt.krylov.preconditioner import DiagonalPreconditioner, Preconditioner
+from hvpopt.methods.method import OutOfBudget
+from hvpopt.methods.points import Budget, Point, Problem
+from hvpopt.model.scale import euclidean_norm, unit_of
+from hvpopt.operators.symmetric import SymmetricOperator
+from hvpopt.problem.objective import Kind
+
+#: Probes of an operator whose products cost a whole one, and most probes of any.
+FEWEST, MOST = 2, 32
+#: Probes after which it is decided whether a diagonal serves at all.
+DECIDING = 2
+#: Factor of the next step where one showed no positive curvature.
+LENGTHENING = 4.0
+
+
+class InitialCurvature(ABC):
+    """Builds the initial inverse Hessian of a quasi-Newton method."""
+
+    @abstractmethod
+    def build(self, problem: Problem, point: Point, seed: int, budget: Budget) -> Any:
+        """Return what is known of the curvature at a point, as plain tensors.
+
+        Args:
+            problem: For products.
+            point: Where.
+            seed: Of what is random.
+            budget: What may be spent.
+
+        Raises:
+            OutOfBudget: If that is too little to measure anything.
+        """
+
+    @abstractmethod
+    def preconditioner(self, state: Any) -> Preconditioner:
+        """Return the initial inverse Hessian of what ``build`` returned."""
+
+    @property
+    def needs_products(self) -> bool:
+        """True if ``build`` makes Hessian-vector products. Default True."""
+        return True
+
+    def lengthened(self, state: Any) -> Any:
+        """Return the state after a whole step that showed no positive curvature.
+
+        Asked as long as no step has shown any.
+
+        Args:
+            state: From ``build`` or the last ``lengthened``. Default returned as it is.
+        """
+        return state
+
+
+@dataclass(frozen=True)
+class DiagonalState:
+    """A measured diagonal, or the one number that did better.
+
+    Attributes:
+        diagonal: ``[n]``, none negative.
+        damping: Floor relative to its largest entry.
+        scale: Curvature along the first direction relative to what the diagonal says, or
+            where ``uniform`` the curvature itself.
+        uniform: True if one number for all cells promised more than the diagonal.
+    """
+
+    diagonal: Tensor
+    damping: float
+    scale: float = 1.0
+    uniform: bool = False
+
+
+class _Scaled:
+    """Division by one number."""
+
+    def __init__(self, curvature: float) -> None:
+        self._curvature = curvature
+
+    def apply(self, vector: Tensor) -> Tensor:
+        return vector / self._curvature
+
+
+class _Sketches:
+    """The sketches of one point's Hessian by number, each made once; a context."""
+
+    def __init__(self, problem: Problem, point: Point, seed: int) -> None:
+        has = problem.objective.has_gauss_newton
+        self.kind: Kind = "gauss-newton" if has else "exact"
+        self.seed = seed
+        self._problem = problem
+        self._model = problem.space.to_model(point.vector)
+        self._made: dict[int, SymmetricOperator] = {}
+        self._whole = False
+
+    def __enter__(self) -> _Sketches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for operator in self._made.values():
+            operator.close()
+
+    def __getitem__(self, k: int) -> SymmetricOperator:
+        k = 0 if self._whole else k  # each would be the whole Hessian again
+        if k not in self._made:
+            made = self._problem.objective.sketch(
+                self._model, self.kind, space=self._problem.space, seed=self.seed + k
+            )
+            self._made[k] = made
+            self._whole = made.cost >= 1.0
+        return self._made[k]
+
+    def release(self, k: int) -> None:
+        """Close a sketch that is not asked for again."""
+        if not self._whole and k in self._made:
+            self._made.pop(k).close()
+
+
+@dataclass(frozen=True)
+class HessianDiagonal(InitialCurvature):
+    """The diagonal of the Gauss-Newton matrix, from random probes, smoothed and damped.
+
+    The probes are of the objective's ``sketch``: for a fixed-spread survey one encoded
+    shot each, so that as many probes as there are shots cost one product. An objective
+    without a Gauss-Newton matrix gives the size of its exact diagonal.
+
+    A diagonal helps where cells differ in how they are seen, as in depth below surface
+    shots; it harms where its small entries are cells that the data say nothing of, as
+    beside a transmission experiment. So after two probes the diagonal and one number
+    for all cells are compared, by the decrease that the quadratic model promises for
+    the first step along each, and the better one is taken. The same products give its
+    scale, with which the unit step is the best one along the first direction.
+
+    Args:
+        n_probes: Random vectors. Default: as many as cost one whole product, at least 2
+            and at most 32.
+        smooth: Standard deviation of the smoothing, cells. Default 3.
+        damping: Floor of the diagonal relative to its largest entry. Default: the
+            standard error of the estimate, since no entry is known better than that.
+
+    Raises:
+        ValueError: For a number out of range.
+    """
+
+    n_probes: int | None = None
+    smooth: float = 3.0
+    damping: float | None = None
+
+    def __post_init__(self) -> None:
+        n_probes = checks.optional(checks.integer, "n_probes", self.n_probes, least=1)
+        smooth = checks.number("smooth", self.smooth, least=0.0, most=WIDEST)
+        damping = checks.optional(
+            checks.number, "damping", self.damping, above=0.0, below=math.inf
+        )
+        checks.put(self, n_probes=n_probes, smooth=smooth, damping=damping)
+
+    def build(
+        self, problem: Problem, point: Point, seed: int, budget: Budget
+    ) -> DiagonalState:
+        """Probe the diagonal at a point."""
+        if budget.products < DECIDING + 2:
+            raise OutOfBudget(
+                f"measuring a diagonal takes at least {DECIDING + 2} products, and "
+                f"{budget.products:g} are left"
+            )
+        with _Sketches(problem, point, seed) as sketches:
+            n_probes = self.n_probes
+            if n_probes is None:
+                n_probes = min(max(FEWEST, round(1.0 / sketches[0].cost)), MOST)
+            # two or three products more for the scale
+            n_probes = min(n_probes, max(budget.cap(n_probes + 3) - 3, 1))
+            few = min(n_probes, DECIDING)
+            estimates = [self._probe(sketches, k) for k in range(few)]
+            state = self._compare(self._damped(estimates), sketches[n_probes], point)
+            if n_probes == few or state.uniform:
+                return state
+            for k in range(few, n_probes):
+                if budget.out_of_time:
+                    break
+                estimates.append(self._probe(sketches, k))
+            return self._scale(self._damped(estimates), sketches[n_probes], point)[1]
+
+    def _probe(self, sketches: _Sketches, k: int) -> Tensor:
+        smooth, seed = self.smooth or None, sketches.seed + k
+        found = estimate_diagonal(sketches[k], 1, seed=seed, smooth=smooth).diagonal
+        sketches.release(k)
+        return found if sketches.kind == "gauss-newton" else found.abs()
+
+    def _damped(self, estimates: list[Tensor]) -> DiagonalState:
+        mean, error = mean_and_error(estimates)
+        diagonal = mean.clamp(min=0.0)
+        largest = float(diagonal.max())
+        if not largest > 0.0:
+            return DiagonalState(torch.ones_like(mean), 1.0)  # the scale will tell
+        damping = self.damping
+        if damping is None:
+            known = math.isfinite(error)
+            damping = min(max(error / largest, 1e-3), 1.0) if known else 0.05
+        return DiagonalState(diagonal, damping)
+
+    def _compare(
+        self, state: DiagonalState, operator: SymmetricOperator, point: Point
+    ) -> DiagonalState:
+        """Take the diagonal or one number, whichever promises the greater decrease."""
+        tried = (
+            self._scale(state, operator, point, uniform) for uniform in (True, False)
+        )
+        return max(tried, key=lambda pair: pair[0])[1]
+
+    def _scale(
+        self,
+        state: DiagonalState,
+        operator: SymmetricOperator,
+        point: Point,
+        uniform: bool = False,
+    ) -> tuple[float, DiagonalState]:
+        """Return the decrease that the best length promises, and the scaled state."""
+        state = replace(state, uniform=uniform)
+        gradient = point.projected_gradient
+        # in units: of a loss of 1e-170 the products of two gradients underflow
+        gradient = gradient / unit_of(gradient)
+        direction = self.preconditioner(state).apply(gradient)
+        unit = unit_of(direction)
+        direction = direction / unit
+        slope = float(gradient @ direction)
+        curvature = abs(float(direction @ operator.matvec(direction)))
+        if not curvature > 0.0:
+            # a flat model says nothing; one unit is then a first step
+            flat = replace(
+                state, uniform=True, scale=euclidean_norm(point.projected_gradient)
+            )
+            return -math.inf, flat
+        return slope * (slope / curvature), replace(state, scale=unit * curvature / slope)
+
+    def preconditioner(self, state: DiagonalState) -> Preconditioner:
+        """Return the damped diagonal's inverse, or the division by one number."""
+        if state.uniform:
+            return _Scaled(state.scale)
+        diagonal = state.diagonal * state.scale
+        return DiagonalPreconditioner(diagonal, damping=state.damping)
+
+
+@dataclass(frozen=True)
+class LowRankState:
+    """A diagonal, and the few directions that it misses most.
+
+    Attributes:
+        diagonal: The measured diagonal.
+        vectors: ``[n, r]``, orthonormal in the diagonal.
+        values: Curvature along them relative to the diagonal, ``[r]``.
+        rest: Of all other directions.
+    """
+
+    diagonal: DiagonalState
+    vectors: Tensor
+    values: Tensor
+    rest: float
+
+
+@dataclass(frozen=True)
+class HessianSketch(InitialCurvature):
+    """A diagonal with a randomised low-rank part on top (Nyström), of whole products.
+
+    Args:
+        rank: Products, and directions known. Default 8.
+        diagonal: What the rest is divided by. Default ``HessianDiagonal()``.
+
+    Raises:
+        ValueError: If the rank is not positive.
+    """
+
+    rank: int = 8
+    diagonal: HessianDiagonal = HessianDiagonal()
+
+    def __post_init__(self) -> None:
+        checks.put(self, rank=checks.integer("rank", self.rank, least=1))
+        use = "pass a HessianDiagonal(...)"
+        checks.instance("diagonal", self.diagonal, HessianDiagonal, use)
+
+    def build(
+        self, problem: Problem, point: Point, seed: int, budget: Budget
+    ) -> LowRankState:
+        """Probe the diagonal, then sketch what it leaves."""
+        before = problem.objective.counts.products
+        diagonal = self.diagonal.build(problem, point, seed, budget)
+        left = budget.products - (problem.objective.counts.products - before)
+        if left < 1:
+            raise OutOfBudget("no product is left to sketch what the diagonal leaves")
+        base = _base(diagonal)
+        kind: Kind = "gauss-newton" if problem.objective.has_gauss_newton else "exact"
+        operator = problem.hessian(point, kind)
+        try:
+            rank = int(min(self.rank, operator.size, left))
+            found = nystrom(operator, rank, seed, base=base)
+        finally:
+            operator.close()
+        return LowRankState(diagonal, found.vectors, found.values, found.rest)
+
+    def preconditioner(self, state: LowRankState) -> LowRankPreconditioner:
+        """Return the low-rank correction of the damped diagonal."""
+        base = _base(state.diagonal)
+        return LowRankPreconditioner(state.vectors, state.values, state.rest, base=base)
+
+
+def _base(known: DiagonalState) -> DiagonalPreconditioner | None:
+    """Return the diagonal under a low-rank part, unless one number did better."""
+    if known.uniform:
+        return None
+    return DiagonalPreconditioner(known.diagonal, damping=known.damping)
+
+
+@dataclass(frozen=True)
+class CauchyState:
+    """One number.
+
+    Attributes:
+        curvature: Of the objective along its gradient, measured or assumed.
+    """
+
+    curvature: float
+
+
+@dataclass(frozen=True)
+class CauchyScale(InitialCurvature):
+    """The identity, scaled by the curvature along the gradient; one product."""
+
+    def build(
+        self, problem: Problem, point: Point, seed: int, budget: Budget
+    ) -> CauchyState:
+        """Measure the curvature along the gradient."""
+        unit = unit_of(point.projected_gradient)
+        gradient = point.projected_gradient / unit
+        operator = problem.hessian(point)
+        try:
+            along = float(gradient @ operator.matvec(gradient))
+        finally:
+            operator.close()
+        square = float(gradient @ gradient)
+        # a flat or falling line says nothing; one unit of the model is then a first step
+        curvature = abs(along) / square if along else unit * math.sqrt(square)
+        return CauchyState(curvature)
+
+    def preconditioner(self, state: CauchyState) -> Preconditioner:
+        """Return the division by that curvature."""
+        return _Scaled(state.curvature)
+
+
+@dataclass(frozen=True)
+class GradientScale(InitialCurvature):
+    """One number from gradients alone, for losses without second derivatives.
+
+    The first step has a given length. From the first pair (s, y) on the number is
+    ``y·y / s·y`` of the newest (Shanno and Phua, Math. Programming 14, 1978; Nocedal and
+    Wright, Numerical Optimization, 2006, equation 7.20), which ``QuasiNewton`` takes with
+    any initial curvature. Steps that show no positive curvature, and are taken whole, are
+    followed by one four times as long.
+
+    Args:
+        first: Length of the first step relative to the norm of the flat model, or in
+            flat coordinates where that is zero. Default 0.01.
+
+    Raises:
+        TypeError: If the length is no number.
+        ValueError: If it is not positive and finite.
+    """
+
+    first: float = 0.01
+
+    def __post_init__(self) -> None:
+        first = checks.number("first", self.first, above=0.0, below=math.inf)
+        checks.put(self, first=first)
+
+    @property
+    def needs_products(self) -> bool:
+        """False."""
+        return False
+
+    def build(
+        self, problem: Problem, point: Point, seed: int, budget: Budget
+    ) -> CauchyState:
+        """Return the curvature with which a step down has the first length."""
+        length = self.first * (euclidean_norm(point.vector) or 1.0)
+        return CauchyState(euclidean_norm(point.projected_gradient) / length)
+
+    def preconditioner(self, state: CauchyState) -> Preconditioner:
+        """Return the division by that curvature."""
+        return _Scaled(state.curvature)
+
+    def lengthened(self, state: CauchyState) -> CauchyState:
+        """Return the state whose step is four times as long."""
+        return CauchyState(state.curvature / LENGTHENING)

@@ -1,0 +1,212 @@
+"""What a method is: from a linearised point to the next point.
+
+The outer loop owns the iteration and its budgets; a method owns one step. A direction
+and its globalisation are separate objects that a method joins.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from hvpopt import checks
+from hvpopt.methods.points import Budget, Point, Problem
+from hvpopt.problem.objective import Kind
+
+
+class InnerStatus(Enum):
+    """How the linear algebra of one step ended."""
+
+    CONVERGED = "eigenvalue and linear solve met their tolerances"
+    EIGENVALUE = "λ_min did not reach its tolerance, or H + τI is not certified definite"
+    RESIDUAL = "the linear solve did not reach its tolerance"
+    FLOOR = (
+        "the tolerance lies under the rounding of the products; the solve went as far "
+        "as they allow"
+    )
+    ASYMMETRIC = (
+        "the products are not those of a symmetric matrix, so that λ_min is not known; "
+        "check the loss's second derivatives"
+    )
+    INDEFINITE = "H + τI turned out indefinite; the step is the iterate that came before"
+
+    @property
+    def message(self) -> str:
+        """The sentence for a person."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction to search along, and what it cost to find.
+
+    Attributes:
+        vector: ``[n]``, zero on active cells.
+        status: How the linear algebra ended.
+        shift: τ, added to the Hessian's diagonal.
+        smallest_eigenvalue: λ_min of the Hessian on the cells that are not active; an
+            upper bound always, and within the method's tolerance where negative.
+        lower_bound: Below λ_min with the method's confidence; −inf where unknown.
+        residual: ``‖(H + τI) h + g‖ / ‖g‖``.
+        inner_iterations: Iterations of the linear solver.
+        curvature_step: True if the direction was chosen for negative curvature alone,
+            where the gradient says nothing.
+        predicted: Decrease that the quadratic model predicts for the whole direction.
+        radius: Of the trust region that bounds the direction.
+        negative_curvature: A unit vector ``[n]`` along which the Hessian is negative, if
+            one was met.
+        unbounded: How many times longer the step would be without the trust region;
+            infinite where the model has no minimum.
+    """
+
+    vector: Tensor
+    status: InnerStatus = InnerStatus.CONVERGED
+    shift: float = 0.0
+    smallest_eigenvalue: float = math.nan
+    lower_bound: float = -math.inf
+    residual: float = math.nan
+    inner_iterations: int = 0
+    curvature_step: bool = False
+    predicted: float = math.nan
+    radius: float = math.inf
+    negative_curvature: Tensor | None = None
+    unbounded: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stationary:
+    """What a method knows of a point where the projected gradient vanishes.
+
+    Attributes:
+        minimum: True if it found no negative curvature, and looked well enough.
+        reason: A sentence.
+        unfinished: True if it found no negative curvature as far as it looked, and more
+            products would tell.
+    """
+
+    minimum: bool
+    reason: str
+    unfinished: bool = False
+
+
+class OutOfBudget(Exception):  # noqa: N818 - a way out, not an error
+    """Raised by a method whose next step costs more products than are left."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was tried.
+
+    Attributes:
+        vector: The point it ends at ``[n]``; None if no trial was acceptable.
+        value: The objective there.
+        length: Fraction of the direction that was taken.
+        trials: Values spent.
+        direction: What was searched.
+        reason: Why no trial was acceptable, a sentence; empty otherwise.
+        point: The end with its gradient, where the search has evaluated that already.
+        memo: What the method wants to remember of this step.
+    """
+
+    vector: Tensor | None
+    value: float
+    length: float
+    trials: int
+    direction: Direction
+    reason: str = ""
+    point: Point | None = None
+    memo: Any = None
+
+
+class Method(ABC):
+    """A method of minimisation, one step at a time."""
+
+    #: Which Hessian its steps need; None if it asks for one itself when it needs one.
+    kind: Kind | None = "exact"
+    #: Whether a run looks at λ_min, within limits, before it calls a point a minimum.
+    examines_curvature = True
+
+    @property
+    def needs_products(self) -> bool:
+        """True if steps take Hessian-vector products. Default True."""
+        return True
+
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        """Refuse to be called, as SciPy calls a ``method`` of its own.
+
+        Raises:
+            TypeError: Always; it names what SciPy takes.
+        """
+        name = type(self).__name__
+        raise TypeError(
+            f"{name} is a method of hvpopt.minimize and cannot be called; for "
+            f"scipy.optimize.minimize pass method=hvpopt.scipy_method(hvpopt.{name}(...))"
+        )
+
+    @abstractmethod
+    def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
+        """Return a step from a linearised point.
+
+        Args:
+            problem: For trial values.
+            point: Where to step from, with its Hessian.
+            state: What ``start`` returned, or the last ``remember``.
+            budget: What may still be spent.
+        """
+
+    def predicted_step(self, problem: Problem, point: Point, state: Any) -> Tensor | None:
+        """Return the whole step that comes next, where nothing need be evaluated for it.
+
+        Args:
+            problem: For the space.
+            point: Where the step begins.
+            state: As for ``step``.
+
+        Returns:
+            The step ``[n]``, or None where only ``step`` can tell. Default None.
+        """
+        return None
+
+    def escape(
+        self, problem: Problem, point: Point, state: Any, budget: Budget
+    ) -> Step | Stationary:
+        """Leave a stationary point that is no minimum.
+
+        Args:
+            problem: For trial values.
+            point: Where the gradient is as good as zero.
+            state: As for ``step``.
+            budget: What may still be spent.
+
+        Returns:
+            A step along negative curvature if there is any, else what is known of the
+            curvature here.
+        """
+        return Stationary(False, "its curvature was not examined")
+
+    def start(self, problem: Problem) -> Any:
+        """Return the state that a run begins with. Default none."""
+        return None
+
+    def next_kind(self, state: Any) -> Kind | None:
+        """Return which Hessian the next point is to carry. Default ``kind``."""
+        return self.kind
+
+    def remember(self, state: Any, before: Point, after: Point, step: Step) -> Any:
+        """Return the state after an accepted step. Default unchanged."""
+        return state
+
+
+def checked_method(method: object) -> Method:
+    """Return a method, or raise TypeError that tells how to make one.
+
+    Args:
+        method: What was given.
+    """
+    use = "pass an instance of a method, such as hvpopt.QuasiNewton()"
+    return checks.instance("method", method, Method, use)

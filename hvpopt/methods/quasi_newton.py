@@ -1,0 +1,175 @@
+"""QuasiNewton: L-BFGS that starts from measured curvature, with bounds by projection.
+
+Nocedal's two-loop recursion (Math. Comp. 35, 1980) over pairs of step and gradient
+change, on an initial inverse Hessian from Hessian-vector products (``initial.py``). Cells
+that a bound holds leave the direction, and trials run along the projected path. The line
+search is Armijo's by values, from the unit step; a pair without safely positive curvature
+is left out, so that no curvature condition has to be paid for in gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from hvpopt import checks
+from hvpopt.krylov.pairs import Pair, PairsPreconditioner, safely_positive
+from hvpopt.krylov.preconditioner import Preconditioner
+from hvpopt.methods.backtracking import Backtracking
+from hvpopt.methods.initial import HessianDiagonal, InitialCurvature
+from hvpopt.methods.method import Direction, Step
+from hvpopt.methods.points import Budget, Point, Problem
+from hvpopt.methods.saddle import SecondOrderMethod
+
+
+@dataclass(frozen=True)
+class QuasiNewtonState:
+    """What a run remembers.
+
+    Attributes:
+        pairs: Steps and changes of the gradient, oldest first.
+        initial: What the initial curvature measured; None before the first step.
+        age: Steps since it was measured.
+        builds: How often it was measured.
+        gradient_first: True if the last step was the whole direction.
+    """
+
+    pairs: tuple[Pair, ...] = ()
+    initial: Any = None
+    age: int = 0
+    builds: int = 0
+    gradient_first: bool = False
+
+
+class QuasiNewton(SecondOrderMethod):
+    """L-BFGS on an initial inverse Hessian that products have measured.
+
+    Args:
+        memory: Pairs to keep, each two vectors of the model's size. Default 50.
+        initial: Measures the initial curvature. Default ``HessianDiagonal()``.
+        refresh: Steps after which it is measured anew. Default never; a search that
+            fails also has it measured anew, once.
+        globalisation: Shortens steps. Default ``Backtracking()``.
+        eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero. This
+            and the next two are read with ``certify=True`` or at a start without
+            gradient alone. Default 1e-6.
+        confidence: With which a minimum is certified. Default 0.99.
+        max_products: Products for one look at λ_min. Default 300.
+        seed: Of the probes.
+
+    Raises:
+        ValueError: For a number out of range.
+        TypeError: If ``initial`` measures no curvature, or for another globalisation.
+    """
+
+    kind = None
+    # that of its pairs is positive by construction
+    examines_curvature = False
+
+    def __init__(
+        self,
+        *,
+        memory: int = 50,
+        initial: InitialCurvature | None = None,
+        refresh: int | None = None,
+        globalisation: Backtracking | None = None,
+        eigenvalue_floor: float = 1e-6,
+        confidence: float = 0.99,
+        max_products: int = 300,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            eigenvalue_floor=eigenvalue_floor,
+            confidence=confidence,
+            max_products=max_products,
+            # each measurement of the curvature takes the next seed
+            seed=checks.seed("seed", seed, spare=2**32),
+        )
+        self.memory = checks.integer("memory", memory, least=1)
+        self.initial = HessianDiagonal() if initial is None else initial
+        use = "pass an InitialCurvature, such as hvpopt.HessianDiagonal()"
+        checks.instance("initial", self.initial, InitialCurvature, use)
+        self.refresh = checks.optional(checks.integer, "refresh", refresh, least=1)
+        self.globalisation = Backtracking() if globalisation is None else globalisation
+        use = "pass a Backtracking(...)"
+        checks.instance("globalisation", self.globalisation, Backtracking, use)
+
+    @property
+    def needs_products(self) -> bool:
+        """True unless the initial curvature comes from gradients alone."""
+        return self.initial.needs_products
+
+    def start(self, problem: Problem) -> QuasiNewtonState:
+        """Return the state of a run that has measured nothing yet."""
+        # the unit step is the best one along the first direction, if the curvature is
+        # what was measured
+        return QuasiNewtonState(gradient_first=True)
+
+    def step(
+        self, problem: Problem, point: Point, state: QuasiNewtonState, budget: Budget
+    ) -> Step:
+        """Return a step along the quasi-Newton direction."""
+        if state.initial is None or (self.refresh and state.age >= self.refresh):
+            state = self._measure(problem, point, state, budget)
+        step = self._search(problem, point, state)
+        if step.vector is None and state.pairs:
+            # the pairs may come from another country
+            state = replace(state, pairs=(), gradient_first=False)
+            step = self._search(problem, point, state)
+        if step.vector is None and state.age:
+            state = self._measure(problem, point, state, budget)
+            step = self._search(problem, point, state)
+        return replace(step, memo=state)
+
+    def _measure(
+        self, problem: Problem, point: Point, state: QuasiNewtonState, budget: Budget
+    ) -> QuasiNewtonState:
+        initial = self.initial.build(problem, point, self.seed + state.builds, budget)
+        return replace(state, initial=initial, age=0, builds=state.builds + 1)
+
+    def predicted_step(
+        self, problem: Problem, point: Point, state: QuasiNewtonState
+    ) -> Tensor | None:
+        """Return the quasi-Newton step; None where no curvature is known yet."""
+        return None if state.initial is None else self._vector(point, state)
+
+    def _vector(self, point: Point, state: QuasiNewtonState) -> Tensor:
+        vector = -self.preconditioner(state).apply(point.projected_gradient)
+        return vector.masked_fill(point.active, 0.0)
+
+    def _search(self, problem: Problem, point: Point, state: QuasiNewtonState) -> Step:
+        direction = Direction(self._vector(point, state))
+        return self.globalisation.search(
+            problem, point, direction, gradient_first=state.gradient_first
+        )
+
+    def preconditioner(self, state: QuasiNewtonState) -> Preconditioner:
+        """Return the inverse Hessian that a state knows."""
+        return PairsPreconditioner(
+            state.pairs,
+            memory=self.memory,
+            base=self.initial.preconditioner(state.initial),
+        )
+
+    def remember(
+        self, state: QuasiNewtonState, before: Point, after: Point, step: Step
+    ) -> QuasiNewtonState:
+        """Return the state with the step's pair."""
+        if step.memo is None:  # a step off a saddle: what was learnt is of another basin
+            return QuasiNewtonState(builds=state.builds)
+        state = step.memo
+        pair = after.vector - before.vector, after.gradient - before.gradient
+        pairs, initial = state.pairs, state.initial
+        if safely_positive(*pair):
+            pairs = (*pairs, pair)[-self.memory :]
+        elif not pairs and step.length == 1.0:
+            initial = self.initial.lengthened(initial)
+        return replace(
+            state,
+            pairs=pairs,
+            initial=initial,
+            age=state.age + 1,
+            gradient_first=step.length == 1.0,
+        )

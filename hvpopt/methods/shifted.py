@@ -1,0 +1,292 @@
+"""ShiftedNewton: the Newton step of H + τI, with τ just large enough.
+
+τ = max(−factor · λ_min, 0), as in the Hessian example of Deepwave's documentation; the
+idea is Goldfeld, Quandt and Trotter's, Econometrica 34, 1966. With the Lanczos solver
+λ_min and the step come from one Krylov space, so the shift costs no product.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from hvpopt import checks
+from hvpopt.krylov.cg import CGStatus, cg
+from hvpopt.krylov.eigenvalue import (
+    AsymmetryError,
+    rounding_at,
+    smallest_eigenvalue,
+    tolerance_at,
+)
+from hvpopt.krylov.lanczos import LanczosBasis
+from hvpopt.krylov.preconditioner import (
+    Preconditioner,
+    RestrictedPreconditioner,
+    checked_preconditioner,
+)
+from hvpopt.methods.backtracking import Backtracking
+from hvpopt.methods.method import (
+    Direction,
+    InnerStatus,
+    OutOfBudget,
+    Step,
+)
+from hvpopt.methods.points import Budget, FreeCells, Point, Problem
+from hvpopt.methods.saddle import SecondOrderMethod
+from hvpopt.model.scale import euclidean_norm
+from hvpopt.operators.dense import DenseHessian
+from hvpopt.operators.symmetric import DENSE_MEMORY_LIMIT, ShiftedOperator
+
+SOLVERS = ("lanczos", "cg", "cholesky")
+
+
+class ShiftedNewton(SecondOrderMethod):
+    """Newton's method on H + τI with ``τ = max(−factor · λ_min, 0)``.
+
+    Args:
+        solver: ``"lanczos"``: λ_min and step from one Krylov space of the gradient, to
+            which a random probe of size ``tol / 10`` is added so that λ_min cannot
+            hide. ``"cg"``: λ_min by Lanczos from a random start, then conjugate
+            gradients. ``"cholesky"``: the dense matrix, for small models.
+        factor: Of the shift. Over 1. Default 1.5.
+        tol: Of the linear solve, ``‖(H + τI) h + g‖ ≤ tol · ‖g‖``. Default 1e-3.
+        eigenvalue_tol: Relative residual that a negative λ_min is asked for. Default
+            1e-2, which puts the error of λ_min near its square. Of a positive one the
+            Lanczos solver only certifies the sign, since τ = 0 whatever its size.
+        eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero.
+            Default 1e-6.
+        confidence: With which H + τI is certified positive definite. Default 0.99.
+        max_products: Products for one step. Default 300.
+        preconditioner: Of conjugate gradients, in flat coordinates; solver ``"cg"``
+            only. Default none. (For Lanczos, choose the ModelSpace's scale.)
+        globalisation: Shortens steps. Default ``Backtracking()``.
+        memory_limit: Of the dense matrix, bytes.
+        seed: Of the random probe.
+
+    Raises:
+        TypeError: For an option of the wrong type.
+        ValueError: For an unknown solver or a number out of range.
+    """
+
+    def __init__(
+        self,
+        solver: str = "lanczos",
+        *,
+        factor: float = 1.5,
+        tol: float = 1e-3,
+        eigenvalue_tol: float = 1e-2,
+        eigenvalue_floor: float = 1e-6,
+        confidence: float = 0.99,
+        max_products: int = 300,
+        preconditioner: Preconditioner | None = None,
+        globalisation: Backtracking | None = None,
+        memory_limit: float = DENSE_MEMORY_LIMIT,
+        seed: int = 0,
+    ) -> None:
+        self.solver = checks.choice("solver", solver, SOLVERS)
+        says = "H + τI is definite only for factor > 1"
+        self.factor = checks.number(
+            "factor", factor, above=1.0, below=math.inf, says=says
+        )
+        self.tol = checks.number("tol", tol, above=0.0, below=1.0)
+        self.eigenvalue_tol = checks.number(
+            "eigenvalue_tol", eigenvalue_tol, above=0.0, below=1.0
+        )
+        super().__init__(
+            eigenvalue_floor=eigenvalue_floor,
+            confidence=confidence,
+            max_products=max_products,
+            seed=seed,
+        )
+        if preconditioner is not None and solver != "cg":
+            raise ValueError(
+                f"a preconditioner goes with solver='cg', not {solver!r}; for Lanczos "
+                "give minimize a scale, such as the diagonal to the power −1/2"
+            )
+        self.preconditioner = checked_preconditioner(preconditioner)
+        self.globalisation = Backtracking() if globalisation is None else globalisation
+        use = "pass a Backtracking(...)"
+        checks.having("globalisation", self.globalisation, "search", use)
+        self.memory_limit = checks.number("memory_limit", memory_limit, least=0.0)
+
+    def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
+        """Return the shifted Newton step, shortened as far as the loss asks."""
+        direction = self.direction(point, budget, lowest=state)
+        step = self.globalisation.search(problem, point, direction)
+        return replace(step, memo=direction.negative_curvature)
+
+    def direction(
+        self, point: Point, budget: Budget, lowest: Tensor | None = None
+    ) -> Direction:
+        """Return the shifted Newton direction at a linearised point.
+
+        Args:
+            point: With its Hessian.
+            budget: What may still be spent.
+            lowest: The lowest eigenvector of the point before ``[n]``, which the search
+                for this one's begins with; solver ``"cg"`` only. Default none.
+        """
+        free = point.free_cells()
+        if self.solver == "cg":
+            direction = self._by_cg(free, budget, lowest)
+        elif self.solver == "lanczos":
+            direction = self._by_lanczos(free, budget)
+        else:
+            direction = self._by_cholesky(free, budget)
+        below = direction.negative_curvature
+        return replace(
+            direction,
+            vector=free.extend(direction.vector),
+            negative_curvature=None if below is None else free.extend(below),
+        )
+
+    def remember(
+        self, state: Any, before: Point, after: Point, step: Step
+    ) -> Tensor | None:
+        """Return the direction of negative curvature that the step met, if any."""
+        return None if step.memo is None else step.memo.clone()
+
+    def _shift(self, smallest: float, rounding: float, least: float = 0.0) -> float:
+        shift = max(-self.factor * smallest, 0.0)
+        # a Hessian that is singular to rounding still needs something to divide by
+        if smallest + shift > rounding:
+            return shift
+        return shift + (max(2 * rounding, least) or 1.0)
+
+    def _by_lanczos(self, free: FreeCells, budget: Budget) -> Direction:
+        operator, gradient = free.operator, free.gradient
+        tol = min(self.tol, budget.accuracy)
+        basis = LanczosBasis(operator, gradient, probe=0.1 * tol, seed=self.seed)
+        norm = euclidean_norm(gradient)
+        limit = max(budget.cap(self.max_products), 1)
+        status = InnerStatus.EIGENVALUE
+        enough = (InnerStatus.CONVERGED, InnerStatus.FLOOR)
+        while status not in enough and basis.size < limit:
+            if basis.size and budget.out_of_time:
+                break
+            if not basis.extend():
+                break
+            status = self._basis_status(basis, norm, tol)
+        smallest = float(basis.ritz_values[0])
+        rounding = rounding_at(basis)
+        step = basis.solve(self._basis_shift(basis))
+        return Direction(
+            vector=step.vector,
+            status=status,
+            shift=self._basis_shift(basis),
+            smallest_eigenvalue=smallest,
+            lower_bound=basis.lower_bound(self.confidence),
+            residual=step.residual_norm / norm,
+            inner_iterations=basis.size,
+            negative_curvature=basis.ritz_vector() if smallest < -rounding else None,
+        )
+
+    def _basis_shift(self, basis: LanczosBasis) -> float:
+        rounding = basis.operator.noise * basis.norm_estimate
+        return self._shift(float(basis.ritz_values[0]), rounding)
+
+    def _basis_status(self, basis: LanczosBasis, norm: float, tol: float) -> InnerStatus:
+        """Say which tolerance the basis misses, cheapest question first."""
+        shift = self._basis_shift(basis)
+        residual = basis.residual_norm(shift) / norm
+        floor = basis.floor(shift)
+        if residual > max(tol, floor):
+            return InnerStatus.RESIDUAL
+        zero = self.eigenvalue_floor * basis.norm_estimate
+        if float(basis.ritz_values[0]) < -zero:
+            allowed = tolerance_at(basis, self.eigenvalue_tol, self.eigenvalue_floor)
+            if basis.ritz_residual() > allowed:
+                return InnerStatus.EIGENVALUE
+        # H + τI is definite if no eigenvalue hides below −τ; where λ_min is positive
+        # its sign is all that the step needs
+        if not basis.excludes_below(-max(shift, zero), self.confidence):
+            return InnerStatus.EIGENVALUE
+        return InnerStatus.CONVERGED if floor <= tol else InnerStatus.FLOOR
+
+    def _by_cg(self, free: FreeCells, budget: Budget, lowest: Tensor | None) -> Direction:
+        operator, gradient = free.operator, free.gradient
+        limit = max(budget.cap(self.max_products), 1)
+        asymmetric = False
+        try:
+            estimate = smallest_eigenvalue(
+                operator,
+                self.eigenvalue_tol,
+                start=None if lowest is None else free.restrict(lowest),
+                floor=self.eigenvalue_floor,
+                max_products=max(limit - 1, 1),  # conjugate gradients get one at least
+                deadline=budget.deadline,
+                confidence=self.confidence,
+                seed=self.seed,
+            )
+        except AsymmetryError as error:
+            # a step may lower the loss all the same, as with the other solvers
+            estimate, asymmetric = error.estimate, True
+        shift = self._shift(estimate.value, estimate.upper - estimate.value)
+        solution = cg(
+            ShiftedOperator(operator, shift),
+            -gradient,
+            tol=min(self.tol, budget.accuracy),
+            max_products=limit - estimate.n_products,
+            deadline=budget.deadline,
+            preconditioner=self._restricted_preconditioner(free),
+        )
+        status = InnerStatus.CONVERGED
+        vector = solution.x
+        if not estimate.converged:
+            status = InnerStatus.EIGENVALUE
+        elif solution.status is not CGStatus.CONVERGED:
+            status = InnerStatus.RESIDUAL
+        if solution.direction is not None:
+            status = InnerStatus.INDEFINITE
+        if asymmetric:
+            status = InnerStatus.ASYMMETRIC
+        if not bool(vector.any()):
+            # no iterate yet: steepest descent, preconditioned where curvature was met
+            vector = -gradient if solution.direction is None else solution.direction
+        return Direction(
+            vector=vector,
+            status=status,
+            shift=shift,
+            smallest_eigenvalue=estimate.value,
+            lower_bound=estimate.lower,
+            residual=solution.residual_norm / euclidean_norm(gradient),
+            inner_iterations=solution.n_products,
+            negative_curvature=estimate.vector if estimate.upper < 0.0 else None,
+        )
+
+    def _restricted_preconditioner(self, free: FreeCells) -> Preconditioner | None:
+        if self.preconditioner is None:
+            return None
+        return RestrictedPreconditioner(self.preconditioner, free.restrict, free.extend)
+
+    def _by_cholesky(self, free: FreeCells, budget: Budget) -> Direction:
+        operator, gradient = free.operator, free.gradient
+        if operator.size > budget.products:
+            raise OutOfBudget(
+                f"a dense step takes {operator.size} products, and "
+                f"{budget.products:g} are left"
+            )
+        dense = DenseHessian(
+            operator, memory_limit=self.memory_limit, deadline=budget.deadline
+        )
+        smallest, _ = dense.smallest_eigenvalue()
+        largest = float(dense.matrix.abs().max())
+        rounding = operator.noise * largest
+        # of a null space the gradient has its rounding, which must not be blown up
+        shift = self._shift(smallest, rounding, self.eigenvalue_floor * largest)
+        vector = dense.solve(-gradient, shift)
+        residual = dense.matrix @ vector + shift * vector + gradient
+        relative = euclidean_norm(residual) / euclidean_norm(gradient)
+        return Direction(
+            vector=vector,
+            status=(
+                InnerStatus.CONVERGED if relative <= self.tol else InnerStatus.RESIDUAL
+            ),
+            shift=shift,
+            smallest_eigenvalue=smallest,
+            lower_bound=smallest - rounding,
+            residual=relative,
+        )

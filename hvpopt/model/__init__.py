@@ -1,0 +1,1 @@
+"""Models: their tensors, their flat space, and what evaluations cost."""

@@ -1,0 +1,125 @@
+"""Copies for functions of the caller's, which may write to what they are given.
+
+A function that works in place on a copy, as autograd sees it, is a function like any
+other. One that writes where autograd cannot see it (``.data``, ``torch.no_grad()``) is
+not: its value belongs to another point than its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from hvpopt.model.tensors import Model, call_loss, copy_model, named_tensors, rebuild
+
+
+class WrittenError(ValueError):
+    """A function has changed what it was given, unseen by autograd."""
+
+    #: No trial of a shorter step mends that (see ``newton.problem``).
+    ends_run = True
+
+
+class GraphCopies:
+    """Copies that belong to the graph of tensors, and a look at them afterwards.
+
+    Args:
+        tensors: What to copy; those that require gradients are looked at.
+
+    Attributes:
+        tensors: The copies, to be passed to a function.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._given = list(tensors)
+        with torch.enable_grad():
+            self.tensors = [t.clone() for t in tensors]
+        self._nodes: list[Node | None] = [t.grad_fn for t in self.tensors]
+
+    def check(self, names: Iterable[str], what: str, cure: str) -> None:
+        """Raise WrittenError if a copy was written to without autograd's knowledge.
+
+        Args:
+            names: Of the tensors.
+            what: Who wrote, such as ``"the loss"``.
+            cure: What to do instead.
+
+        Raises:
+            WrittenError: Naming the first such tensor and how many entries changed.
+        """
+        for name, given, copy, node in zip(
+            names, self._given, self.tensors, self._nodes, strict=True
+        ):
+            if node is None or copy.grad_fn is not node:
+                continue  # not differentiated, or in place as part of the graph
+            # a version is counted under no_grad() even where nothing changed, and not
+            # counted for .data
+            if copy._version == 0 and same(given, copy):
+                continue
+            changed = int((given.detach() != copy.detach()).sum())
+            raise WrittenError(
+                f"{what} writes to {name!r} where autograd cannot see it, by .data or "
+                f"under torch.no_grad() ({changed} of {given.numel()} entries changed "
+                "here), so that its value belongs to another point than its gradient; "
+                + cure
+            )
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """True if two tensors of one shape hold the same numbers, NaN included."""
+    a, b = a.detach(), b.detach()
+    return torch.equal(a, b) or torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def writes(function: Callable[..., Any], model: Model) -> tuple[Any, bool]:
+    """Call a function with a copy of a model, building no graph.
+
+    Args:
+        function: Called as the model is arranged.
+        model: Not changed.
+
+    Returns:
+        What the function returns, and whether it has written to its copy.
+    """
+    copy = copy_model(model)
+    with torch.no_grad():
+        value: Any = call_loss(function, copy)
+    pairs = zip(named_tensors(model).values(), named_tensors(copy).values(), strict=True)
+    return value, not all(same(a, b) for a, b in pairs)
+
+
+def call_with_graph(
+    function: Callable[..., Any], model: Model, what: str, cure: str
+) -> Any:
+    """Call a function with copies of a model that belong to the model's graph.
+
+    Args:
+        function: Called as the model is arranged.
+        model: Tensors that require gradients. Not changed.
+        what: The function, for errors.
+        cure: What to do where it writes unseen.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        WrittenError: If it writes to its copies where autograd cannot see it.
+    """
+    named = named_tensors(model)
+    copies = GraphCopies(list(named.values()))
+    with torch.enable_grad():
+        value: Any = call_loss(function, rebuild(model, copies.tensors))
+    copies.check(named, what, cure)
+    return value
+
+
+def new_leaves(model: Model) -> list[Tensor]:
+    """Return leaves for a graph, which share memory with a model and are only read."""
+    return [
+        (t.clone() if t.is_inference() else t).detach().requires_grad_()
+        for t in named_tensors(model).values()
+    ]

@@ -1,0 +1,1 @@
+"""Symmetric operators by products, and what they combine to."""

@@ -1,0 +1,449 @@
+"""SymmetricOperator: a symmetric matrix known by its products alone.
+
+A subclass supplies ``_product`` for one flat vector. The base class gives it ``@`` for
+vectors, blocks and (where a ModelSpace is attached) model-shaped right-hand sides,
+counts every product, refuses non-finite ones, and converts to a dense matrix or to a
+SciPy ``LinearOperator``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvpopt import checks
+from hvpopt.model.counts import Counts, metered
+from hvpopt.operators.holding import WHOLE, Holding
+from hvpopt.operators.second_order import second_derivatives
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
+    from hvpopt.model.space import ModelSpace
+    from hvpopt.model.tensors import Model
+
+#: Largest dense matrix assembled unless a caller raises it, bytes.
+DENSE_MEMORY_LIMIT = 2 * 1024**3
+
+
+class SymmetricOperator(ABC):
+    """A real symmetric linear operator on flat vectors ``[n]``.
+
+    Args:
+        size: Number of rows and columns, ``n``.
+        dtype: Natural dtype of flat vectors. A product keeps the dtype it was given.
+        device: Where flat vectors live.
+        space: Lets ``@`` take model-shaped right-hand sides, if given.
+        counts: The tally that products advance. Default a new one.
+        noise: Relative size of the rounding error in one product, ``‖δ(Hw)‖/‖H‖‖w‖``.
+            Default the machine epsilon of ``dtype``.
+
+    Attributes:
+        cost: Of a product, relative to one with the whole matrix that this one stands
+            for: under 1 for an estimate from some of its parts.
+        holding: How a Krylov basis of this operator may be held by processes that all
+            make its products. Default whole. Operators made of others take theirs.
+    """
+
+    cost = 1.0
+    holding: Holding = WHOLE
+    #: NumPy's numbers leave ``factor * operator`` to ``__rmul__``.
+    __array_ufunc__ = None
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        space: ModelSpace | None = None,
+        counts: Counts | None = None,
+        noise: float | None = None,
+    ) -> None:
+        self.size = checks.integer("size", size, least=0)
+        self.dtype = checks.floating("dtype", dtype)
+        self.device = checks.device(device)
+        self.space = space
+        self.counts = Counts() if counts is None else counts
+        checks.instance("counts", self.counts, Counts, "pass a hvpopt.Counts()")
+        noise = float(torch.finfo(dtype).eps) if noise is None else noise
+        self.noise = checks.number("noise", noise, least=0.0, below=math.inf)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n, n)``."""
+        return self.size, self.size
+
+    @abstractmethod
+    def _product(self, vector: Tensor) -> Tensor:
+        """Return the product with one flat vector ``[n]``, and count it."""
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Return the product with a flat vector.
+
+        Args:
+            vector: ``[n]``, on this operator's device.
+
+        Returns:
+            ``[n]``, in the dtype of ``vector``.
+
+        Raises:
+            TypeError: If ``vector``, or what a function returned for it, is no real
+                floating-point tensor.
+            ValueError: If shape or device of either do not fit, or ``vector`` is not
+                finite.
+            FloatingPointError: If the product is not finite.
+            SecondOrderError: If the loss has no second derivative.
+        """
+        self._check(vector, ndim=1)
+        with second_derivatives():
+            result = self._product(vector)
+        what = f"the product of {type(self).__name__}"
+        result = checks.tensor(what, result, (self.size,)).to(vector.dtype)
+        if result.device != self.device:
+            raise ValueError(f"{what} is on {result.device}, expected {self.device}")
+        if not bool(torch.isfinite(result).all()):
+            raise FloatingPointError(
+                f"product {self.counts.products} of {type(self).__name__} is not finite "
+                "although its right-hand side is; the loss overflows or is not twice "
+                "differentiable at this model"
+            )
+        return result
+
+    def matmat(self, block: Tensor) -> Tensor:
+        """Return the products with the columns of a block ``[n, k]``."""
+        self._check(block, ndim=2)
+        columns = [self.matvec(column.contiguous()) for column in block.unbind(1)]
+        return torch.stack(columns, 1) if columns else torch.empty_like(block)
+
+    def __matmul__(self, rhs: Any) -> Any:
+        """Return the product with a flat vector, a block, or a model-shaped step."""
+        if self.space is not None and self.space.accepts(rhs):
+            return self._model_product(rhs)
+        if not isinstance(rhs, Tensor):
+            raise TypeError(
+                f"the right-hand side is a {type(rhs).__name__}; pass a tensor shaped "
+                f"[{self.size}], [{self.size}, k]"
+                + (" or like the model" if self.space else "")
+            )
+        return self.matmat(rhs) if rhs.ndim == 2 else self.matvec(rhs)
+
+    def _model_product(self, step: Model) -> Model:
+        assert self.space is not None
+        product = self.matvec(self.space.step_to_vector(step))
+        return self.space.gradient_to_model(product)
+
+    def __add__(self, other: object) -> SymmetricOperator:
+        if isinstance(other, SymmetricOperator):
+            return SumOperator([(1.0, self), (1.0, other)])
+        return NotImplemented
+
+    def __rmul__(self, factor: float) -> SymmetricOperator:
+        return SumOperator([(factor, self)])
+
+    def to_dense(
+        self,
+        *,
+        memory_limit: float = DENSE_MEMORY_LIMIT,
+        block: int = 32,
+        deadline: float = math.inf,
+    ) -> Tensor:
+        """Return the matrix ``[n, n]``, by one product for each column.
+
+        Args:
+            memory_limit: Refuse a matrix of more bytes than this.
+            block: Columns asked for at once.
+            deadline: Give up when ``time.monotonic()`` passes this, seconds; looked at
+                between blocks.
+
+        Returns:
+            The symmetric part of the assembled matrix, in ``self.dtype``.
+
+        Raises:
+            MemoryError: If the matrix needs more than ``memory_limit`` bytes.
+            TimeoutError: If the deadline passes.
+        """
+        memory_limit = checks.number("memory_limit", memory_limit, least=0.0)
+        block = checks.integer("block", block, least=1)
+        deadline = checks.number("deadline", deadline)
+        needed = self.size**2 * torch.finfo(self.dtype).bits // 8
+        if needed > memory_limit:
+            raise MemoryError(
+                f"a dense {self.size} × {self.size} matrix needs {needed:,} bytes, above "
+                f"memory_limit={int(memory_limit):,}; use products (`H @ w`), or raise "
+                "the limit"
+            )
+        matrix = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        for first in range(0, self.size, block):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the deadline passed after {first} products")
+            columns = torch.arange(
+                first, min(first + block, self.size), device=self.device
+            )
+            units = matrix.new_zeros(self.size, columns.numel())
+            units[columns, torch.arange(columns.numel(), device=self.device)] = 1.0
+            matrix[:, columns] = self.matmat(units)
+        # in place and by rows, so that the peak stays near one matrix
+        for i in range(self.size - 1):
+            mean = 0.5 * (matrix[i, i + 1 :] + matrix[i + 1 :, i])
+            matrix[i, i + 1 :] = mean
+            matrix[i + 1 :, i] = mean
+        return matrix
+
+    def close(self) -> None:  # noqa: B027 - most operators hold nothing to release
+        """Release what the operator holds to make products, such as a graph."""
+
+    def to_scipy(self) -> LinearOperator:
+        """Return a ``scipy.sparse.linalg.LinearOperator`` on host vectors."""
+        from scipy.sparse.linalg import LinearOperator
+
+        numpy_dtype = np.dtype(str(self.dtype).removeprefix("torch."))
+
+        def apply(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            if np.iscomplexobj(vector):
+                return cast(
+                    "np.ndarray[Any, Any]",
+                    apply(np.real(vector)) + 1j * apply(np.imag(vector)),
+                )
+            host = torch.from_numpy(np.array(vector).reshape(-1))
+            result = self.matvec(host.to(self.device, self.dtype)).cpu().numpy()
+            return cast("np.ndarray[Any, Any]", result)
+
+        return LinearOperator(self.shape, matvec=apply, rmatvec=apply, dtype=numpy_dtype)
+
+    def _check(self, rhs: Tensor, ndim: int) -> None:
+        checks.instance("the right-hand side", rhs, Tensor, "pass a tensor")
+        if rhs.ndim != ndim or rhs.shape[0] != self.size:
+            raise ValueError(
+                f"the right-hand side has shape {tuple(rhs.shape)}, expected "
+                f"({self.size},) or ({self.size}, k)"
+                + (" or the model's shape" if self.space is not None else "")
+            )
+        if rhs.device != self.device:
+            raise ValueError(
+                f"the right-hand side is on {rhs.device}, the operator on {self.device}; "
+                "move it with .to()"
+            )
+        if not rhs.is_floating_point():
+            raise TypeError(
+                f"the right-hand side has dtype {rhs.dtype}; it must be real and floating"
+            )
+        if not bool(torch.isfinite(rhs).all()):
+            raise ValueError("the right-hand side has NaN or infinite entries")
+
+
+def checked_operator(operator: object) -> SymmetricOperator:
+    """Return an operator, or raise TypeError that tells how to make one.
+
+    Args:
+        operator: What was given.
+
+    Raises:
+        TypeError: If it is no SymmetricOperator.
+    """
+    if isinstance(operator, SymmetricOperator):
+        return operator
+    use = "pass a SymmetricOperator, such as hvpopt.HessianOperator(loss, model)"
+    if isinstance(operator, Tensor):
+        use = "pass hvpopt.MatrixOperator(t) of a symmetric tensor t"
+    elif isinstance(operator, np.ndarray):
+        use = "pass hvpopt.MatrixOperator(torch.from_numpy(a)) of a symmetric array a"
+    elif callable(operator) and not isinstance(operator, type):
+        use = "pass hvpopt.FunctionOperator(f, n) of a function f of vectors [n]"
+    raise TypeError(f"the operator is {checks.kind(operator)}; {use}")
+
+
+class MatrixOperator(SymmetricOperator):
+    """A symmetric operator that holds its matrix; for tests and small models.
+
+    Args:
+        matrix: ``[n, n]``, real and symmetric to rounding.
+
+    Raises:
+        TypeError: If the matrix is no real floating-point tensor.
+        ValueError: If it is not square, finite and symmetric, or is empty.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        checks.tensor("the matrix", matrix)
+        if not matrix.numel() or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(
+                f"the matrix has shape {tuple(matrix.shape)}, expected [n, n]"
+            )
+        if not bool(torch.isfinite(matrix).all()):
+            raise ValueError("the matrix has NaN or infinite entries")
+        gap = float((matrix - matrix.mT).abs().max())
+        if gap > math.sqrt(torch.finfo(matrix.dtype).eps) * float(matrix.abs().max()):
+            raise ValueError(
+                f"the matrix is not symmetric: entries differ by up to {gap:g}"
+            )
+        super().__init__(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
+        self.matrix = matrix
+
+    def _product(self, vector: Tensor) -> Tensor:
+        self.counts.tally(products=1)
+        return self.matrix @ vector.to(self.dtype)
+
+
+class FunctionOperator(SymmetricOperator):
+    """A symmetric operator given by a function of flat vectors.
+
+    Args:
+        product: Maps ``[n]`` to ``[n]``; must be linear and symmetric.
+        size: ``n``.
+        dtype: Natural dtype of flat vectors.
+        device: Where flat vectors live.
+
+    Raises:
+        TypeError: If the product cannot be called, or for a size or dtype of another
+            type.
+        ValueError: If the size is not positive, or there is no such device.
+    """
+
+    def __init__(
+        self,
+        product: Callable[[Tensor], Tensor],
+        size: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        size = checks.integer("size", size, least=1)
+        super().__init__(size, dtype=dtype, device=device)
+        self._function: Callable[[Tensor], Tensor] = checks.function(
+            "the product", product
+        )
+
+    def _product(self, vector: Tensor) -> Tensor:
+        self.counts.tally(products=1)
+        return self._function(vector.to(self.dtype))
+
+
+class SumOperator(SymmetricOperator):
+    """A weighted sum of operators on the same vectors.
+
+    Its products count once here and once in every term, where they happen.
+
+    Args:
+        terms: Pairs of weight and operator.
+        counts: The tally that the sum's products advance. Default a new one.
+
+    Raises:
+        TypeError: If a term is no pair of a number and an operator.
+        ValueError: If there is no term, a weight is not finite, or sizes or devices
+            differ.
+    """
+
+    def __init__(
+        self,
+        terms: list[tuple[float, SymmetricOperator]],
+        *,
+        counts: Counts | None = None,
+    ) -> None:
+        if not terms:
+            raise ValueError("a sum of operators needs at least one term")
+        terms = [
+            (
+                checks.number("the weight", w, above=-math.inf, below=math.inf),
+                checked_operator(term),
+            )
+            for w, term in terms
+        ]
+        first = terms[0][1]
+        for _, term in terms:
+            if term.size != first.size or term.device != first.device:
+                raise ValueError(
+                    f"cannot add an operator of size {term.size} on {term.device} to one "
+                    f"of size {first.size} on {first.device}"
+                )
+        super().__init__(
+            first.size,
+            dtype=first.dtype,
+            device=first.device,
+            space=first.space,
+            counts=counts,
+            noise=max(term.noise for _, term in terms),
+        )
+        self.terms = terms
+        # beside a sketch of waves a term that is whole, a regulariser, costs nothing
+        self.cost = min(term.cost for _, term in terms)
+        holdings = (term.holding for _, term in terms)
+        self.holding = next((h for h in holdings if h is not WHOLE), WHOLE)
+
+    def _product(self, vector: Tensor) -> Tensor:
+        self.counts.tally(products=1)
+        total = torch.zeros_like(vector)
+        for weight, term in self.terms:
+            # sums in other threads may share a term
+            with metered(term.counts, pass_on=True) as own:
+                try:
+                    total.add_(term.matvec(vector), alpha=weight)
+                finally:  # also what has failed was run
+                    self.counts.tally(propagations=own.propagations)
+        return total
+
+    def close(self) -> None:
+        """Close every term."""
+        for _, term in self.terms:
+            term.close()
+
+
+class ShiftedOperator(SymmetricOperator):
+    """``H + τI``, sharing the counts of ``H``."""
+
+    def __init__(self, operator: SymmetricOperator, shift: float) -> None:
+        super().__init__(
+            operator.size,
+            dtype=operator.dtype,
+            device=operator.device,
+            space=operator.space,
+            counts=operator.counts,
+            noise=operator.noise,
+        )
+        self.operator = operator
+        self.holding = operator.holding
+        self.shift = shift
+
+    def _product(self, vector: Tensor) -> Tensor:
+        return self.operator.matvec(vector) + self.shift * vector
+
+
+class RestrictedOperator(SymmetricOperator):
+    """The rows and columns of an operator that a Boolean vector keeps.
+
+    Args:
+        operator: On vectors ``[n]``.
+        keep: Boolean ``[n]``; the restriction acts on vectors of its True entries.
+    """
+
+    def __init__(self, operator: SymmetricOperator, keep: Tensor) -> None:
+        self._indices = keep.nonzero().reshape(-1)
+        super().__init__(
+            self._indices.numel(),
+            dtype=operator.dtype,
+            device=operator.device,
+            counts=operator.counts,
+            noise=operator.noise,
+        )
+        self.operator = operator
+        self.holding = operator.holding
+
+    def restrict(self, vector: Tensor) -> Tensor:
+        """Return the kept entries of a full vector ``[n]``."""
+        return vector[self._indices]
+
+    def extend(self, vector: Tensor) -> Tensor:
+        """Return the full vector ``[n]`` of kept entries, zero elsewhere."""
+        full = vector.new_zeros(self.operator.size)
+        full[self._indices] = vector
+        return full
+
+    def _product(self, vector: Tensor) -> Tensor:
+        return self.restrict(self.operator.matvec(self.extend(vector)))

@@ -1,0 +1,324 @@
+"""Newton: any hvpopt method, one step at each call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvpopt import checks
+from hvpopt.methods.convergence import Tolerance, next_step, relative_size
+from hvpopt.methods.method import Method, Stationary, Step, checked_method
+from hvpopt.methods.points import Budget, Point, Problem
+from hvpopt.methods.trust_region import TrustRegionNewton
+from hvpopt.model.counts import Counts
+from hvpopt.model.scale import euclidean_norm
+from hvpopt.model.space import ModelSpace, PerParameter
+from hvpopt.model.tensors import Model, named_tensors, warn_of_hooks
+from hvpopt.optim.closure import Closure, ClosureObjective
+from hvpopt.run.limits import check_repeatable
+
+#: What becomes of hooks on the parameters themselves.
+HOOKS = (
+    "makes gradients and products that belong to no one loss, or is not called: there is "
+    "no backward() here"
+)
+
+
+class Newton(torch.optim.Optimizer):
+    """Any hvpopt method, one outer step at each ``step(closure)``.
+
+    The closure computes the loss from the parameters and returns it. Unlike a closure of
+    ``torch.optim.LBFGS`` it must not call ``backward()``: second derivatives need the
+    graph that this would free. It is called with gradients on once a step and with
+    gradients off for each trial, and must give the same loss for the same parameters.
+
+    A step costs the gradient where it starts, its products and its trial values, as in
+    hvpopt.minimize; the first one value more, to tell a loss that changes from call to
+    call (dropout, noise, a batch drawn within the closure) and refuse it. The iterates
+    are the same too, until somebody else changes the parameters: the method then starts
+    anew from where they are. A gradient that a line search has already evaluated is used
+    again only if the closure is the same object.
+
+    After a step, ``.grad`` of each parameter holds the gradient where the step started,
+    as with every torch optimiser. Each parameter keeps its memory.
+
+    Args:
+        params: Tensors, named tensors, or one parameter group. Those that do not require
+            a gradient now are left alone.
+        method: How to step. Default ``TrustRegionNewton()``.
+        scale: Size of one unit of each parameter, one for all or a sequence with an
+            entry for each of ``params``; see ModelSpace.
+        mask: True where cells may change, likewise.
+        lower: Lower bounds, likewise. No iterate and no trial breaks them.
+        upper: Upper bounds, likewise.
+        gtol: Stationary when the norm of the projected gradient is at most ``gtol``
+            times the largest met so far, and the next step would change no parameter by
+            more than ``gtol`` of its size; as for ``minimize``. Default 1e-6.
+        certify: Certify that such a point is a minimum; as for ``minimize``. Default
+            False.
+
+    Attributes:
+        last: The last Step; or, where the gradient vanishes and no negative curvature is
+            found, a Stationary, whose ``minimum`` says whether to stop. None at first.
+            A Step without a vector lowered nothing, and left the parameters alone.
+
+    Raises:
+        TypeError: For a method or parameters of the wrong type.
+        ValueError: For several parameter groups, no parameter that requires a gradient,
+            ``gtol`` out of range, or options that do not fit the parameters.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> x = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
+        >>> optimizer = hvpopt.optim.Newton([x])
+        >>> for _ in range(25):
+        ...     loss = optimizer.step(
+        ...         lambda: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2)
+        >>> x.detach()
+        tensor([1.0000, 1.0000], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        method: Method | None = None,
+        *,
+        scale: PerParameter = None,
+        mask: PerParameter = None,
+        lower: PerParameter = None,
+        upper: PerParameter = None,
+        gtol: float = 1e-6,
+        certify: bool = False,
+    ) -> None:
+        method = TrustRegionNewton() if method is None else method
+        checked_method(method)
+        gtol = checks.gtol(gtol)
+        use = "pass a list of tensors, or what parameters() of a module returns"
+        checks.having("params", params, "__iter__", use)
+        super().__init__(params, {})
+        given = self.param_groups[0]["params"]
+        self._params: list[Tensor] = [p for p in given if p.requires_grad]
+        if not self._params:
+            raise ValueError("none of the parameters requires a gradient")
+        free = [p.requires_grad for p in given]
+        options = {"scale": scale, "mask": mask, "lower": lower, "upper": upper}
+        self._options: dict[str, Any] = {
+            name: _of_free(name, option, free) for name, option in options.items()
+        }
+        self._objective = ClosureObjective(self._params)
+        self.method = method
+        self.gtol = gtol
+        self.certify = checks.flag("certify", certify)
+        self.last: Step | Stationary | None = None
+        self._repeats = False
+        self._space: ModelSpace
+        self._problem: Problem
+        self._vector: Tensor
+        self._state: Any
+        self._largest: float
+        self._first: Tensor
+        self._steps: int
+        self._spent: Counts
+        self._looked: int
+        self._rests: int
+        self._taken: tuple[Point, Step] | None
+        self._begin()
+
+    @property
+    def counts(self) -> Counts:
+        """What the steps have cost so far."""
+        return self._objective.counts
+
+    @torch.no_grad()
+    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
+        """Take one step of the method.
+
+        Args:
+            closure: Returns the loss, a differentiable scalar; must not call backward.
+
+        Returns:
+            The loss where the step started, detached.
+
+        Raises:
+            TypeError: For a closure that is not callable or returns no torch scalar.
+            ValueError: For a closure that calls backward, ignores a parameter, returns a
+                loss that is not a finite scalar, or another one at its second call.
+        """
+        use = "step needs a function that returns the loss"
+        checks.function("the closure", closure, use)
+        if not self._repeats:
+            warn_of_hooks(tuple(self._params), fate=HOOKS, stacklevel=5)
+        same = closure is self._objective.closure
+        self._objective.closure = closure
+        if not self._untouched():
+            self._begin()
+        before = self.counts.snapshot()
+        point = self._start_point(same_closure=same)
+        try:
+            norm = euclidean_norm(point.projected_gradient)
+            self._largest = max(self._largest, norm)
+            step = self._next_step(point)
+        finally:
+            if point.hessian is not None:
+                point.hessian.close()
+        self._count(step, point.vector, self.counts.snapshot() - before)
+        self.last = step
+        left = replace(point, hessian=None)
+        if isinstance(step, Step) and step.vector is not None:
+            self._vector, self._taken = step.vector, (left, step)
+            self._write(self._space.to_model(step.vector))
+        self._show_gradient(left)
+        return torch.tensor(point.value, dtype=torch.float64)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse a second group: the parameters share one Hessian.
+
+        Args:
+            param_group: As for every torch optimiser.
+
+        Raises:
+            ValueError: If there is a group already.
+        """
+        if self.param_groups:
+            raise ValueError(
+                "Newton takes one parameter group, since the Hessian couples all "
+                "parameters; pass scale, mask or bounds as sequences instead"
+            )
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next step depends on beside the parameters and the options.
+
+        It holds hvpopt's own dataclasses: load it with ``weights_only=False``.
+        """
+        counted = (
+            self._first,
+            self._steps,
+            self._spent,
+            self._looked,
+            self._rests,
+        )
+        progress = (self._vector, self._state, self._taken, self._largest, counted)
+        return {**super().state_dict(), "progress": copy.deepcopy(progress)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on as the optimiser whose state this is; load the parameters as well.
+
+        Args:
+            state_dict: Of a Newton with the same parameters and options.
+
+        Raises:
+            TypeError: If it is no mapping.
+            ValueError: For the state of another kind of optimiser or of another size.
+        """
+        rest = dict(checks.having("the state", state_dict, "keys", "pass a state_dict()"))
+        if "progress" not in rest:
+            raise ValueError("this is not the state of an hvpopt.optim.Newton")
+        vector, state, taken, largest, counted = copy.deepcopy(rest.pop("progress"))
+        if vector.shape != self._vector.shape:
+            raise ValueError(
+                f"the state is of {vector.numel()} free cells, and the parameters have "
+                f"{self._vector.numel()}"
+            )
+        super().load_state_dict(rest)
+        self._begin()
+        self._vector = vector.to(self._space.device)
+        self._state, self._taken, self._largest = state, taken, largest
+        self._first, self._steps, self._spent, self._looked, self._rests = counted
+        self._first = self._first.to(self._space.device)
+
+    def _begin(self) -> None:
+        """Start the method from where the parameters are."""
+        model = tuple(p.detach() for p in self._params)
+        self._space = ModelSpace(model, **self._options)
+        self._problem = Problem(self._objective, self._space)
+        self._vector = self._space.to_vector(model)
+        self._state = self.method.start(self._problem)
+        self._taken = None
+        self._largest = 0.0
+        self._first, self._steps = self._vector, 0
+        self._spent, self._looked, self._rests = Counts(), 0, 0
+
+    def _untouched(self) -> bool:
+        """True if the parameters are what the last step left."""
+        ours = named_tensors(self._space.to_model(self._vector)).values()
+        return all(map(torch.equal, ours, (p.detach() for p in self._params)))
+
+    def _start_point(self, *, same_closure: bool) -> Point:
+        """Evaluate the point, in the order in which minimize does."""
+        kind = self.method.next_kind(self._state)
+        if self._taken is None:
+            point = self._problem.linearise(self._vector, kind)
+            self._check_repeatable(point)
+            return point
+        before, step = self._taken
+        if step.point is not None and same_closure:
+            point = self._problem.with_hessian(step.point, kind)
+        else:
+            point = self._problem.linearise(self._vector, kind)
+        self._state = self.method.remember(self._state, before, point, step)
+        self._taken = None
+        return point
+
+    def _check_repeatable(self, point: Point) -> None:
+        """Refuse a closure that gives two losses at one point, as minimize does."""
+        if self._repeats:
+            return
+        try:
+            again = self._objective.value(self._space.to_model(self._vector))
+            check_repeatable(point.value, again, self._space.eps)
+        except BaseException:
+            if point.hessian is not None:
+                point.hessian.close()
+            raise
+        self._repeats = True
+
+    def _next_step(self, point: Point) -> Step | Stationary:
+        tolerance = Tolerance.after(
+            self._steps,
+            self._spent,
+            self._looked,
+            gtol=self.gtol,
+            certify=self.certify,
+            start=self._first,
+            largest=self._largest,
+            rests=self._rests,
+        )
+        return next_step(
+            self._problem, self.method, point, self._state, Budget(), tolerance
+        )
+
+    def _count(self, step: Step | Stationary, before: Tensor, spent: Counts) -> None:
+        """Note where a step began, what it cost, and what it left."""
+        self._spent = self._spent + spent
+        if isinstance(step, Step) and step.vector is not None:
+            self._steps += 1
+            moved = step.vector - before
+            size = relative_size(self._space, self._first, before, moved)
+            self._rests = self._rests + 1 if size <= self.gtol else 0
+            self._looked += spent.products * step.direction.curvature_step
+
+    def _write(self, model: Model) -> None:
+        for parameter, new in zip(
+            self._params, named_tensors(model).values(), strict=True
+        ):
+            parameter.copy_(new)
+
+    def _show_gradient(self, point: Point) -> None:
+        gradient = named_tensors(self._space.gradient_to_model(point.gradient)).values()
+        for parameter, new in zip(self._params, gradient, strict=True):
+            parameter.grad = new
+
+
+def _of_free(what: str, option: PerParameter, free: Sequence[bool]) -> PerParameter:
+    """Drop the entries of parameters that are left alone."""
+    if not isinstance(option, (tuple, list)):
+        return option
+    if len(option) != len(free):
+        raise ValueError(f"{what} has {len(option)} entries for {len(free)} parameters")
+    return [value for value, kept in zip(option, free, strict=True) if kept]

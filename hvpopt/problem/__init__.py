@@ -1,0 +1,1 @@
+"""What is minimised: objectives, any torch function, and weighted sums."""

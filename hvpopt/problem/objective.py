@@ -1,0 +1,408 @@
+"""Objective: what is minimised, its gradient and its Hessian; sums of objectives."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hvpopt import checks
+from hvpopt.model.counts import Counts, metered
+from hvpopt.model.space import ModelSpace
+from hvpopt.model.tensors import Model, named_tensors, rebuild
+from hvpopt.operators.symmetric import SumOperator, SymmetricOperator
+from hvpopt.problem.processes import ALONE, Processes
+
+Kind = Literal["exact", "gauss-newton"]
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """An objective's value, gradient and Hessian at one model.
+
+    Attributes:
+        value: The objective.
+        gradient: Shaped like the model.
+        hessian: Its Hessian by products; ``close()`` it where it holds a graph. None
+            where only the gradient was asked for.
+        parts: Value of each named part of a sum; empty for a single objective.
+    """
+
+    value: float
+    gradient: Model
+    hessian: SymmetricOperator | None
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Objective(ABC):
+    """A scalar function of a model, with counted evaluations.
+
+    Attributes:
+        name: What its part is called in a sum.
+        counts: The tally of everything evaluated through this objective, products of
+            the operators that it made included.
+    """
+
+    #: NumPy's numbers leave ``weight * objective`` to ``__rmul__``.
+    __array_ufunc__ = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.counts = Counts()
+
+    @property
+    def has_gauss_newton(self) -> bool:
+        """True if ``hessian`` knows ``kind="gauss-newton"``. Default False."""
+        return False
+
+    @abstractmethod
+    def value(self, model: Model) -> float:
+        """Return the objective, building no graph. NaN and infinity are returned."""
+
+    @abstractmethod
+    def value_and_gradient(self, model: Model) -> tuple[float, Model]:
+        """Return the objective and its gradient, shaped like the model."""
+
+    @abstractmethod
+    def hessian(
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+    ) -> SymmetricOperator:
+        """Return the Hessian at a model, by products.
+
+        Args:
+            model: Where to linearise.
+            kind: ``"exact"``, or ``"gauss-newton"`` where the objective defines one.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+        """
+
+    def sketch(
+        self,
+        model: Model,
+        kind: Kind = "gauss-newton",
+        *,
+        space: ModelSpace | None = None,
+        seed: int = 0,
+    ) -> SymmetricOperator:
+        """Return an operator whose mean over seeds is the Hessian, with cheap products.
+
+        For statistics that need no single product to be exact, such as a diagonal. Its
+        ``cost`` says what a product costs relative to the Hessian's. Default the Hessian.
+
+        Args:
+            model: Where to linearise.
+            kind: As for ``hessian``.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+            seed: Of what is random in it.
+        """
+        checks.seed("seed", seed)
+        return self.hessian(model, kind, space=space)
+
+    @abstractmethod
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Return the objective as a differentiable torch scalar, like a plain loss."""
+
+    def linearise(
+        self,
+        model: Model,
+        kind: Kind | None = "exact",
+        *,
+        space: ModelSpace | None = None,
+    ) -> Linearisation:
+        """Return value, gradient and Hessian at a model, sharing what can be shared.
+
+        Args:
+            model: Where to linearise.
+            kind: As for ``hessian``; None for value and gradient alone.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+        """
+        value, gradient = self.value_and_gradient(model)
+        hessian = None if kind is None else self.hessian(model, kind, space=space)
+        return Linearisation(value, gradient, hessian)
+
+    def parts(self, model: Model) -> dict[str, float]:
+        """Return the value of each named part; one part unless this is a sum."""
+        return {self.name: self.value(model)}
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that evaluate this together. Default this one alone."""
+        return ALONE
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What is no longer part of the sum, and why. Default nothing.
+
+        Values from before and after it grows are of different sums, not to be compared.
+        """
+        return {}
+
+    def leave_out(self, what: Mapping[str, str]) -> None:
+        """Leave out what another run of this objective has left out.
+
+        Args:
+            what: From ``left_out``.
+
+        Raises:
+            ValueError: If there is no such part.
+        """
+        if what:
+            raise ValueError(f"{self.name!r} has no part that could be left out: {what}")
+
+    def state(self) -> dict[str, int]:
+        """Return what makes the next evaluations others than the last, as counters.
+
+        Such as how many random subsets have been drawn. Default nothing: an objective
+        evaluates alike each time.
+        """
+        return {}
+
+    def restore(self, state: dict[str, int]) -> None:  # noqa: B027 - most have none
+        """Go back to a state, so that evaluations go on as they did from there.
+
+        Args:
+            state: From ``state``.
+        """
+
+    def __add__(self, other: object) -> SumObjective:
+        if isinstance(other, Objective):
+            return SumObjective([*_weighted_terms(self), *_weighted_terms(other)])
+        return NotImplemented
+
+    def __rmul__(self, weight: float) -> SumObjective:
+        weight = checks.number(f"the weight of {self.name!r}", weight)
+        return SumObjective([(weight * w, o) for w, o in _weighted_terms(self)])
+
+
+class SumObjective(Objective):
+    """A weighted sum of objectives of one model, its parts reported apart.
+
+    Made by ``misfit + 0.1 * roughness``. A part's reported value includes its weight.
+
+    Args:
+        terms: Pairs of weight and objective. Names that repeat are numbered.
+
+    Raises:
+        TypeError: If a term is no pair of a number and an Objective.
+        ValueError: If there is no term, or a weight is not finite.
+    """
+
+    def __init__(self, terms: Iterable[tuple[float, Objective]]) -> None:
+        checks.having("terms", terms, "__iter__", "pass pairs (weight, objective)")
+        self.terms = [_checked_term(term) for term in terms]
+        if not self.terms:
+            raise ValueError("a sum of objectives needs at least one term")
+        super().__init__(" + ".join(term.name for _, term in self.terms))
+        names = [term.name for _, term in self.terms]
+        self._names = _distinct(names)
+
+    @property
+    def has_gauss_newton(self) -> bool:
+        """True if every term has one."""
+        return all(term.has_gauss_newton for _, term in self.terms)
+
+    @property
+    def processes(self) -> Processes:
+        """Those of the first term that is evaluated by several."""
+        found = (term.processes for _, term in self.terms)
+        return next((processes for processes in found if processes.count > 1), ALONE)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What any term has left out, under the term's name."""
+        return {
+            f"{name}: {what}": why
+            for name, (_, term) in zip(self._names, self.terms, strict=True)
+            for what, why in term.left_out.items()
+        }
+
+    def leave_out(self, what: Mapping[str, str]) -> None:
+        """Leave out what the terms of another such sum have left out.
+
+        Args:
+            what: From ``left_out``.
+
+        Raises:
+            ValueError: If no term has such a part.
+        """
+        shares: dict[str, dict[str, str]] = {name: {} for name in self._names}
+        for told, why in what.items():
+            name, _, part = told.rpartition(": ")
+            if name not in shares:
+                raise ValueError(f"no term of {self.name!r} has a part {told!r}")
+            shares[name][part] = why
+        for name, (_, term) in zip(self._names, self.terms, strict=True):
+            term.leave_out(shares[name])
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Return the weighted sum as a differentiable torch scalar."""
+        first, *rest = [w * term(*args, **kwargs) for w, term in self.terms]
+        return sum(rest, first)
+
+    def parts(self, model: Model) -> dict[str, float]:
+        """Return the weighted value of each part at a model."""
+        self.counts.tally(values=1)
+        values = self._each(lambda term: term.value(model))
+        return self._weighted(values)
+
+    def value(self, model: Model) -> float:
+        """Return the objective, building no graph. NaN and infinity are returned."""
+        return sum(self.parts(model).values())
+
+    def value_and_gradient(self, model: Model) -> tuple[float, Model]:
+        """Return the objective and its gradient, shaped like the model."""
+        self.counts.tally(gradients=1)
+        results = self._each(lambda term: term.value_and_gradient(model))
+        value = sum(self._weighted([value for value, _ in results]).values())
+        return value, self._weighted_gradient([gradient for _, gradient in results])
+
+    def hessian(
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+    ) -> SumOperator:
+        """Return the weighted sum of the terms' Hessians, by products."""
+        space = ModelSpace(model) if space is None else space
+        return self._operator(lambda term: term.hessian(model, kind, space=space))
+
+    def sketch(
+        self,
+        model: Model,
+        kind: Kind = "gauss-newton",
+        *,
+        space: ModelSpace | None = None,
+        seed: int = 0,
+    ) -> SumOperator:
+        """Return the weighted sum of the terms' sketches."""
+        space = ModelSpace(model) if space is None else space
+        return self._operator(
+            lambda term: term.sketch(model, kind, space=space, seed=seed)
+        )
+
+    def state(self) -> dict[str, int]:
+        """Return the counters of all terms, by place."""
+        return {
+            f"{i} {name}": count
+            for i, (_, term) in enumerate(self.terms)
+            for name, count in term.state().items()
+        }
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go back to a state of all terms."""
+        for i, (_, term) in enumerate(self.terms):
+            own = [name for name in state if name.startswith(f"{i} ")]
+            term.restore({name.partition(" ")[2]: state[name] for name in own})
+
+    def _operator(self, make: Callable[[Objective], SymmetricOperator]) -> SumOperator:
+        spent: list[Counts] = []
+        total = self._sum(self._each(make, spent))
+        # a graph is a gradient; a term that needs none (a Born pass) counts none, and
+        # that of a regulariser is nothing beside a sketch of waves
+        if total.cost >= 1.0:
+            self.counts.tally(gradients=max(own.gradients for own in spent))
+        return total
+
+    def linearise(
+        self,
+        model: Model,
+        kind: Kind | None = "exact",
+        *,
+        space: ModelSpace | None = None,
+    ) -> Linearisation:
+        """Return value, gradient, Hessian and the parts' values at a model."""
+        space = ModelSpace(model) if space is None else space
+        self.counts.tally(gradients=1)
+        lins = self._each(lambda term: term.linearise(model, kind, space=space))
+        parts = self._weighted([lin.value for lin in lins])
+        return Linearisation(
+            sum(parts.values()),
+            self._weighted_gradient([lin.gradient for lin in lins]),
+            None if kind is None else self._sum([lin.hessian for lin in lins]),
+            parts,
+        )
+
+    def _sum(self, operators: list[Any]) -> SumOperator:
+        weights = [w for w, _ in self.terms]
+        return SumOperator(
+            list(zip(weights, operators, strict=True)), counts=self.counts.child()
+        )
+
+    def _each(
+        self, evaluate: Callable[[Objective], Any], spent: list[Counts] | None = None
+    ) -> list[Any]:
+        """Evaluate every term; the propagations they spend are the sum's too.
+
+        Args:
+            evaluate: What to do with a term.
+            spent: Is given what each term has spent.
+
+        Returns:
+            What each term gave.
+        """
+        results = []
+        for _, term in self.terms:
+            with metered(term.counts, pass_on=True) as own:
+                try:
+                    results.append(evaluate(term))
+                finally:  # also what has failed was run
+                    self.counts.tally(propagations=own.propagations)
+            if spent is not None:
+                spent.append(own)
+        return results
+
+    def _weighted(self, values: list[float]) -> dict[str, float]:
+        weights = [w for w, _ in self.terms]
+        return {
+            name: w * v for name, w, v in zip(self._names, weights, values, strict=True)
+        }
+
+    def _weighted_gradient(self, gradients: list[Model]) -> Model:
+        columns = zip(*(named_tensors(g).values() for g in gradients), strict=True)
+        weights = [w for w, _ in self.terms]
+        totals = []
+        for column in columns:
+            total = torch.zeros_like(column[0])
+            for w, g in zip(weights, column, strict=True):
+                total.add_(g, alpha=w)
+            totals.append(total)
+        return rebuild(gradients[0], totals)
+
+
+def check_kind(kind: str) -> None:
+    """Raise TypeError or ValueError unless ``kind`` is a Hessian's name."""
+    checks.choice("kind", kind, ("exact", "gauss-newton"))
+
+
+def _checked_term(term: Any) -> tuple[float, Objective]:
+    """Return a finite weight and an objective."""
+    if not isinstance(term, (tuple, list)) or len(term) != 2:
+        raise TypeError(
+            f"a term of the sum is {checks.kind(term)}; pass a pair (weight, objective)"
+        )
+    weight, objective = term
+    use = "pass an Objective, such as hvpopt.TorchObjective(loss)"
+    checks.instance("an objective of the sum", objective, Objective, use)
+    name = f"the weight of {objective.name!r}"
+    return checks.number(name, weight, above=-math.inf, below=math.inf), objective
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Number the names that repeat, by place, and again where that is taken."""
+    taken = {name for name in names if names.count(name) == 1}
+    distinct = []
+    for i, name in enumerate(names):
+        if names.count(name) > 1:
+            name = f"{name} {i + 1}"
+            while name in taken:
+                name += "'"
+            taken.add(name)
+        distinct.append(name)
+    return distinct
+
+
+def _weighted_terms(objective: Objective) -> list[tuple[float, Objective]]:
+    if isinstance(objective, SumObjective):
+        return list(objective.terms)
+    return [(1.0, objective)]

@@ -1,0 +1,206 @@
+"""What tells one problem from another, so that no state goes on in the wrong one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvpopt.methods.method import Method
+from hvpopt.model.space import ModelSpace
+from hvpopt.model.tensors import Model, named_tensors
+from hvpopt.problem.objective import Objective
+from hvpopt.run.files import tensor_bytes
+from hvpopt.run.state_tree import StateError
+
+logger = logging.getLogger(__name__)
+
+#: Relative difference of the loss at the start that is another loss. Threads may add in
+#: another order, and other machines round otherwise; other data differ by far more.
+VALUE_TOLERANCE = 1e-4
+#: Its place in a fingerprint.
+VALUE = "value at the start"
+
+
+def hash_tensor(tensor: Tensor | None) -> str | None:
+    """Return the first 32 hexadecimal digits of a tensor's SHA-256; None for none."""
+    if tensor is None:
+        return None
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()[:32]
+
+
+def hash_model(model: Model) -> str:
+    """Return a hash of all tensors of a model."""
+    hashes = [f"{k} {hash_tensor(t)}" for k, t in named_tensors(model).items()]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:32]
+
+
+def fingerprint(
+    objective: Objective, space: ModelSpace, start: Model, method: Method, value: float
+) -> dict[str, Any]:
+    """Return what a problem and its method are known by, for JSON.
+
+    Args:
+        objective: Known by its name and by its value.
+        space: Scale, bounds and mask.
+        start: The model that the run began at.
+        method: Its class and options.
+        value: Of the objective at the start.
+    """
+    free = space.step_to_model(torch.ones(space.size, dtype=space.dtype).to(space.device))
+    tensors = named_tensors(start)
+    return {
+        "parameters": ", ".join(
+            f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in tensors.items()
+        ),
+        "start": hash_model(start),
+        "mask": hash_tensor(torch.cat([t.ne(0).reshape(-1) for t in _tensors(free)])),
+        "scale": hash_tensor(space.scale),
+        "lower": hash_tensor(space.lower),
+        "upper": hash_tensor(space.upper),
+        **method_fingerprint(method),
+        "objective": objective.name,
+        VALUE: value,
+    }
+
+
+def method_fingerprint(method: Method) -> dict[str, Any]:
+    """Return what a method is known by: its class and options."""
+    return {
+        "method": type(method).__qualname__,
+        "method's options": describe(vars(method)),
+    }
+
+
+def check_same(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise StateError, naming each difference, unless two fingerprints agree.
+
+    Args:
+        saved: Of the state.
+        own: Of the problem at hand.
+
+    Raises:
+        StateError: If they differ.
+    """
+    differences: list[str] = []
+    for key in sorted({*saved, *own}):
+        there: Any = saved.get(key)
+        here: Any = own.get(key)
+        if key == VALUE:
+            if not abs(there - here) <= VALUE_TOLERANCE * max(abs(there), abs(here)):
+                differences.append(f"the loss at the start: {there!r} there, {here!r}")
+        elif isinstance(there, dict) and isinstance(here, dict):
+            differences += [
+                f"{key}, {name}: {there.get(name)!r} there, {here.get(name)!r} here"
+                for name in sorted({*there, *here})
+                if there.get(name) != here.get(name)
+            ]
+        elif there != here:
+            differences.append(f"{key}: {there!r} there, {here!r} here")
+    if differences:
+        raise StateError("the state is of another problem. " + "; ".join(differences))
+
+
+def leave_out(objective: Objective, what: Mapping[str, str]) -> None:
+    """Make an objective the sum that another one was, and no smaller one.
+
+    Args:
+        objective: To leave something out.
+        what: The other's ``left_out``.
+
+    Raises:
+        StateError: If it has no such parts, or has left out more.
+    """
+    try:
+        objective.leave_out(what)
+    except ValueError as error:
+        raise StateError(f"the state is of another problem: {error}") from error
+    if objective.left_out.keys() != what.keys():
+        raise StateError(
+            f"the state has left out {sorted(what)}, and this objective "
+            f"{sorted(objective.left_out)}; make the objective anew"
+        )
+
+
+def value_of_same_sum(
+    objective: Objective,
+    start: Model,
+    saved: float,
+    then: Mapping[str, str],
+    later: Mapping[str, str],
+) -> float:
+    """Return an objective's value at the start of a run, to be compared with the saved.
+
+    Args:
+        objective: To evaluate.
+        start: Where.
+        saved: The value then; returned where the two cannot be compared, with a warning:
+            a shot that went bad during the run is bad now.
+        then: What the objective had left out when the saved value was taken.
+        later: What it had left out when it was saved.
+
+    Returns:
+        The value.
+
+    Raises:
+        StateError: If it leaves out what the run did not.
+    """
+    try:
+        objective.leave_out(then)
+    except ValueError as error:
+        raise StateError(f"the state is of another problem: {error}") from error
+    value = objective.value(start)
+    now = objective.left_out
+    if now.keys() == then.keys():
+        return value
+    if now.keys() <= later.keys():
+        logger.warning(
+            "the loss at the start cannot be compared with the saved one: %s, which the "
+            "run left out later, is left out already",
+            ", ".join(sorted(now.keys() - then.keys())),
+        )
+        return saved
+    raise StateError(
+        f"the objective leaves out {sorted(now)}, and the saved run only {sorted(later)}"
+    )
+
+
+def describe(tree: Any) -> Any:
+    """Return options as JSON that is equal for equal options.
+
+    Tensors are known by their hash; functions and other objects by their name and what
+    they hold.
+
+    Args:
+        tree: Any object.
+    """
+    if isinstance(tree, Enum):
+        return f"{type(tree).__qualname__}.{tree.name}"
+    if tree is None or isinstance(tree, (bool, int, str)):
+        return tree
+    if isinstance(tree, float):
+        return repr(float(tree))  # exact, and to be read in a message
+    if isinstance(tree, Tensor):
+        return f"tensor {hash_tensor(tree)}"
+    if isinstance(tree, Mapping):
+        return {str(key): describe(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [describe(child) for child in tree]
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        names = [field.name for field in dataclasses.fields(tree)]
+        return [type(tree).__qualname__, {n: describe(getattr(tree, n)) for n in names}]
+    if callable(tree):
+        return getattr(tree, "__qualname__", type(tree).__qualname__)
+    return [type(tree).__qualname__, describe(getattr(tree, "__dict__", {}))]
+
+
+def _tensors(model: Model) -> list[Tensor]:
+    return list(named_tensors(model).values())

@@ -1,0 +1,135 @@
+"""The history of a run as JSON lines, for whoever follows it while it goes.
+
+One line is one ``IterationRecord``, flushed as soon as it is there. What is unknown or
+infinite is null, since JSON has neither NaN nor infinity.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hvpopt.run.result import IterationRecord
+
+logger = logging.getLogger(__name__)
+
+#: Bytes that are searched for the end of a line at once.
+_BLOCK = 4096
+
+
+def line_of(record: IterationRecord) -> str:
+    """Return a record as one line of strict JSON, without the newline."""
+    return json.dumps(_plain(record.as_dict()), allow_nan=False)
+
+
+class HistoryFile:
+    """A file of JSON lines that grows by one for each record.
+
+    Where it cannot be written a warning says so, another one after it could again, and
+    the run goes on. The records that are missing are written as soon as they can be.
+
+    Args:
+        path: The file; what was there is replaced. A relative path is one of the
+            directory that the process is in now.
+        known: Records of a run that goes on. Their lines stay where the file has them
+            and are written where it has not; what comes after them, such as a line that
+            was cut short or a step that is taken again, goes.
+
+    Raises:
+        TypeError: If the path is none.
+        ValueError: If it is a directory.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], known: Iterable[IterationRecord] = ()
+    ) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"history_file is {path!r}; pass the path of a file")
+        self.path = Path(os.path.abspath(path))
+        if self.path.is_dir():
+            raise ValueError(f"history_file is the directory {self.path}")
+        self._failed = False
+        self._begun = False
+        self._whole = 0  # bytes of the lines that are known to be in the file
+        self._waiting = [line_of(record) + "\n" for record in known]
+        self._write()
+
+    def add(self, record: IterationRecord) -> None:
+        """Append a record."""
+        self._waiting.append(line_of(record) + "\n")
+        self._write()
+
+    def _begin(self) -> None:
+        if not self._waiting or not self.path.exists():
+            self.path.write_text("", encoding="utf-8")
+            self._begun = True
+            return
+        there = self.path.read_bytes().splitlines(keepends=True)
+        same = 0
+        for line, own in zip(there, self._waiting, strict=False):
+            if line != own.encode():
+                break
+            same += 1
+        # cut in place: who follows the file keeps it
+        self._whole = sum(len(line) for line in there[:same])
+        os.truncate(self.path, self._whole)
+        del self._waiting[:same]
+        self._begun = True
+
+    def _grow(self) -> None:
+        """Write what is waiting after the last whole line."""
+        with open(self.path, "ab+") as file:
+            size = file.seek(0, os.SEEK_END)
+            # what a failed attempt has left; the file may be a new one since
+            end = _end_of_lines(file, min(size, self._whole) if self._failed else size)
+            if end < size:
+                file.truncate(end)
+            file.write("".join(self._waiting).encode())
+            file.flush()
+            whole = file.seek(0, os.SEEK_END)
+        self._whole = whole
+        self._waiting.clear()
+
+    def _write(self) -> None:
+        try:
+            if not self._begun:
+                self._begin()
+            if self._waiting:
+                self._grow()
+            self._failed = False
+        except OSError as error:
+            level = logging.DEBUG if self._failed else logging.WARNING
+            logger.log(
+                level,
+                "the history could not be written to %s, and the run goes on (%s: %s)",
+                self.path,
+                type(error).__name__,
+                error,
+            )
+            self._failed = True
+
+
+def _end_of_lines(file: BinaryIO, size: int) -> int:
+    """Return where the last whole line of a file's first bytes ends."""
+    end = size
+    while end > 0:
+        begin = max(0, end - _BLOCK)
+        file.seek(begin)
+        found = file.read(end - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(child) for key, child in value.items()}
+    return value
