@@ -21,7 +21,7 @@ examples: $(STAMP)
 	for example in examples/*.py; do $(RUN) $$example || exit 1; done
 
 test: $(STAMP)
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
 
 faults: $(STAMP)
 	HVPOPT_FAULTS=long $(RUN) -m pytest tests/faults

@@ -19,7 +19,7 @@ from hvpopt.distributed.exchange import Exchange
 
 
 class Slices:
-    """Each rank's neighbouring entries of a vector; a ``hvpopt.operators.holding.Holding``.
+    """Each rank's neighbouring entries of a vector; a ``Holding``.
 
     All ranks must make the same calls. Whatever is held or summed is sent in float64.
 

@@ -143,7 +143,7 @@ class HessianOperator(SymmetricOperator):
     Raises:
         TypeError: For a model or a loss of the wrong type.
         ValueError: For a loss that is not scalar, not finite, or ignores a parameter.
-        hvpopt.operators.second_order.SecondOrderError: Here or at the first product, for a loss
+        SecondOrderError: Here or at the first product, for a loss
             that has no second derivative; the message says what to do.
 
     Example:

@@ -146,8 +146,8 @@ def minimize(
         ValueError: For a loss that is not scalar, not finite at the start, ignores a
             parameter or changes from call to call; for bounds, scales or masks that do
             not fit; for limits out of range; for a history that is the checkpoint's file.
-        hvpopt.operators.second_order.SecondOrderError: For a loss without second derivative and a
-            method that needs products.
+        SecondOrderError: For a loss without second derivative and a method that needs
+            products.
         FileExistsError: If the checkpoint exists: resume it, or remove it.
         FileNotFoundError: If the checkpoint's directory does not exist.
         BlockingIOError: If another run, which is named, saves to the checkpoint's path.
