@@ -39,6 +39,23 @@ class Linearisation:
     parts: dict[str, float] = field(default_factory=dict)
 
 
+class BadPartError(FloatingPointError):
+    """Parts of a sum are not finite; the sum without them may be.
+
+    Args:
+        message: A sentence.
+        parts: Why each of these parts is bad, by the name that ``Objective.without``
+            takes; empty where the sum must not go on without them.
+
+    Attributes:
+        parts: As given.
+    """
+
+    def __init__(self, message: str, parts: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.parts = dict(parts)
+
+
 class Objective(ABC):
     """A scalar function of a model, with counted evaluations.
 
@@ -132,6 +149,21 @@ class Objective(ABC):
     def processes(self) -> Processes:
         """The processes that evaluate this together. Default this one alone."""
         return ALONE
+
+    def without(self, parts: Mapping[str, str]) -> Objective:
+        """Return the sum of the other parts, a new objective; this one stays as it is.
+
+        What the new one evaluates is counted in ``counts`` here too.
+
+        Args:
+            parts: Why each of these is dropped, by name, as ``BadPartError.parts`` says.
+
+        Raises:
+            ValueError: If there is no such part, or no other.
+        """
+        raise ValueError(
+            f"{self.name!r} has no part that could be dropped: {sorted(parts)}"
+        )
 
     @property
     def left_out(self) -> dict[str, str]:
