@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "hvpopt"
 #: Data flows to the right; a module imports only what stands to the left of it. Every
 #: package has its place, and the packages of ``fwi`` theirs within it.
 ORDER = (
+    "errors",
     "checks",
     "model",
     "operators",

@@ -13,7 +13,6 @@ from scipy.optimize import Bounds
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.methods.points import trials
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace, PerParameter
 from hvpopt.model.tensors import Model, warn_of_hooks
@@ -89,8 +88,7 @@ class ScipyProblem:
     newest gradient's point, the point of the newest product is kept until a product is
     asked for elsewhere: a trust-region method that refuses a trial goes on from there.
 
-    SciPy compares every value with the others, so a waveform misfit drops no bad shot in
-    here: it raises, whatever its ``on_bad_shot``.
+    SciPy minimises one function: a bad shot raises here, whatever its ``on_bad_shot``.
 
     Attributes:
         x0: The start ``[n]``, float64.
@@ -124,8 +122,7 @@ class ScipyProblem:
         if known is not None:
             return known.value
         if self._valued is None or not np.array_equal(self._valued[0], vector):
-            with trials():
-                self._valued = vector, self.objective.value(self.to_model(vector))
+            self._valued = vector, self.objective.value(self.to_model(vector))
         value: float = self._valued[1]
         return value
 
@@ -180,8 +177,7 @@ class ScipyProblem:
         # forgotten first: two graphs at most are held, and none that is closed
         self._newest = self._base
         model = self.to_model(vector)
-        with trials():
-            lin = self.objective.linearise(model, self.kind, space=self.space)
+        lin = self.objective.linearise(model, self.kind, space=self.space)
         gradient = _to_numpy(self.space.gradient_to_vector(lin.gradient))
         self._newest = _Evaluated(vector, lin.value, gradient, lin.hessian)
         return self._newest

@@ -136,13 +136,13 @@ def next_step(
         budget: What may still be spent.
         tolerance: When the run has converged.
     """
-    before = problem.objective.counts.products
+    before = problem.counts.products
 
     def left() -> Budget:
-        return budget.without(problem.objective.counts.products - before)
+        return budget.without(problem.counts.products - before)
 
     def examine(told: str, negative: bool) -> Step | Stationary:
-        spent = problem.objective.counts.products - before
+        spent = problem.counts.products - before
         return _examine(
             problem, method, point, state, left(), tolerance, spent, told, negative
         )

@@ -108,7 +108,7 @@ class _Sketches:
         self.kind: Kind = "gauss-newton" if has else "exact"
         self.seed = seed
         self._problem = problem
-        self._model = problem.space.to_model(point.vector)
+        self._point = point
         self._made: dict[int, SymmetricOperator] = {}
         self._whole = False
 
@@ -122,9 +122,7 @@ class _Sketches:
     def __getitem__(self, k: int) -> SymmetricOperator:
         k = 0 if self._whole else k  # each would be the whole Hessian again
         if k not in self._made:
-            made = self._problem.objective.sketch(
-                self._model, self.kind, space=self._problem.space, seed=self.seed + k
-            )
+            made = self._problem.sketch(self._point, self.kind, self.seed + k)
             self._made[k] = made
             self._whole = made.cost >= 1.0
         return self._made[k]
@@ -300,9 +298,9 @@ class HessianSketch(InitialCurvature):
         self, problem: Problem, point: Point, seed: int, budget: Budget
     ) -> LowRankState:
         """Probe the diagonal, then sketch what it leaves."""
-        before = problem.objective.counts.products
+        before = problem.counts.products
         diagonal = self.diagonal.build(problem, point, seed, budget)
-        left = budget.products - (problem.objective.counts.products - before)
+        left = budget.products - (problem.counts.products - before)
         if left < 1:
             raise OutOfBudget("no product is left to sketch what the diagonal leaves")
         base = _base(diagonal)

@@ -5,57 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import named_tensors
 from hvpopt.operators.symmetric import RestrictedOperator, SymmetricOperator
 from hvpopt.problem.objective import Kind, Linearisation, Objective
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-_in_trial: ContextVar[bool] = ContextVar("in_trial", default=False)
-
-
-class SumChanged(FloatingPointError):  # noqa: N818 - a signal to evaluate again
-    """The objective has left something out for good, and is another sum from now on.
-
-    Raised where a caller holds values of the sum before: it evaluates them again rather
-    than compare the two.
-    """
-
-
-def in_trial() -> bool:
-    """Return True while a trial point is evaluated.
-
-    A trial's value is compared to that of the point it left. An objective may then refuse
-    a model, which shortens the step, but must not change what it is the sum of.
-    """
-    return _in_trial.get()
-
-
-@contextmanager
-def trials() -> Iterator[None]:
-    """A block whose evaluations are trials, for a minimiser that compares their values.
-
-    Yields:
-        Nothing.
-    """
-    token = _in_trial.set(True)
-    try:
-        yield
-    finally:
-        _in_trial.reset(token)
-
 
 @dataclass(frozen=True)
 class Point:
@@ -163,18 +126,28 @@ class Problem:
     Args:
         objective: What to minimise.
         space: The model's coordinates and bounds.
+        counts: The tally that evaluations advance. Default the objective's own.
 
     Attributes:
         last_error: What the loss raised when it last refused a trial, or None.
+        after: Called after each trial and each product; may raise to end the run. Default
+            it does nothing.
+        wrap: Called with each operator that is made and a label that names it; returns
+            the operator that methods get. Default the same.
         check_kept: Called with what a method means to keep in its state, before it spends
             more on it; raises where a saved run could not store that. Default it does
             nothing.
     """
 
-    def __init__(self, objective: Objective, space: ModelSpace) -> None:
+    def __init__(
+        self, objective: Objective, space: ModelSpace, counts: Counts | None = None
+    ) -> None:
         self.objective = objective
         self.space = space
+        self.counts = objective.counts if counts is None else counts
         self.last_error: Exception | None = None
+        self.after: Callable[[], None] = lambda: None
+        self.wrap: Callable[[SymmetricOperator, str], SymmetricOperator] = _unwrapped
         self.check_kept: Callable[[Any], None] = lambda _: None
 
     @property
@@ -198,8 +171,13 @@ class Problem:
         Raises:
             torch.cuda.OutOfMemoryError: A shorter step needs no less memory.
         """
-        value = self._try(lambda: self.objective.value(self.space.to_model(vector)))
-        return value if value is not None and math.isfinite(value) else math.inf
+        value = math.inf
+        try:
+            value = self.objective.value(self.space.to_model(vector))
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            self._refuse(error)
+        self.after()
+        return value if math.isfinite(value) else math.inf
 
     def trial(self, vector: Tensor) -> Point | None:
         """Return value and gradient at a trial point; None where they cannot be.
@@ -210,26 +188,30 @@ class Problem:
         Raises:
             torch.cuda.OutOfMemoryError: A shorter step needs no less memory.
         """
-        return self._try(lambda: self.linearise(vector, None))
-
-    def _try(self, evaluate: Callable[[], T]) -> T | None:
+        point = None
         try:
-            with trials():
-                return evaluate()
-        except torch.cuda.OutOfMemoryError:
-            raise
+            point = self.linearise(vector, None)
         except (ValueError, ArithmeticError, RuntimeError) as error:
-            if getattr(error, "ends_run", False):
-                raise  # a lost process is no refusal of this model
-            self.last_error = error
-            logger.info("trial refused by the loss: %s", self.last_failure)
-            return None
+            self._refuse(error)
+        self.after()
+        return point
+
+    def _refuse(self, error: Exception) -> None:
+        """Note why a trial was refused, or raise what is no refusal of this model."""
+        lost = getattr(error, "ends_run", False)  # a process, say
+        if lost or isinstance(error, torch.cuda.OutOfMemoryError):
+            raise error
+        self.last_error = error
+        logger.info("trial refused by the loss: %s", self.last_failure)
 
     def linearise(self, vector: Tensor, kind: Kind | None) -> Point:
         """Return value, gradient and, unless ``kind`` is None, Hessian at a point."""
         model = self.space.to_model(vector)
         lin = self.objective.linearise(model, kind, space=self.space)
-        return self._point(vector, lin, kind)
+        hessian = lin.hessian
+        if hessian is not None:
+            hessian = self._watched(hessian, f"product {kind}")
+        return self._point(vector, replace(lin, hessian=hessian), kind)
 
     def hessian(self, point: Point, kind: Kind = "exact") -> SymmetricOperator:
         """Return a Hessian at a point; the caller closes it.
@@ -241,13 +223,31 @@ class Problem:
             kind: Which.
         """
         model = self.space.to_model(point.vector)
-        return self.objective.hessian(model, kind, space=self.space)
+        operator = self.objective.hessian(model, kind, space=self.space)
+        return self._watched(operator, f"product {kind}")
+
+    def sketch(self, point: Point, kind: Kind, seed: int) -> SymmetricOperator:
+        """Return the objective's estimate of a Hessian; the caller closes it.
+
+        Args:
+            point: Where.
+            kind: Which.
+            seed: Of what is random in it.
+        """
+        model = self.space.to_model(point.vector)
+        operator = self.objective.sketch(model, kind, space=self.space, seed=seed)
+        return self._watched(operator, f"sketch {kind} {seed}")
 
     def with_hessian(self, point: Point, kind: Kind | None) -> Point:
         """Return the point with a Hessian of its own, unless ``kind`` is None."""
         if kind is None:
             return point
         return replace(point, hessian=self.hessian(point, kind), kind=kind)
+
+    def _watched(self, operator: SymmetricOperator, label: str) -> SymmetricOperator:
+        operator = self.wrap(operator, label)
+        operator.after = self.after
+        return operator
 
     def _point(self, vector: Tensor, lin: Linearisation, kind: Kind | None) -> Point:
         gradient = self.space.gradient_to_vector(lin.gradient)
@@ -271,3 +271,7 @@ class Problem:
             parts=lin.parts,
             kind=kind or "exact",
         )
+
+
+def _unwrapped(operator: SymmetricOperator, _: str) -> SymmetricOperator:
+    return operator

@@ -108,14 +108,14 @@ class Preconditioning:
         due = self.refresh is not None and state.age >= self.refresh
         if state.base is not None and not due:
             return state, budget
-        before = problem.objective.counts.products
+        before = problem.counts.products
         built = given(problem, point)  # type: ignore[operator]
         if not _applies(built):
             raise TypeError(
                 f"the function given as preconditioner returned a "
                 f"{type(built).__name__}, which has no apply()"
             )
-        left = budget.products - (problem.objective.counts.products - before)
+        left = budget.products - (problem.counts.products - before)
         if left <= 0:
             raise OutOfBudget("building the preconditioner took the products left")
         if isinstance(built, DiagonalPreconditioner):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.errors import BadPartError
 from hvpopt.krylov.eigenvalue import (
     EigenvalueEstimate,
     eigenvalue_converged,
@@ -29,7 +30,7 @@ from hvpopt.krylov.eigenvalue import (
 from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.methods.backtracking import Backtracking, rounding_of
 from hvpopt.methods.method import Direction, Method, Stationary, Step
-from hvpopt.methods.points import Budget, FreeCells, Point, Problem, SumChanged
+from hvpopt.methods.points import Budget, FreeCells, Point, Problem
 from hvpopt.model.scale import euclidean_norm
 from hvpopt.operators.second_order import SecondOrderError
 
@@ -79,7 +80,7 @@ class SecondOrderMethod(Method):
         Raises:
             RuntimeError: If memory or a process was lost.
             FloatingPointError: If a process was lost in a product that is not finite.
-            SumChanged: If a shot was dropped.
+            BadPartError: If a part of the objective is bad.
         """
         if bool(point.active.all()):
             return Stationary(True, "every cell is held at its bound")
@@ -92,7 +93,7 @@ class SecondOrderMethod(Method):
             if own is None:
                 made = own = problem.hessian(point)
             return self._look(problem, point, point.free_cells(own), budget)
-        except SumChanged:
+        except BadPartError:
             raise
         except (RuntimeError, FloatingPointError) as error:
             out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)

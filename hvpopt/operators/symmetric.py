@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.errors import BadPartError
 from hvpopt.model.counts import Counts, metered
 from hvpopt.operators.holding import WHOLE, Holding
 from hvpopt.operators.second_order import second_derivatives
@@ -48,11 +49,13 @@ class SymmetricOperator(ABC):
     Attributes:
         cost: Of a product, relative to one with the whole matrix that this one stands
             for: under 1 for an estimate from some of its parts.
+        after: Called after each product, which is lost if it raises. Default nothing.
         holding: How a Krylov basis of this operator may be held by processes that all
             make its products. Default whole. Operators made of others take theirs.
     """
 
     cost = 1.0
+    after: Callable[[], None] | None = None
     holding: Holding = WHOLE
     #: NumPy's numbers leave ``factor * operator`` to ``__rmul__``.
     __array_ufunc__ = None
@@ -115,6 +118,8 @@ class SymmetricOperator(ABC):
                 "although its right-hand side is; the loss overflows or is not twice "
                 "differentiable at this model"
             )
+        if self.after is not None:
+            self.after()
         return result
 
     def matmat(self, block: Tensor) -> Tensor:
@@ -333,6 +338,7 @@ class SumOperator(SymmetricOperator):
 
     Args:
         terms: Pairs of weight and operator.
+        names: What each term is called in a ``BadPartError``. Default as the term does.
         counts: The tally that the sum's products advance. Default a new one.
 
     Raises:
@@ -345,6 +351,7 @@ class SumOperator(SymmetricOperator):
         self,
         terms: list[tuple[float, SymmetricOperator]],
         *,
+        names: Sequence[str] = (),
         counts: Counts | None = None,
     ) -> None:
         if not terms:
@@ -372,6 +379,7 @@ class SumOperator(SymmetricOperator):
             noise=max(term.noise for _, term in terms),
         )
         self.terms = terms
+        self.names = tuple(names)
         # beside a sketch of waves a term that is whole, a regulariser, costs nothing
         self.cost = min(term.cost for _, term in terms)
         holdings = (term.holding for _, term in terms)
@@ -380,11 +388,15 @@ class SumOperator(SymmetricOperator):
     def _product(self, vector: Tensor) -> Tensor:
         self.counts.tally(products=1)
         total = torch.zeros_like(vector)
-        for weight, term in self.terms:
+        for place, (weight, term) in enumerate(self.terms):
             # sums in other threads may share a term
             with metered(term.counts, pass_on=True) as own:
                 try:
                     total.add_(term.matvec(vector), alpha=weight)
+                except BadPartError as error:
+                    for name in self.names[place : place + 1]:
+                        error.within(name)
+                    raise
                 finally:  # also what has failed was run
                     self.counts.tally(propagations=own.propagations)
         return total

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.errors import BadPartError
 from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors, rebuild
@@ -37,23 +38,6 @@ class Linearisation:
     gradient: Model
     hessian: SymmetricOperator | None
     parts: dict[str, float] = field(default_factory=dict)
-
-
-class BadPartError(FloatingPointError):
-    """Parts of a sum are not finite; the sum without them may be.
-
-    Args:
-        message: A sentence.
-        parts: Why each of these parts is bad, by the name that ``Objective.without``
-            takes; empty where the sum must not go on without them.
-
-    Attributes:
-        parts: As given.
-    """
-
-    def __init__(self, message: str, parts: Mapping[str, str]) -> None:
-        super().__init__(message)
-        self.parts = dict(parts)
 
 
 class Objective(ABC):
@@ -165,41 +149,6 @@ class Objective(ABC):
             f"{self.name!r} has no part that could be dropped: {sorted(parts)}"
         )
 
-    @property
-    def left_out(self) -> dict[str, str]:
-        """What is no longer part of the sum, and why. Default nothing.
-
-        Values from before and after it grows are of different sums, not to be compared.
-        """
-        return {}
-
-    def leave_out(self, what: Mapping[str, str]) -> None:
-        """Leave out what another run of this objective has left out.
-
-        Args:
-            what: From ``left_out``.
-
-        Raises:
-            ValueError: If there is no such part.
-        """
-        if what:
-            raise ValueError(f"{self.name!r} has no part that could be left out: {what}")
-
-    def state(self) -> dict[str, int]:
-        """Return what makes the next evaluations others than the last, as counters.
-
-        Such as how many random subsets have been drawn. Default nothing: an objective
-        evaluates alike each time.
-        """
-        return {}
-
-    def restore(self, state: dict[str, int]) -> None:  # noqa: B027 - most have none
-        """Go back to a state, so that evaluations go on as they did from there.
-
-        Args:
-            state: From ``state``.
-        """
-
     def __add__(self, other: object) -> SumObjective:
         if isinstance(other, Objective):
             return SumObjective([*_weighted_terms(self), *_weighted_terms(other)])
@@ -243,32 +192,20 @@ class SumObjective(Objective):
         found = (term.processes for _, term in self.terms)
         return next((processes for processes in found if processes.count > 1), ALONE)
 
-    @property
-    def left_out(self) -> dict[str, str]:
-        """What any term has left out, under the term's name."""
-        return {
-            f"{name}: {what}": why
-            for name, (_, term) in zip(self._names, self.terms, strict=True)
-            for what, why in term.left_out.items()
-        }
-
-    def leave_out(self, what: Mapping[str, str]) -> None:
-        """Leave out what the terms of another such sum have left out.
-
-        Args:
-            what: From ``left_out``.
-
-        Raises:
-            ValueError: If no term has such a part.
-        """
+    def without(self, parts: Mapping[str, str]) -> SumObjective:
+        """Return the sum without parts of its terms, named ``"term: part"``."""
         shares: dict[str, dict[str, str]] = {name: {} for name in self._names}
-        for told, why in what.items():
+        for told, why in parts.items():
             name, _, part = told.rpartition(": ")
             if name not in shares:
                 raise ValueError(f"no term of {self.name!r} has a part {told!r}")
             shares[name][part] = why
-        for name, (_, term) in zip(self._names, self.terms, strict=True):
-            term.leave_out(shares[name])
+        other = SumObjective(
+            (weight, term.without(shares[name]) if shares[name] else term)
+            for name, (weight, term) in zip(self._names, self.terms, strict=True)
+        )
+        other.counts = self.counts.child()
+        return other
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the weighted sum as a differentiable torch scalar."""
@@ -313,20 +250,6 @@ class SumObjective(Objective):
             lambda term: term.sketch(model, kind, space=space, seed=seed)
         )
 
-    def state(self) -> dict[str, int]:
-        """Return the counters of all terms, by place."""
-        return {
-            f"{i} {name}": count
-            for i, (_, term) in enumerate(self.terms)
-            for name, count in term.state().items()
-        }
-
-    def restore(self, state: dict[str, int]) -> None:
-        """Go back to a state of all terms."""
-        for i, (_, term) in enumerate(self.terms):
-            own = [name for name in state if name.startswith(f"{i} ")]
-            term.restore({name.partition(" ")[2]: state[name] for name in own})
-
     def _operator(self, make: Callable[[Objective], SymmetricOperator]) -> SumOperator:
         spent: list[Counts] = []
         total = self._sum(self._each(make, spent))
@@ -358,7 +281,9 @@ class SumObjective(Objective):
     def _sum(self, operators: list[Any]) -> SumOperator:
         weights = [w for w, _ in self.terms]
         return SumOperator(
-            list(zip(weights, operators, strict=True)), counts=self.counts.child()
+            list(zip(weights, operators, strict=True)),
+            names=self._names,
+            counts=self.counts.child(),
         )
 
     def _each(
@@ -374,10 +299,13 @@ class SumObjective(Objective):
             What each term gave.
         """
         results = []
-        for _, term in self.terms:
+        for name, (_, term) in zip(self._names, self.terms, strict=True):
             with metered(term.counts, pass_on=True) as own:
                 try:
                     results.append(evaluate(term))
+                except BadPartError as error:
+                    error.within(name)
+                    raise
                 finally:  # also what has failed was run
                     self.counts.tally(propagations=own.propagations)
             if spent is not None:
