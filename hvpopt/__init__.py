@@ -50,7 +50,7 @@ from hvpopt.operators.dense import DenseHessian
 from hvpopt.operators.symmetric import FunctionOperator, MatrixOperator, SymmetricOperator
 from hvpopt.problem.objective import Linearisation, Objective, SumObjective
 from hvpopt.problem.torch_objective import TorchObjective
-from hvpopt.run.minimize import minimize, resume
+from hvpopt.run.minimize import minimize
 from hvpopt.run.result import IterationRecord, MinimizeResult, Status
 
 if TYPE_CHECKING:
@@ -105,7 +105,6 @@ __all__ = [
     "minimize",
     "nystrom",
     "optim",
-    "resume",
     "ritz_pairs",
     "ritz_preconditioner",
     "scipy_method",

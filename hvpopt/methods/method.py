@@ -193,6 +193,15 @@ class Method(ABC):
         """Return the state that a run begins with. Default none."""
         return None
 
+    def next_stage(self, problem: Problem, state: Any) -> Any:
+        """Return the state that a new stage begins with, at another objective.
+
+        Args:
+            problem: With the new objective.
+            state: Of the last stage. Default not read: ``start`` returns a new one.
+        """
+        return self.start(problem)
+
     def next_kind(self, state: Any) -> Kind | None:
         """Return which Hessian the next point is to carry. Default ``kind``."""
         return self.kind

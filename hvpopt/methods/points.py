@@ -20,6 +20,7 @@ from hvpopt.problem.objective import Kind, Linearisation, Objective
 
 logger = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class Point:
     """A flat point with what has been evaluated there.

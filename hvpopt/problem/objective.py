@@ -297,6 +297,9 @@ class SumObjective(Objective):
 
         Returns:
             What each term gave.
+
+        Raises:
+            BadPartError: That of a term, its parts named as the sum's.
         """
         results = []
         for name, (_, term) in zip(self._names, self.terms, strict=True):

@@ -7,164 +7,42 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.methods.method import Method
-from hvpopt.methods.points import Point
-from hvpopt.model.counts import Counts
-from hvpopt.model.space import ModelSpace
-from hvpopt.problem.objective import Kind
 from hvpopt.run import files
-from hvpopt.run.fingerprint import method_fingerprint
-from hvpopt.run.journal import Event
-from hvpopt.run.result import IterationRecord
-from hvpopt.run.state_tree import (
-    StateError,
-    check_storable,
-    decode,
-    encode,
-    non_finite,
-)
+from hvpopt.run.state import RunState
+from hvpopt.run.state_tree import StateError, decode, encode
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ProblemState:
-    """What ``minimize`` was given, so that ``resume`` can do without.
-
-    Attributes:
-        model: The start.
-        options: Scale, mask and bounds, as given.
-        device: Of the model.
-        limits: ``max_iter``, ``max_products`` and ``gtol``.
-        fingerprint: See ``fingerprint``.
-        left_out: What the objective had left out when its value at the start was taken.
-        impossible: Why the method gave way to one without products; empty if it did not.
-    """
-
-    model: Any
-    options: dict[str, Any]
-    device: str
-    limits: dict[str, float]
-    fingerprint: dict[str, Any]
-    left_out: dict[str, str] = field(default_factory=dict)
-    impossible: str = ""
-
-
-@dataclass(frozen=True)
-class RunState:
-    """A run between two steps, and what the step after has evaluated.
-
-    Attributes:
-        vector: The iterate ``[n]``.
-        value: The objective there.
-        gradient: ``[n]``.
-        parts: Value of each named part of a sum.
-        kind: Of the Hessian that the method wants here.
-        method: The method's state.
-        objective: The objective's state before it was linearised here.
-        left_out: What the objective has left out.
-        history: All records.
-        counts: Spent up to here.
-        resuming: Spent on resuming, on top.
-        seconds: Spent since the run began.
-        negative_curvature: The last direction met ``[n]``, or None.
-        events: Of the step under way.
-    """
-
-    vector: Tensor
-    value: float
-    gradient: Tensor
-    parts: dict[str, float]
-    kind: Kind | None
-    method: Any
-    objective: dict[str, int]
-    history: tuple[IterationRecord, ...]
-    counts: Counts
-    left_out: dict[str, str] = field(default_factory=dict)
-    resuming: Counts = field(default_factory=Counts)
-    seconds: float = 0.0
-    negative_curvature: Tensor | None = None
-    events: tuple[Event, ...] = ()
-
-    def point(self, space: ModelSpace) -> Point:
-        """Return the iterate, without a Hessian."""
-        return Point(
-            vector=self.vector,
-            value=self.value,
-            gradient=self.gradient,
-            hessian=None,
-            active=space.pushed_out(self.vector, self.gradient),
-            parts=dict(self.parts),
-        )
-
-    def unusable(self) -> str:
-        """Return in words what is not finite, and must be; empty if all is well."""
-        # a record says NaN where a method knows nothing
-        kept = {f.name: getattr(self, f.name) for f in fields(self)}
-        del kept["history"]
-        # and a trial that a loss refused may have an infinite value
-        kept["events"] = tuple(event.tensors for event in self.events)
-        found = (non_finite(value, name) for name, value in kept.items())
-        return next((sentence for sentence in found if sentence), "")
-
-
-def load(
-    path: Path, device: torch.device | None = None
-) -> tuple[ProblemState, RunState, bool]:
-    """Return problem and run of the newest whole state, and True if no file was damaged.
+def load(path: Path, device: torch.device) -> tuple[dict[str, Any], RunState, bool]:
+    """Return the newest whole state that a file or the one before it holds.
 
     Args:
         path: Of the checkpoint.
-        device: Where its tensors are to live. Default where they lived; where this
-            machine has no such device, one of the same type, else the host, with a
-            warning.
+        device: Where its tensors are to live.
+
+    Returns:
+        What the problem is known by, the state, and True if no file was damaged.
 
     Raises:
         FileNotFoundError: If there is none.
         StateError: If it is damaged, of another version, or not finite.
     """
     skeleton, tensors, whole = files.read_newest(path)
-    problem, run = decode(skeleton, tensors)
-    if not isinstance(problem, ProblemState) or not isinstance(run, RunState):
+    found = decode(skeleton, tensors)
+    if not isinstance(found, tuple) or not isinstance(found[1], RunState):
         raise StateError(f"{path} holds no state of a run")
-    if bad := run.unusable():
+    if bad := found[1].unusable():
         raise StateError(f"{path} is refused: {bad}")
-    device = _device_at_hand(problem.device) if device is None else device
     if device.type != "cpu":
-        problem, run = decode(skeleton, tensors, device)
-    return replace(problem, device=str(device)), run, whole
-
-
-def _device_at_hand(saved: str) -> torch.device:
-    """Return the device that a state names, or the one that stands in for it here."""
-    try:
-        device = torch.device(saved)
-    except RuntimeError as error:
-        raise StateError(f"the state is of a device {saved!r}: {error}") from error
-    for candidate in (device, torch.device(device.type)):
-        try:
-            found = torch.empty(0, device=candidate).device
-        except (RuntimeError, AssertionError, NotImplementedError):
-            continue
-        break
-    else:
-        found = torch.device("cpu")
-    if (found.type, found.index or 0) != (device.type, device.index or 0):
-        logger.warning(
-            "the state is of %s, which this machine does not have: the run goes on on "
-            "%s, with other rounding; for another device give the model as well",
-            saved,
-            found,
-        )
-    return found
+        found = decode(skeleton, tensors, device)
+    return found[0], found[1], whole
 
 
 class Checkpoint:
@@ -172,30 +50,27 @@ class Checkpoint:
 
     Args:
         path: The file.
+        problem: What it is known by, written with every state.
         every: Steps between saves.
         seconds: Within a step, save when this long has passed since the last save.
-        problem: Written with every state.
         keep: Keep the file that is there as the previous one at the first save.
         there: The state that the file holds already; None for none.
 
     Attributes:
         slowest: Seconds that the slowest save took.
 
-    Raises:
-        TypeError: If the problem is of a kind that cannot be stored.
     """
 
     def __init__(
         self,
         path: Path,
-        problem: ProblemState,
+        problem: dict[str, Any],
         *,
         every: int = 1,
         seconds: float = 60.0,
         keep: bool = True,
         there: RunState | None = None,
     ) -> None:
-        check_storable(problem, "the problem")
         self.path = path
         self.every, self.seconds = every, seconds
         self.slowest = 0.0
@@ -204,7 +79,7 @@ class Checkpoint:
         self._last = time.monotonic()
         self._error = ""
         self._newest: tuple[int, int] | None = None
-        self._there = _place(there) if there is not None else ""
+        self._there = "" if there is None else there.place
 
     def after_step(self, iteration: int, state: Callable[[], RunState]) -> None:
         """Save if this iteration is one to be saved."""
@@ -218,22 +93,8 @@ class Checkpoint:
 
     def finish(self, state: RunState) -> None:
         """Save the state that a run ends with, unless it is saved already."""
-        if (len(state.history), len(state.events)) != self._newest:
+        if (len(state.history), len(state.products)) != self._newest:
             self.save(state)
-
-    def change_method(self, method: Method, impossible: str) -> None:
-        """Go on saving, anew, what another method does.
-
-        Args:
-            method: Which.
-            impossible: Why the first one gave way to it.
-        """
-        fingerprint = {**self._problem.fingerprint, **method_fingerprint(method)}
-        self._problem = replace(
-            self._problem, fingerprint=fingerprint, impossible=impossible
-        )
-        self.discard()
-        self._keep, self._newest = False, None
 
     def discard(self) -> None:
         """Remove what was saved."""
@@ -256,8 +117,8 @@ class Checkpoint:
             skeleton, tensors = encode((self._problem, state))
             files.write(self.path, skeleton, tensors, keep=self._keep)
             self._keep = True
-            self._newest = len(state.history), len(state.events)
-            self._there, self._error = _place(state), ""
+            self._newest = len(state.history), len(state.products)
+            self._there, self._error = state.place, ""
         except (OSError, StateError, TypeError, MemoryError, RuntimeError) as error:
             level = logging.DEBUG if self._error else logging.WARNING
             self._error = f"{type(error).__name__}: {error}"
@@ -269,12 +130,6 @@ class Checkpoint:
             )
         self._last = time.monotonic()
         self.slowest = max(self.slowest, self._last - began)
-
-
-def _place(state: RunState) -> str:
-    """Return in words where in its run a state is."""
-    step = f"the state after step {len(state.history) - 1}"
-    return step + f" and {len(state.events)} evaluations" * bool(state.events)
 
 
 def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -> Path:

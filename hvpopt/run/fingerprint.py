@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch import Tensor
 from hvpopt.methods.method import Method
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors
-from hvpopt.problem.objective import Objective
 from hvpopt.run.files import tensor_bytes
 from hvpopt.run.state_tree import StateError
 
@@ -26,6 +25,8 @@ logger = logging.getLogger(__name__)
 VALUE_TOLERANCE = 1e-4
 #: Its place in a fingerprint.
 VALUE = "value at the start"
+#: Place of what was dropped before that value was taken.
+DROPPED = "dropped at the start"
 
 
 def hash_tensor(tensor: Tensor | None) -> str | None:
@@ -44,16 +45,15 @@ def hash_model(model: Model) -> str:
 
 
 def fingerprint(
-    objective: Objective, space: ModelSpace, start: Model, method: Method, value: float
+    names: Sequence[str], space: ModelSpace, start: Model, method: Method
 ) -> dict[str, Any]:
     """Return what a problem and its method are known by, for JSON.
 
     Args:
-        objective: Known by its name and by its value.
+        names: Of the objectives.
         space: Scale, bounds and mask.
         start: The model that the run began at.
         method: Its class and options.
-        value: Of the objective at the start.
     """
     free = space.step_to_model(torch.ones(space.size, dtype=space.dtype).to(space.device))
     tensors = named_tensors(start)
@@ -66,17 +66,9 @@ def fingerprint(
         "scale": hash_tensor(space.scale),
         "lower": hash_tensor(space.lower),
         "upper": hash_tensor(space.upper),
-        **method_fingerprint(method),
-        "objective": objective.name,
-        VALUE: value,
-    }
-
-
-def method_fingerprint(method: Method) -> dict[str, Any]:
-    """Return what a method is known by: its class and options."""
-    return {
         "method": type(method).__qualname__,
         "method's options": describe(vars(method)),
+        "objective": ", then ".join(names),
     }
 
 
@@ -91,13 +83,10 @@ def check_same(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         StateError: If they differ.
     """
     differences: list[str] = []
-    for key in sorted({*saved, *own}):
+    for key in sorted({*saved, *own} - {VALUE, DROPPED}):
         there: Any = saved.get(key)
         here: Any = own.get(key)
-        if key == VALUE:
-            if not abs(there - here) <= VALUE_TOLERANCE * max(abs(there), abs(here)):
-                differences.append(f"the loss at the start: {there!r} there, {here!r}")
-        elif isinstance(there, dict) and isinstance(here, dict):
+        if isinstance(there, dict) and isinstance(here, dict):
             differences += [
                 f"{key}, {name}: {there.get(name)!r} there, {here.get(name)!r} here"
                 for name in sorted({*there, *here})
@@ -109,68 +98,21 @@ def check_same(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         raise StateError("the state is of another problem. " + "; ".join(differences))
 
 
-def leave_out(objective: Objective, what: Mapping[str, str]) -> None:
-    """Make an objective the sum that another one was, and no smaller one.
+def check_same_value(there: float, here: float) -> None:
+    """Raise StateError unless two values of the loss at the start are those of one loss.
 
     Args:
-        objective: To leave something out.
-        what: The other's ``left_out``.
+        there: Saved.
+        here: Of the loss at hand.
 
     Raises:
-        StateError: If it has no such parts, or has left out more.
+        StateError: If they differ.
     """
-    try:
-        objective.leave_out(what)
-    except ValueError as error:
-        raise StateError(f"the state is of another problem: {error}") from error
-    if objective.left_out.keys() != what.keys():
+    if not abs(there - here) <= VALUE_TOLERANCE * max(abs(there), abs(here)):
         raise StateError(
-            f"the state has left out {sorted(what)}, and this objective "
-            f"{sorted(objective.left_out)}; make the objective anew"
+            "the state is of another problem. the loss at the start: "
+            f"{there!r} there, {here!r} here"
         )
-
-
-def value_of_same_sum(
-    objective: Objective,
-    start: Model,
-    saved: float,
-    then: Mapping[str, str],
-    later: Mapping[str, str],
-) -> float:
-    """Return an objective's value at the start of a run, to be compared with the saved.
-
-    Args:
-        objective: To evaluate.
-        start: Where.
-        saved: The value then; returned where the two cannot be compared, with a warning:
-            a shot that went bad during the run is bad now.
-        then: What the objective had left out when the saved value was taken.
-        later: What it had left out when it was saved.
-
-    Returns:
-        The value.
-
-    Raises:
-        StateError: If it leaves out what the run did not.
-    """
-    try:
-        objective.leave_out(then)
-    except ValueError as error:
-        raise StateError(f"the state is of another problem: {error}") from error
-    value = objective.value(start)
-    now = objective.left_out
-    if now.keys() == then.keys():
-        return value
-    if now.keys() <= later.keys():
-        logger.warning(
-            "the loss at the start cannot be compared with the saved one: %s, which the "
-            "run left out later, is left out already",
-            ", ".join(sorted(now.keys() - then.keys())),
-        )
-        return saved
-    raise StateError(
-        f"the objective leaves out {sorted(now)}, and the saved run only {sorted(later)}"
-    )
 
 
 def describe(tree: Any) -> Any:

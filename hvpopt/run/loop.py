@@ -1,34 +1,41 @@
-"""The one outer loop, for every method, and its ways out."""
+"""The one outer loop, for every method, and its ways out.
+
+A run is a sequence of stages, each of one fixed objective: those of a list, and one more
+wherever a bad part of an objective is dropped. The model, the counts, the history and
+what the method has learnt pass on.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
+from hvpopt.errors import BadPartError
 from hvpopt.methods.convergence import (
     Tolerance,
     next_step,
     relative_size,
     without_products,
 )
-from hvpopt.methods.method import Direction, Method, OutOfBudget, Stationary, Step
-from hvpopt.methods.points import Budget, Point, Problem, SumChanged
-from hvpopt.model.counts import Counts
+from hvpopt.methods.method import Method, OutOfBudget, Stationary, Step
+from hvpopt.methods.points import Budget, Point, Problem
+from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model
 from hvpopt.operators.second_order import SecondOrderError
-from hvpopt.problem.objective import Kind, Objective
-from hvpopt.run.checkpoint import Checkpoint, RunState
-from hvpopt.run.fingerprint import leave_out
+from hvpopt.problem.objective import Objective
+from hvpopt.run.checkpoint import Checkpoint
 from hvpopt.run.history import HistoryFile
-from hvpopt.run.journal import Journal, JournalObjective
 from hvpopt.run.limits import (
     CallbackError,
     Limits,
@@ -38,177 +45,330 @@ from hvpopt.run.limits import (
     check_range,
     check_repeatable,
 )
-from hvpopt.run.recorder import Callback, Recorder
-from hvpopt.run.result import MinimizeResult, Status, sentence
+from hvpopt.run.products import ProductLog
+from hvpopt.run.result import (
+    IterationRecord,
+    MinimizeResult,
+    Status,
+    record_of,
+    sentence,
+    with_unbounded,
+)
+from hvpopt.run.state import RunState
 from hvpopt.run.state_tree import check_storable
 
+logger = logging.getLogger(__name__)
 
-class Loop:
-    """One run. ``point`` is always the best point so far.
+Callback = Callable[[Model, IterationRecord], Any]
 
-    ``impossible`` is the error for which the method gave way to the fallback.
+#: Ways out of the whole run, whatever stages are left.
+ENDING = (
+    Status.CALLBACK,
+    Status.INTERRUPTED,
+    Status.TERMINATED,
+    Status.MAX_SECONDS,
+    Status.FAILED,
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of a list minimises, and how far.
+
+    Attributes:
+        objective: What to minimise.
+        limits: When the stage ends.
+    """
+
+    objective: Objective
+    limits: Limits
+
+
+class Run:
+    """One run, a context. ``point`` is always the best point so far.
 
     Args:
-        objective: What to minimise.
+        stages: One after the other.
         space: The model's coordinates and bounds.
-        first: Where the run began ``[n]``.
+        first: Where the run begins ``[n]``.
         method: How to step.
-        limits: When to end.
         watch: Looks at the clock and at signals.
-        callback: See ``minimize``.
-        history_file: Grows with the history.
-        saving: The run is saved: by the main process, which keeps what each step
-            evaluates for that.
-        counts: What the run spends of the objective. Default the objective's own tally.
         fallback: Goes on where the loss turns out at the first step to have no second
             derivative. Default none: that is raised.
+        callback: See ``minimize``.
+        saving: The run is saved, by the main process.
     """
 
     def __init__(
         self,
-        objective: Objective,
+        stages: Sequence[Stage],
         space: ModelSpace,
         first: Tensor,
         method: Method,
-        limits: Limits,
         watch: Watch,
         *,
-        callback: Callback | None = None,
-        history_file: HistoryFile | None = None,
-        saving: bool = False,
-        counts: Counts | None = None,
         fallback: Method | None = None,
+        callback: Callback | None = None,
+        saving: bool = False,
     ) -> None:
-        processes = objective.processes
-        self.journal = Journal(
-            recording=saving and processes.is_main,
-            after=self._pause,
-            keeps=lambda: not self._lost_something(),
-        )
-        self.problem = Problem(JournalObjective(objective, self.journal, counts), space)
-        self.saving = saving
-        self.problem.check_kept = self._check_kept
+        self.stages = stages
+        self.space = space
         self.first = first
         self.method = method
-        self.fallback = fallback
-        self.impossible: SecondOrderError | None = None
-        self.limits = limits
         self.watch = watch
+        self.fallback = fallback
+        self.checkpoint: Checkpoint | None = None
+        self.saving = saving
+        self.state: RunState | None = None
+        self.point: Point
+        self.problem: Problem
+        self.history: list[IterationRecord] = []
+        self.history_file: HistoryFile | None = None
+        self._callback = callback
+        self._stage, self._dropped = 0, dict[str, str]()
+        self._gradients_alone = ""
+        self._negative_curvature: Tensor | None = None
+        self._pending: tuple[Tensor, float] | None = None
+        self._meters = ExitStack()
+        self._meter, self._earlier = Counts(), Counts()
+        self._resumed = Counts()
+        self._began = time.monotonic()
+        processes = stages[0].objective.processes
+        self._products = ProductLog(keeps=saving and processes.is_main)
         # A step that a clock cuts short is not the one that an uninterrupted run takes,
         # nor that of another process: then the clock ends the run within the step.
-        self.cut_short = not saving and processes.count == 1
-        self.recorder = Recorder(objective, self.journal, callback, history_file, counts)
-        self.point: Point
-        self.pending: tuple[Tensor, float] | None = None
-        self.drawn: dict[str, int] = {}
-        self.kind: Kind | None = None
-        self.fresh = False
+        self._cut_short = not saving and processes.count == 1
+
+    def __enter__(self) -> Run:
+        self._begin_stage(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._meters.close()
 
     # -- beginning --------------------------------------------------------------
 
-    def start(
-        self, checkpoint: Callable[[float, dict[str, str]], Checkpoint] | None
-    ) -> None:
+    def begin(self, checkpoint: Callable[[float, dict[str, str]], Checkpoint]) -> None:
         """Evaluate the first point; what fails here is raised.
 
         Args:
-            checkpoint: Makes one, given the value at the start and what it leaves out.
+            checkpoint: Makes one, given the value at the start and what was dropped for
+                it; called by the process that saves.
         """
-        start = self.first
-        value, left_out = self._start_value(start), self._left_out()
-        try:
-            state = self.method.start(self.problem)
-            if self.saving:
-                check_storable(state, "the method's state")
-            self.point = self._evaluate(start, state)
-        except SecondOrderError as error:
-            state = self._fall_back(error, stacklevel=4)
-            self.point = self._evaluate(start, state)
-        if self._left_out() == left_out:
-            check_repeatable(value, self.point.value, self.problem.space.eps)
-        check_range(self.point.vector, self.point.gradient)
-        step = Step(start, self.point.value, 0.0, 0, Direction(start))
-        self.recorder.add(step, self.point, start)
-        if checkpoint is not None:
-            self.recorder.checkpoint = checkpoint(value, left_out)
-        self.fresh = True
-        self._commit(state)
+        value = self._enter(self.first)
+        if self.saving and self.problem.objective.processes.is_main:
+            self.checkpoint = checkpoint(value, dict(self._dropped))
 
-    def restore(
-        self, state: RunState, resuming: Counts, checkpoint: Checkpoint | None
-    ) -> None:
+    def restore(self, state: RunState, checkpoint: Checkpoint | None) -> None:
         """Go to where a saved run was.
 
         Args:
             state: Of the run.
-            resuming: What resuming has cost so far.
             checkpoint: To save to; None where another process does.
+        """
+        extra = self._spent
+        self._begin_stage(state.stage)
+        if state.dropped:
+            self._become(self.problem.objective.without(state.dropped))
+        self._dropped = dict(state.dropped)
+        self.first, self.history = state.first, list(state.history)
+        self._negative_curvature = state.negative_curvature
+        if state.gradients_alone and self.fallback is not None:
+            self.method, self.fallback = self.fallback, None
+            self._gradients_alone = state.gradients_alone
+        self._began = time.monotonic() - state.seconds
+        self._earlier = state.counts
+        self.point = self._ready(state.point, state.method)
+        extra = extra + self._meter
+        self._earlier = state.counts - self._meter
+        self._resumed = state.resumed + extra
+        self._products.clear(state.products)
+        self.state, self.checkpoint = state, checkpoint
+
+    def _begin_stage(self, number: int) -> None:
+        """Minimise a stage's objective, and tell apart what is spent of its tally."""
+        self._stage, self._dropped = number, {}
+        objective = self.stages[number].objective
+        self._meters.close()
+        self._earlier = self._spent
+        self._meter = self._meters.enter_context(metered(objective.counts))
+        self._become(objective)
+
+    def _become(self, objective: Objective) -> None:
+        """Minimise this objective from now on."""
+        self.problem = Problem(objective, self.space, self._meter)
+        self.problem.after = self._after_evaluation
+        self.problem.check_kept = self._check_kept
+        if self.saving:
+            self.problem.wrap = self._products.wrap
+
+    def _enter(self, vector: Tensor, step: Step | None = None) -> float:
+        """Begin a stage: evaluate its first point, without what is bad there.
+
+        Args:
+            vector: Where ``[n]``.
+            step: That led there, where it is not evaluated yet.
+
+        Returns:
+            The value there.
 
         Raises:
-            StateError: If the objective is another sum than the run's.
+            ValueError: For a loss that is not finite at the start of a run, or changes.
+            SecondOrderError: If it has no second derivative, and the method needs one.
         """
-        objective = self.problem.objective
-        leave_out(objective, state.left_out)
-        objective.restore(state.objective)
-        self.drawn, self.kind = dict(state.objective), state.kind
-        self.recorder.restore(state)
-        before = objective.counts.snapshot()
-        point = state.point(self.problem.space)
-        last = len(state.history) > self.limits.max_iter or self._spent_out()
-        self.point = self.problem.with_hessian(point, None if last else state.kind)
-        spent = objective.counts.snapshot() - before
-        self.recorder.restore(state)  # once more: that was no cost of the run itself
-        self.recorder.resuming = state.resuming + resuming + spent
-        self.recorder.checkpoint = checkpoint
-        self.journal.clear()
-        self.journal.replay(state.events)
+        before = self.first if self.state is None else self.state.point.vector
+        known = None if self.state is None else self.state.method
+        value = math.nan
+        while True:
+            try:
+                if self.state is None:
+                    value = self._value_at_start()
+                    method = self.method.start(self.problem)
+                    if self.saving:
+                        check_storable(method, "the method's state")
+                else:
+                    method = self.method.next_stage(self.problem, known)
+                steps = int(step is not None)
+                self.point = self._linearised(vector, method, steps=steps)
+                break
+            except BadPartError as error:
+                self._drop(error)
+            except SecondOrderError as error:
+                if self.state is not None:
+                    raise
+                self._fall_back(error, stacklevel=5)
+        if self.state is None:
+            check_repeatable(value, self.point.value, self.space.eps)
+            check_range(vector, self.point.gradient)
+        moved = vector - before
+        size = relative_size(self.space, self.first, before, moved) if step else 0.0
+        self._record(step, before, size)
+        self._commit(method)
+        return value
+
+    def _value_at_start(self) -> float:
+        value = self.problem.objective.value(self.space.to_model(self.first))
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the loss is {value} at the starting model; start where it is finite"
+            )
+        return value
+
+    def _drop(self, error: BadPartError) -> None:
+        """Go on with an objective without its bad parts; it is a new one.
+
+        Args:
+            error: Names them.
+
+        Raises:
+            BadPartError: If the objective must not go on without them.
+        """
+        if not error.parts:
+            raise error
+        objective = self.problem.objective.without(error.parts)
+        for part, why in error.parts.items():
+            message = f"{part} is dropped from the objective from now on: {why}"
+            logger.warning(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=5)
+        self._dropped = {**self._dropped, **error.parts}
+        self._become(objective)
+
+    def _fall_back(self, error: SecondOrderError, *, stacklevel: int) -> None:
+        """Take the method that needs no products, if there is one.
+
+        Args:
+            error: Why.
+            stacklevel: From here to the caller of ``minimize``, for the warning.
+
+        Raises:
+            SecondOrderError: If there is none.
+        """
+        if self.fallback is None:
+            raise error
+        warnings.warn(
+            f"steps come from gradients alone, since the loss has no second derivative: "
+            f"{error.cause}",
+            stacklevel=stacklevel,
+        )
+        self.method, self.fallback = self.fallback, None
+        self._gradients_alone = error.cause
 
     # -- the loop ---------------------------------------------------------------
 
-    def run(self, bar: tqdm[Any]) -> MinimizeResult:
-        """Step until a way out, and return what was reached."""
-        assert self.recorder.base is not None
+    def run(self, bar: tqdm[Any], *, fresh: bool) -> MinimizeResult:
+        """Step until a way out of the last stage, and return what was reached.
+
+        Args:
+            bar: Shows progress.
+            fresh: True for a run that begins, False for one that goes on.
+
+        Returns:
+            The best model, and why the run ended.
+
+        Raises:
+            Exception: What the callback raised, or the loss before a step was taken.
+        """
         discard = False
         try:
-            if self.fresh:
+            if fresh:
                 self._announce()
-            state = self.recorder.base.method
-            while True:
-                try:
-                    # a callback may have met a bad shot too
-                    self._look_for_losses()
-                    step = self._next_step(state)
-                except SumChanged:
-                    state = self._evaluate_again()
-                    continue
-                except SecondOrderError as error:
-                    state = self._without_products(error)
-                    continue
-                state = self._advance(step, state)
-                bar.update()
-                bar.set_postfix(loss=f"{self.point.value:.4g}", refresh=False)
+            while self._stage_goes_on(bar):
+                self._next_stage()
         except Stop as stop:
             return self._result(stop.status, stop.detail)
-        except OutOfBudget as out:
-            return self._result(Status.MAX_PRODUCTS, str(out))
-        except TimeoutError as late:
-            return self._result(Status.MAX_SECONDS, str(late))
         except KeyboardInterrupt:
             return self._result(Status.INTERRUPTED)
         except CallbackError as error:
-            discard = self.fresh and isinstance(error, RefusedError)
+            discard = fresh and isinstance(error, RefusedError)
             raise error.error from None
         except Exception as error:
-            if self.steps == 0 and self.pending is None:
+            if self.history[-1].iteration == 0 == self._stage and self._pending is None:
                 # the caller's input is the likely cause, and the start all that is known;
                 # unless products of the first step are, or a process was lost
                 ended = getattr(error, "ends_run", False)
-                discard = self.fresh and not ended and not self.journal.known()
+                discard = fresh and not ended and not self._products.known()
                 raise
             return self._result(Status.FAILED, f"{type(error).__name__}: {error}")
         finally:
             self._release()
-            self.recorder.finish(discard=discard)
+            self._finish(discard=discard)
+
+    def _stage_goes_on(self, bar: tqdm[Any]) -> bool:
+        """Step to the end of the stage; True if another one follows, else Stop."""
+        try:
+            while True:
+                self._step(bar)
+        except Stop as stop:
+            if stop.status in ENDING or self._stage == len(self.stages) - 1:
+                raise
+            return True
+
+    def _step(self, bar: tqdm[Any]) -> None:
+        """Take a step, or stop; where a bad part is met, begin a stage without it."""
+        assert self.state is not None
+        state, step = self.state.method, None
+        try:
+            try:
+                step = self._next_step(state)
+            except SecondOrderError as error:
+                self._without_products(error)
+                return
+            self._advance(step, state)
+        except BadPartError as error:
+            self._drop(error)
+            self._release()
+            end = self.point.vector if step is None else step.vector
+            assert end is not None
+            self._enter(end, step)
+            self._pending = None
+        except OutOfBudget as out:
+            raise Stop(Status.MAX_PRODUCTS, str(out)) from None
+        except TimeoutError as late:
+            raise Stop(Status.MAX_SECONDS, str(late)) from None
+        # the state is whole before anybody else's code runs
+        self._announce()
+        bar.update(step is not None)
+        bar.set_postfix(loss=f"{self.point.value:.4g}", refresh=False)
 
     def _next_step(self, state: Any) -> Step:
         """Return an acceptable step, or stop."""
@@ -226,93 +386,40 @@ class Loop:
         return step
 
     def _look_again(self) -> None:
-        """Raise SumChanged if what failed in trials fails, and is left out, here too."""
+        """Raise BadPartError if what failed in trials fails here too."""
         error = self.problem.last_error
         # of several processes some may have refused: an error that does not end the run
         refused = getattr(error, "ends_run", None) is False
         if refused or isinstance(error, FloatingPointError):
-            self.problem.objective.value(self.problem.space.to_model(self.point.vector))
-            self._look_for_losses()
+            self.problem.objective.value(self.space.to_model(self.point.vector))
 
-    def _look_for_losses(self) -> None:
-        """Raise SumChanged if the point was evaluated with what is left out by now."""
-        if self._lost_something():
-            raise SumChanged
-
-    def _lost_something(self) -> bool:
-        base = self.recorder.base
-        return base is not None and self._left_out().keys() != base.left_out.keys()
-
-    def _advance(self, step: Step, state: Any) -> Any:
+    def _advance(self, step: Step, state: Any) -> None:
         """Move to the step's end and evaluate what the next iteration will read."""
         assert step.vector is not None
         before = self.point
         self._release()
         # if evaluating the new point is interrupted or fails, it is still the best one
-        self.pending = step.vector, step.value
-        left_out = self._left_out()
-        after = self._evaluate(step.vector, state, step.point)
-        self.point, self.pending = after, None
+        self._pending = step.vector, step.value
+        after = self._linearised(step.vector, state, step.point, steps=1)
+        self.point, self._pending = after, None
         size = relative_size(
-            self.problem.space, self.first, before.vector, after.vector - before.vector
+            self.space, self.first, before.vector, after.vector - before.vector
         )
-        self.recorder.add(step, after, before.vector, size)
-        if self._left_out() == left_out:
-            state = self.method.remember(state, before, after, step)
-        else:  # points of different sums tell a method nothing of one another
-            state = self.method.start(self.problem)
-        self._commit(state)
-        # the state is whole before anybody else's code runs
-        self._announce()
-        return state
+        self._record(step, before.vector, size)
+        self._commit(self.method.remember(state, before, after, step))
 
-    def _evaluate_again(self) -> Any:
-        """Evaluate the point anew, where the objective has become another sum."""
+    def _next_stage(self) -> None:
         self._release()
-        self.journal.clear()
-        state = self.method.start(self.problem)
-        self._note_state(state)
-        last = self.steps >= self.limits.max_iter or self._spent_out()
-        kind = None if last else self.kind
-        self.point = self.problem.linearise(self.point.vector, kind)
-        self.recorder.correct(self.point)
-        self._commit(state)
-        if self.recorder.checkpoint is not None:
-            self.recorder.checkpoint.save(self.recorder.state())
-        return state
+        self._begin_stage(self._stage + 1)
+        self.first = self.point.vector
+        self._enter(self.first)
+        self._announce()
 
-    def _fall_back(self, error: SecondOrderError, *, stacklevel: int) -> Any:
-        """Take the method that needs no products, if there is one.
-
-        Args:
-            error: Why.
-            stacklevel: From here to the caller of ``minimize``, for the warning.
-
-        Returns:
-            The state that it begins with.
-
-        Raises:
-            SecondOrderError: If there is none.
-        """
-        if self.fallback is None:
-            raise error
-        warnings.warn(
-            f"steps come from gradients alone, since the loss has no second derivative: "
-            f"{error.cause}",
-            stacklevel=stacklevel,
-        )
-        self.method, self.fallback = self.fallback, None
-        self.impossible = error
-        return self.method.start(self.problem)
-
-    def _without_products(self, error: SecondOrderError) -> Any:
+    def _without_products(self, error: SecondOrderError) -> None:
         """Go on from the start without products, or end where none were needed so far.
 
         Args:
             error: What the last product said.
-
-        Returns:
-            The state of the method that goes on.
 
         Raises:
             SecondOrderError: If a step needed some and cannot do without.
@@ -321,129 +428,168 @@ class Loop:
         if not self.method.needs_products:
             # no step has made a product, so this was the look for negative curvature
             detail = "its curvature is unknown"
-            if self.impossible is None:
+            if not self._gradients_alone:
                 detail += f", since the loss has no second derivative: {error.cause}"
             raise Stop(Status.STATIONARY, detail)
-        if self.steps > 0:
+        if self._steps > 0:
             raise error
-        state = self._fall_back(error, stacklevel=6)
+        self._fall_back(error, stacklevel=6)
         self._release()
-        self.journal.clear()
-        self._note_state(state)
         self.point = replace(self.point, hessian=None)
-        self._commit(state)
-        if self.recorder.checkpoint is not None:
-            self.recorder.checkpoint.change_method(self.method, error.cause)
-            self.recorder.checkpoint.save(self.recorder.state())
-        return state
+        self._commit(self.method.start(self.problem))
+        if self.checkpoint is not None:
+            self.checkpoint.save(self._to_be_saved())
 
-    def _evaluate(self, vector: Tensor, state: Any, known: Point | None = None) -> Point:
-        """Linearise, or only differentiate where no further step will be taken."""
-        last = len(self.recorder.history) >= self.limits.max_iter or self._spent_out()
-        self._note_state(state)
-        kind = None if last else self.kind
+    def _linearised(
+        self, vector: Tensor, state: Any, known: Point | None = None, *, steps: int = 0
+    ) -> Point:
+        """Return what is needed of a point: no Hessian where no step will follow."""
         if known is not None:
-            return self.problem.with_hessian(known, kind)
+            return self._ready(known, state, steps=steps)
+        kind = self.method.next_kind(state)
+        if self._at_limit(steps):
+            kind = None
         return self.problem.linearise(vector, kind)
 
-    def _note_state(self, state: Any) -> None:
-        # what linearising anew, after a restart, must begin with
-        self.kind = self.method.next_kind(state)
-        self.drawn = self.problem.objective.state()
+    def _ready(self, point: Point, state: Any, *, steps: int = 0) -> Point:
+        kind = None if self._at_limit(steps) else self.method.next_kind(state)
+        return self.problem.with_hessian(point, kind)
 
-    # -- limits -----------------------------------------------------------------
+    # -- what ends it -----------------------------------------------------------
 
     @property
-    def steps(self) -> int:
-        """Accepted steps so far."""
-        return len(self.recorder.history) - 1
+    def _limits(self) -> Limits:
+        return self.stages[self._stage].limits
+
+    def _start_of_stage(self) -> IterationRecord | None:
+        """Return the record that the stage began with; None at the start of the run."""
+        return next((r for r in self.history if r.stage == self._stage), None)
+
+    @property
+    def _steps(self) -> int:
+        """Steps of this stage so far."""
+        start = self._start_of_stage()
+        return 0 if start is None else self.history[-1].iteration - start.iteration
+
+    @property
+    def _spent(self) -> Counts:
+        """What the run has spent."""
+        return self._earlier + self._meter
 
     def _check_limits(self, state: Any, tolerance: Tolerance) -> None:
         self.watch.raise_if_signalled()
-        last = self.steps >= self.limits.max_iter
-        if last or self._spent_out():
+        if self._at_limit():
             known = without_products(
                 self.problem, self.method, self.point, state, tolerance
             )
             if known is not None:
                 status = Status.CONVERGED if known.minimum else Status.STATIONARY
                 raise Stop(status, known.reason)
-        if last:
+        if self._steps >= self._limits.max_iter:
             raise Stop(Status.MAX_ITERATIONS)
         if self._out_of_products():
             raise Stop(Status.MAX_PRODUCTS)
         if self._out_of_time():
             raise Stop(Status.MAX_SECONDS)
 
-    def _pause(self) -> None:
-        """Look at the clock and at signals; called after each evaluation."""
-        if self.recorder.base is None:
+    def _after_evaluation(self) -> None:
+        """Save if it is time, and stop where the clock or a signal says so."""
+        if self.state is None:
             return
-        if self.recorder.checkpoint is not None:
-            self.recorder.checkpoint.within_step(self.recorder.state)
-        if not self.cut_short and self._out_of_time():
+        if self.checkpoint is not None:
+            self.checkpoint.within_step(self._to_be_saved)
+        if not self._cut_short and self._out_of_time():
             raise Stop(Status.MAX_SECONDS)
         self.watch.raise_if_signalled()
 
+    def _at_limit(self, steps: int = 0) -> bool:
+        """True if no step may follow after so many more."""
+        last = self._steps + steps >= self._limits.max_iter
+        return last or self._out_of_products() or self._out_of_time()
+
     def _out_of_time(self) -> bool:
-        saver = self.recorder.checkpoint
+        saver = self.checkpoint
         return self.watch.late(0.0 if saver is None else 2.0 * saver.slowest)
 
     def _out_of_products(self) -> bool:
         return self.method.needs_products and self._budget().products <= 0
 
-    def _spent_out(self) -> bool:
-        return self._out_of_products() or self._out_of_time()
-
     def _budget(self) -> Budget:
-        deadline = self.watch.deadline if self.cut_short else math.inf
-        left = self.limits.max_products - self.recorder.spent.products
+        deadline = self.watch.deadline if self._cut_short else math.inf
+        start = self._start_of_stage()
+        before = 0 if start is None or self._stage == 0 else start.counts.products
+        left = self._limits.max_products - (self._spent.products - before)
         return Budget(left, deadline)
 
-    def _start_value(self, start: Tensor) -> float:
-        value = self.problem.objective.value(self.problem.space.to_model(start))
-        if not math.isfinite(value):
-            raise ValueError(
-                f"the loss is {value} at the starting model; start where it is finite"
-            )
-        return value
-
     def _tolerance(self) -> Tolerance:
-        """Return what the run calls converged, by its records alone.
+        """Return what the stage calls converged, by its records alone.
 
         They are the same after a restart, and so is what is decided by them.
         """
-        history = self.recorder.history
-        last = history[-1]
-        # of the same sum: what is left out may have been most of the gradient
-        norms = (
-            record.gradient_norm
-            for record in history
-            if record.left_out.keys() == last.left_out.keys()
-        )
-        looked = sum(
-            after.counts.products - before.counts.products
-            for before, after in pairwise(history)
-            if after.curvature_step
-        )
+        records = [r for r in self.history if r.stage == self._stage]
+        last = records[-1]
+        before = Counts() if self._stage == 0 else records[0].counts
+        gtol = self._limits.gtol
         return Tolerance.after(
-            self.steps,
-            last.counts,
-            looked,
-            gtol=self.limits.gtol,
-            certify=self.limits.certify,
+            self._steps,
+            last.counts - before,
+            looked=sum(
+                later.counts.products - earlier.counts.products
+                for earlier, later in pairwise(records)
+                if later.curvature_step
+            ),
+            gtol=gtol,
+            certify=self._limits.certify,
             start=self.first,
-            largest=max(norms),
+            # of the same objective: what was dropped may have been most of the gradient
+            largest=max(
+                r.gradient_norm for r in records if r.objective == last.objective
+            ),
             rests=sum(
                 1
                 for _ in takewhile(
-                    lambda r: r.iteration and r.relative_step <= self.limits.gtol,
-                    reversed(history),
+                    lambda r: r.step_norm > 0.0 and r.relative_step <= gtol,
+                    reversed(records),
                 )
             ),
         )
 
-    # -- telling ----------------------------------------------------------------
+    # -- telling and saving -----------------------------------------------------
+
+    def _record(self, step: Step | None, before: Tensor, size: float) -> None:
+        steps = -1 if not self.history else self.history[-1].iteration
+        # a stage begins at a point that is known already
+        taken = step is not None or not self.history
+        record = record_of(
+            step,
+            self.point,
+            before,
+            iteration=steps + taken,
+            relative_step=size,
+            counts=self._spent,
+            seconds=time.monotonic() - self._began,
+            stage=self._stage,
+            dropped=dict(self._dropped),
+        )
+        if step is not None and step.direction.negative_curvature is not None:
+            self._negative_curvature = step.direction.negative_curvature
+        self.history.append(record)
+
+    def _commit(self, method: Any) -> None:
+        """Note a whole step; what is saved from here on begins at it."""
+        self._check_kept(method)
+        self._products.clear()
+        self.state = RunState(
+            point=replace(self.point, hessian=None),
+            method=method,
+            first=self.first,
+            history=tuple(self.history),
+            counts=self._spent,
+            stage=self._stage,
+            dropped=dict(self._dropped),
+            negative_curvature=self._negative_curvature,
+            gradients_alone=self._gradients_alone,
+        )
 
     def _check_kept(self, state: Any) -> None:
         """Refuse what no saved state can hold, as long as little is lost by that.
@@ -456,46 +602,93 @@ class Loop:
         Raises:
             RefusedError: If it cannot be stored.
         """
-        if not self.saving or len(self.recorder.history) > 2:
+        if not self.saving or len(self.history) > 2:
             return
         try:
             check_storable(state, "the method's state")
         except TypeError as error:
             raise RefusedError(error) from error
 
-    def _commit(self, state: Any) -> None:
-        self._check_kept(state)
-        self.recorder.commit(self.point, state, self.kind, self.drawn)
+    def _to_be_saved(self) -> RunState:
+        """Return the last whole step, and the products that came after it."""
+        assert self.state is not None
+        products = self._products.known()
+        kept = sum((product.counts for product in products), self.state.counts)
+        return replace(
+            self.state,
+            products=products,
+            # values and gradients of this step, which a run that goes on makes again
+            resumed=self._resumed + (self._spent - kept),
+            seconds=time.monotonic() - self._began,
+        )
 
     def _announce(self) -> None:
-        self.recorder.announce(lambda: self.problem.space.to_model(self.point.vector))
+        """Tell the history file, the checkpoint and the callback of the last record."""
+        record = self.history[-1]
+        if self.history_file is not None:
+            self.history_file.add(record)
+        if self.checkpoint is not None:
+            self.checkpoint.after_step(record.iteration, self._to_be_saved)
+        if self._callback is None:
+            return
+        try:
+            stop = self._callback(self.space.to_model(self.point.vector), record)
+        except StopIteration:
+            stop = True
+        except Exception as error:
+            raise CallbackError(error) from error
+        if stop:
+            raise Stop(Status.CALLBACK)
 
-    def _left_out(self) -> dict[str, str]:
-        return self.problem.objective.left_out
+    def _finish(self, *, discard: bool) -> None:
+        """Save the state that a run ends with, or remove what was saved."""
+        if self.checkpoint is None:
+            return
+        if discard:
+            self.checkpoint.discard()
+            return
+        try:
+            self.checkpoint.finish(self._to_be_saved())
+        except KeyboardInterrupt:
+            logger.warning(
+                "interrupted while saving: %s holds the state saved before",
+                self.checkpoint.path,
+            )
 
     def _release(self) -> None:
         if self.point.hessian is not None:
             self.point.hessian.close()
 
     def _result(self, status: Status, detail: str = "") -> MinimizeResult:
-        space = self.problem.space
-        vector, value, gradient = self.point.vector, self.point.value, self.point.gradient
-        jac: Model | None = space.gradient_to_model(gradient)
-        if self.pending is not None:
-            (vector, value), jac = self.pending, None
-        curvature = self.recorder.negative_curvature
-        return MinimizeResult(
-            x=space.to_model(vector),
-            fun=value,
-            jac=jac,
-            success=status is Status.CONVERGED,
-            status=status,
-            message=sentence(status, detail, self.recorder.history),
-            nit=self.steps + (self.pending is not None),
-            counts=self.recorder.spent,
-            history=self.recorder.history,
-            negative_curvature=(
-                None if curvature is None else space.step_to_model(curvature)
-            ),
-            resume_counts=self.recorder.resuming + self.journal.repeated,
+        vector, value = self.point.vector, self.point.value
+        jac: Model | None = self.space.gradient_to_model(self.point.gradient)
+        if self._pending is not None:
+            (vector, value), jac = self._pending, None
+        curvature = self._negative_curvature
+        result = with_unbounded(
+            MinimizeResult(
+                x=self.space.to_model(vector),
+                fun=value,
+                jac=jac,
+                success=status is Status.CONVERGED,
+                status=status,
+                message=sentence(status, detail, self.history),
+                nit=self.history[-1].iteration + (self._pending is not None),
+                counts=self._spent,
+                history=self.history,
+                negative_curvature=(
+                    None if curvature is None else self.space.step_to_model(curvature)
+                ),
+                resume_counts=self._resumed,
+            )
         )
+        told = result.message
+        if self._stage < len(self.stages) - 1:
+            told += f"; this was stage {self._stage + 1} of {len(self.stages)}"
+        if not self.method.needs_products:
+            told += "; its steps came from gradients alone"
+            if self._gradients_alone:
+                told += (
+                    f", since the loss has no second derivative: {self._gradients_alone}"
+                )
+        return replace(result, message=told)

@@ -42,7 +42,8 @@ class IterationRecord:
     """One iteration: the iterate it ended at and the step that led there.
 
     Attributes:
-        iteration: 0 for the start, which has no step.
+        iteration: Steps taken so far: 0 for the start. Where a stage begins, at a point
+            that is known already, it is that of the record before.
         value: The objective.
         gradient_norm: Norm of the flat projected gradient.
         step_norm: Norm of the flat step that led here.
@@ -62,8 +63,9 @@ class IterationRecord:
         parts: Value of each named part of a sum.
         counts: Spent since the run began.
         seconds: Since the run began.
-        left_out: What the objective has left out so far (a bad shot), and why. Values of
-            records that left out different things are not to be compared.
+        stage: Number of the stage, from 0. Values of two stages are not to be compared.
+        dropped: What was dropped from the objective so far (a bad shot), and why. Values
+            of records that dropped different things are not to be compared.
     """
 
     iteration: int
@@ -86,7 +88,13 @@ class IterationRecord:
     parts: dict[str, float] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     seconds: float = 0.0
-    left_out: dict[str, str] = field(default_factory=dict)
+    stage: int = 0
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def objective(self) -> tuple[int, frozenset[str]]:
+        """Which of the run's objectives this is a record of."""
+        return self.stage, frozenset(self.dropped)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain numbers and strings, for JSON."""
@@ -112,11 +120,12 @@ class MinimizeResult:
         njev: Gradients.
         nhev: Hessian-vector products.
         counts: All of these and wave propagations.
-        history: One record for the start and one for each accepted step.
+        history: One record for the start of each stage and one for each accepted step.
         negative_curvature: The last direction of negative curvature that a step met,
             shaped like the model, of unit length in flat coordinates; None if none was.
-        resume_counts: What going on from saved states cost on top of ``counts``: the loss
-            at the start, to tell the problem, and graphs made again.
+        resume_counts: What going on from a saved state cost on top of ``counts``: the
+            loss at the start, to tell the problem, and the graph, values and gradients
+            of the interrupted step, made once more.
     """
 
     x: Model
@@ -148,47 +157,50 @@ class MinimizeResult:
 
 
 def record_of(
-    step: Step,
+    step: Step | None,
     point: Point,
     before: Tensor,
     *,
-    relative_step: float,
     iteration: int,
+    relative_step: float,
     counts: Counts,
     seconds: float,
-    left_out: dict[str, str],
+    stage: int,
+    dropped: dict[str, str],
 ) -> IterationRecord:
-    """Return the record of a step; of the start, which has none, for iteration 0.
+    """Return the record of a step, or of the start of a stage.
 
     Args:
-        step: That led to the point.
+        step: That led to the point; None where a stage begins.
         point: Where it ended.
         before: Where it began ``[n]``.
-        relative_step: Its size relative to the model.
-        iteration: Its number.
+        iteration: Steps taken so far.
+        relative_step: The step's size relative to the model.
         counts: Spent since the run began.
-        seconds: Likewise.
-        left_out: Of the objective.
+        seconds: Since the run began.
+        stage: Its number.
+        dropped: From the objective, and why.
     """
     record = IterationRecord(
         iteration=iteration,
         value=point.value,
         gradient_norm=euclidean_norm(point.projected_gradient),
-        step_norm=euclidean_norm(point.vector - before),
         relative_step=relative_step,
-        step_length=step.length,
-        trials=step.trials,
         active=int(point.active.sum()),
         parts=point.parts,
         counts=counts,
         seconds=seconds,
-        left_out=left_out,
+        stage=stage,
+        dropped=dropped,
     )
-    if iteration == 0:
+    if step is None:
         return record
     direction = step.direction
     return replace(
         record,
+        step_norm=euclidean_norm(point.vector - before),
+        step_length=step.length,
+        trials=step.trials,
         shift=direction.shift,
         smallest_eigenvalue=direction.smallest_eigenvalue,
         lower_bound=direction.lower_bound,
@@ -207,8 +219,7 @@ def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str
     Args:
         status: Why.
         detail: What more there is to say; may be empty.
-        history: Told where the linear algebra ended early, and what the objective has
-            left out.
+        history: Told where the linear algebra ended early, and what was dropped.
     """
     message = status.message + (f": {detail}" if detail else "")
     missed = [
@@ -218,12 +229,12 @@ def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str
     ]
     if missed and missed[-1] is not None:
         message += (
-            f"; in {len(missed)} of {len(history) - 1} steps the linear algebra "
+            f"; in {len(missed)} of {history[-1].iteration} steps the linear algebra "
             f"ended before its tolerance (last: {missed[-1].message})"
         )
-    if history and history[-1].left_out:
-        told = "; ".join(f"{what}: {why}" for what, why in history[-1].left_out.items())
-        message += f"; left out of the objective ({told})"
+    if history and history[-1].dropped:
+        told = "; ".join(f"{what}: {why}" for what, why in history[-1].dropped.items())
+        message += f"; dropped from the objective ({told})"
     return message
 
 
@@ -244,9 +255,11 @@ def with_unbounded(result: MinimizeResult) -> MinimizeResult:
     Args:
         result: Of a run.
     """
-    history = result.history
-    falling = result.nit > 0 and result.fun < min(history[0].value, 0.0)
-    if result.success or not falling or history[-1].left_out:
+    # of one objective alone
+    last = result.history[-1].objective
+    history = [record for record in result.history if record.objective == last]
+    falling = len(history) > 1 and result.fun < min(history[0].value, 0.0)
+    if result.success or not falling:
         return result
     overflowed = not math.isfinite(history[-1].gradient_norm)
     scale = _scale(history)
@@ -254,9 +267,9 @@ def with_unbounded(result: MinimizeResult) -> MinimizeResult:
     if not endless and not _falls_on(history):
         return result
     told = (
-        f"from {history[0].value:.3g} it fell to {result.fun:.3g} in {result.nit} steps, "
-        "no slower at the end. Bound the model (lower=, upper=), add a term that grows "
-        "with it, or look for a wrong sign in the loss"
+        f"from {history[0].value:.3g} it fell to {result.fun:.3g} in {len(history) - 1} "
+        "steps, no slower at the end. Bound the model (lower=, upper=), add a term that "
+        "grows with it, or look for a wrong sign in the loss"
     )
     if result.status in (Status.STATIONARY, Status.NO_DECREASE):
         message = f"{Status.UNBOUNDED.message}: {told}"
