@@ -565,7 +565,7 @@ def test_history_is_not_written_over_the_checkpoint(tmp_path, monkeypatch, other
     minimize(checkpoint=path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"history_file is .*a file of the checkpoint"):
-        hvpopt.resume(path, loss, history_file=history)
+        hvpopt.minimize(loss, start, checkpoint=path, history_file=history)
     assert path.read_bytes() == before
 
 
@@ -666,4 +666,4 @@ def test_what_was_valid_still_is():
 def test_run_without_a_limit_of_steps_can_be_resumed(tmp_path):
     path = tmp_path / "run.safetensors"
     minimize(max_iter=INF, max_products=2, checkpoint=path)
-    assert hvpopt.resume(path, loss, max_products=INF).success
+    assert hvpopt.minimize(loss, start, checkpoint=path, max_products=INF).success

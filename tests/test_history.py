@@ -126,5 +126,5 @@ def test_a_directory_is_refused(start, tmp_path):
 def test_the_library_prints_nothing(start, tmp_path, capfd):
     path = tmp_path / "state"
     hvpopt.minimize(loss, start, checkpoint=path, history_file=tmp_path / "h", max_iter=2)
-    hvpopt.resume(path, loss, max_iter=4)
+    hvpopt.minimize(loss, start, checkpoint=path, max_iter=4)
     assert capfd.readouterr() == ("", "")

@@ -191,7 +191,7 @@ def test_saved_runs_of_threads_keep_their_own_counts(start, tmp_path):
 
     def run(path):
         result = solo(loss, start, checkpoint=path, max_iter=3)
-        return result.counts, hvpopt.resume(path, loss, max_iter=100)
+        return result.counts, hvpopt.minimize(loss, start, checkpoint=path, max_iter=100)
 
     found = taking_turns([lambda k=k: run(tmp_path / f"state{k}") for k in range(2)])
     assert found[0][0] == found[1][0]

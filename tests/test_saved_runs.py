@@ -152,7 +152,7 @@ def test_the_message_names_the_step_that_was_saved_last(start, path, monkeypatch
     result = hvpopt.minimize(rosenbrock, start, checkpoint=path, max_iter=5)
     assert f"the state after step 2 is saved in {path}" in result.message
     assert "No space left" in result.message
-    again = hvpopt.resume(path, rosenbrock, max_iter=4)
+    again = hvpopt.minimize(rosenbrock, start, checkpoint=path, max_iter=4)
     assert "the state after step 2 is saved in" in again.message
     assert len(load(path)[1].history) == 3
 
@@ -173,7 +173,7 @@ def test_a_second_run_at_a_path_names_the_first(start, path):
         if record.iteration != 1:
             return
         for attempt in (
-            lambda: hvpopt.resume(path, rosenbrock),
+            lambda: hvpopt.minimize(rosenbrock, start, checkpoint=path),
             lambda: hvpopt.minimize(rosenbrock, start, checkpoint=path),
         ):
             with pytest.raises(BlockingIOError, match="in use") as caught:
@@ -211,12 +211,12 @@ def test_a_run_of_another_process_is_named_and_its_death_frees_the_path(start, p
         assert held.wait(120.0)
         host = socket.gethostname()
         with pytest.raises(BlockingIOError, match=f"process {process.pid} on {host}"):
-            hvpopt.resume(path, rosenbrock)
+            hvpopt.minimize(rosenbrock, start, checkpoint=path)
         process.kill()
         process.join(60.0)
         (path.parent / "state.1234-0123abcd.new").write_text("what a save has left")
         whole = hvpopt.minimize(rosenbrock, start)
-        assert torch.equal(hvpopt.resume(path, rosenbrock).x, whole.x)
+        assert torch.equal(hvpopt.minimize(rosenbrock, start, checkpoint=path).x, whole.x)
         left = sorted(p.name for p in path.parent.iterdir())
         assert left == ["state", "state.previous"]
     finally:
@@ -307,7 +307,7 @@ def test_a_link_stays_a_link(start, tmp_path, begun):
     steps = 3 if begun else 100
     result = hvpopt.minimize(rosenbrock, start, checkpoint=link, max_iter=steps)
     if begun:
-        result = hvpopt.resume(link, rosenbrock, max_iter=100)
+        result = hvpopt.minimize(rosenbrock, start, checkpoint=link, max_iter=100)
     assert torch.equal(result.x, whole.x)
     assert link.is_symlink()
     assert not target.is_symlink()
@@ -336,7 +336,7 @@ def test_a_state_of_a_device_that_is_not_here_goes_on(start, path, caplog, devic
     problem, state, _ = load(path)
     assert problem.device == "cpu"
     files.write(path, *encode((replace(problem, device=device), state)))
-    result = hvpopt.resume(path, rosenbrock, max_iter=100)
+    result = hvpopt.minimize(rosenbrock, start, checkpoint=path, max_iter=100)
     assert f"the state is of {device}, which this machine does not have" in caplog.text
     assert result.success
     assert result.fun == pytest.approx(whole.fun, abs=1e-12)
@@ -349,7 +349,7 @@ def test_a_model_that_is_given_says_where_the_run_goes_on(start, path, caplog):
     hvpopt.minimize(rosenbrock, start, checkpoint=path, max_iter=3)
     problem, state, _ = load(path)
     files.write(path, *encode((replace(problem, device="cuda:93"), state)))
-    result = hvpopt.resume(path, rosenbrock, start, max_iter=100)
+    result = hvpopt.minimize(rosenbrock, start, checkpoint=path, max_iter=100)
     assert caplog.text == ""
     assert torch.equal(result.x, whole.x)
 
@@ -359,7 +359,7 @@ def test_a_device_of_no_known_kind_is_refused_in_words(start, path):
     problem, state, _ = load(path)
     files.write(path, *encode((replace(problem, device="abacus:1"), state)))
     with pytest.raises(StateError, match="abacus"):
-        hvpopt.resume(path, rosenbrock)
+        hvpopt.minimize(rosenbrock, start, checkpoint=path)
 
 
 # -- the history ---------------------------------------------------------------

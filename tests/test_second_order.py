@@ -372,7 +372,7 @@ def test_saved_run_goes_on_without_products(name, tmp_path):
         whole = hvpopt.minimize(loss, start, max_iter=6)
     with pytest.warns(UserWarning, match="gradients alone"):
         hvpopt.minimize(loss, start, max_iter=3, checkpoint=path)
-    result = hvpopt.resume(path, loss, max_iter=6)
+    result = hvpopt.minimize(loss, start, checkpoint=path, max_iter=6)
     assert torch.equal(result.x, whole.x)
     assert "gradients alone" in result.message
 
@@ -382,7 +382,7 @@ def test_run_saved_before_its_first_product_falls_back_when_it_is_resumed(tmp_pa
     path = tmp_path / "run.safetensors"
     hvpopt.minimize(loss, start, checkpoint=path, callback=lambda *_: True)
     with pytest.warns(UserWarning, match="gradients alone"):
-        result = hvpopt.resume(path, loss)
+        result = hvpopt.minimize(loss, start, checkpoint=path)
     assert result.fun < 1e-12
 
 
@@ -440,8 +440,10 @@ def test_message_of_a_resumed_run_says_why_there_were_no_products(name, tmp_path
         whole = hvpopt.minimize(loss, start)
     with pytest.warns(UserWarning, match="gradients alone"):
         hvpopt.minimize(loss, start, max_iter=2, checkpoint=path)
-    hvpopt.resume(path, loss, max_iter=3)  # also what a resumed run has saved knows why
-    result = hvpopt.resume(path, loss, max_iter=100)
+    hvpopt.minimize(
+        loss, start, checkpoint=path, max_iter=3
+    )  # also what a resumed run has saved knows why
+    result = hvpopt.minimize(loss, start, checkpoint=path, max_iter=100)
     assert "since the loss has no second derivative: " in result.message
     assert result.message == whole.message
 
@@ -458,7 +460,7 @@ def test_a_method_that_needs_no_products_has_no_limit_of_them(tmp_path):
     hvpopt.minimize(
         loss, start, method=method, max_products=0, max_iter=2, checkpoint=path
     )
-    result = hvpopt.resume(path, loss, method=method, max_iter=100)
+    result = hvpopt.minimize(loss, start, checkpoint=path, method=method, max_iter=100)
     assert whole.success
     assert whole.nhev == 0
     assert torch.equal(result.x, whole.x)

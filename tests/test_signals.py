@@ -76,7 +76,7 @@ def test_signal_ends_the_run_after_the_product(
     if saving:
         assert load(path)[1].events
         acknowledge()
-        on = hvpopt.resume(path, rosenbrock)
+        on = hvpopt.minimize(rosenbrock, start, checkpoint=path)
         assert torch.equal(on.x, whole.x)
         assert on.counts == whole.counts
         assert made[0] == whole.nhev, "no product was made twice"
@@ -115,7 +115,7 @@ def test_second_interrupt_does_not_wait(start, tmp_path, on_product):
     del actions[23]
     made[0] = 0
     acknowledge()
-    on = hvpopt.resume(path, rosenbrock)
+    on = hvpopt.minimize(rosenbrock, start, checkpoint=path)
     whole = hvpopt.minimize(rosenbrock, start)
     assert torch.equal(on.x, whole.x)
 
@@ -191,7 +191,7 @@ def test_clock_ends_a_saved_run_within_a_step(start, tmp_path, on_product):
     assert result.status is Status.MAX_SECONDS
     assert made[0] <= 23
     made[0] = 100  # beyond the sleep
-    on = hvpopt.resume(path, rosenbrock)
+    on = hvpopt.minimize(rosenbrock, start, checkpoint=path)
     assert torch.equal(on.x, whole.x)
     assert on.counts == whole.counts
 
