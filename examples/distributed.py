@@ -67,20 +67,17 @@ def main() -> None:
         whole, start = problem(distributed.device())
         misfit = distributed.shard(whole)
         folder.mkdir(parents=True, exist_ok=True)
-        state = folder / "run.safetensors"
-        if state.exists():
-            result = hvpopt.resume(state, misfit, progress=True)
-        else:
-            result = hvpopt.minimize(
-                misfit,
-                start,
-                lower=1400.0,
-                upper=2400.0,
-                max_iter=5,
-                checkpoint=state,
-                history_file=folder / "history.jsonl",
-                progress=True,
-            )
+        # begins, or goes on where the file is
+        result = hvpopt.minimize(
+            misfit,
+            start,
+            lower=1400.0,
+            upper=2400.0,
+            max_iter=5,
+            checkpoint=folder / "run.safetensors",
+            history_file=folder / "history.jsonl",
+            progress=True,
+        )
         if distributed.is_main():
             n_ranks = distributed.size()
             print(f"{n_ranks} rank{'s' if n_ranks > 1 else ''}, {N_SHOTS} shots")

@@ -565,7 +565,7 @@ def test_history_is_not_written_over_the_checkpoint(tmp_path, monkeypatch, other
     minimize(checkpoint=path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"history_file is .*a file of the checkpoint"):
-        hvpopt.minimize(loss, start, checkpoint=path, history_file=history)
+        minimize(checkpoint=path, history_file=history)
     assert path.read_bytes() == before
 
 
@@ -583,11 +583,11 @@ def test_history_is_not_written_over_the_checkpoint(tmp_path, monkeypatch, other
         ({"loss": 3}, "the loss is a int"),
     ],
 )
-def test_resume_refuses_in_words(tmp_path, option, words):
+def test_saved_run_refuses_in_words(tmp_path, option, words):
     path = tmp_path / "run.safetensors"
     minimize(checkpoint=path)
     with pytest.raises((TypeError, ValueError), match=words):
-        hvpopt.resume(path, option.pop("loss", loss), **option)
+        hvpopt.minimize(option.pop("loss", loss), X, checkpoint=path, **option)
 
 
 NUMBERS_TAKEN = [3, 3.0, np.int64(3), np.float32(3), torch.tensor(3), np.array(3.0)]
@@ -666,4 +666,4 @@ def test_what_was_valid_still_is():
 def test_run_without_a_limit_of_steps_can_be_resumed(tmp_path):
     path = tmp_path / "run.safetensors"
     minimize(max_iter=INF, max_products=2, checkpoint=path)
-    assert hvpopt.minimize(loss, start, checkpoint=path, max_products=INF).success
+    assert minimize(checkpoint=path, max_products=INF).success

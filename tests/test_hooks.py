@@ -47,7 +47,7 @@ def test_hook_is_told_of_where_a_run_goes_on(tmp_path):
     path = tmp_path / "run.safetensors"
     hvpopt.minimize(bowl, hooked().detach(), checkpoint=path, max_iter=0)
     with pytest.warns(UserWarning, match="ignored"):
-        hvpopt.resume(path, bowl, hooked(), max_iter=5)
+        hvpopt.minimize(bowl, hooked(), checkpoint=path, max_iter=5)
 
 
 def test_mask_that_the_warning_names_holds_the_cells():

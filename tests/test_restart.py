@@ -19,8 +19,6 @@ from hvpopt.run.products import ProductLog
 from hvpopt.run.signals import acknowledge
 from hvpopt.run.state_tree import StateError, decode, encode, non_finite, register
 
-CPU = torch.device("cpu")
-
 
 def rosenbrock(x):
     return (10 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
@@ -212,7 +210,7 @@ def test_answers_to_other_questions_are_not_taken(start, path, caplog, monkeypat
     monkeypatch.setattr(hvpopt.HessianOperator, "_product", stopping)
     hvpopt.minimize(rosenbrock, start, checkpoint=path)
     acknowledge()
-    problem, state, _ = load(path, CPU)
+    problem, state, _ = load(path)
     assert state.products
     asked = [
         replace(saved, asked=saved.asked[:-1] + "!", product=torch.ones(10))
@@ -321,7 +319,7 @@ def test_first_step_that_fails_leaves_the_state_of_its_products(start, path):
     failing.name = hvpopt.TorchObjective(rosenbrock).name
     with pytest.raises(OSError, match="gone"):
         hvpopt.minimize(failing, start, method=method, max_iter=3, checkpoint=path)
-    assert len(load(path, CPU)[1].products) == 2
+    assert len(load(path)[1].products) == 2
     found = hvpopt.minimize(rosenbrock, start, method=method, max_iter=3, checkpoint=path)
     same(found, whole)
 
@@ -355,7 +353,7 @@ def test_interrupt_in_the_last_save_loses_no_result(start, path, monkeypatch):
         rosenbrock, start, max_iter=3, checkpoint=path, checkpoint_every=2
     )
     assert found.nit == 3
-    assert len(load(path, CPU)[1].history) == 3
+    assert len(load(path)[1].history) == 3
 
 
 def test_state_has_the_mode_that_the_umask_gives(start, path):
@@ -386,10 +384,10 @@ def test_every_step_is_saved_and_the_two_last_kept(start, path):
     steps = []
 
     def callback(_, record):
-        steps.append(len(load(path, CPU)[1].history) - 1)
+        steps.append(len(load(path)[1].history) - 1)
         assert steps[-1] == record.iteration - record.iteration % 3
         if len(steps) > 3:
-            before = load(files.previous(path), CPU)[1]
+            before = load(files.previous(path))[1]
             assert len(before.history) - 1 == steps[-1] - 3
 
     hvpopt.minimize(
@@ -554,4 +552,4 @@ def test_state_that_can_no_longer_be_saved_is_warned_of(start, path, caplog):
     assert result.nit == 6
     assert len(caplog.records) == 1
     assert "object" in caplog.text
-    assert len(load(path, CPU)[1].history) == 3
+    assert len(load(path)[1].history) == 3

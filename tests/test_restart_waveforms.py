@@ -37,12 +37,6 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(shots, generator, tmp_path
     whole = run(max_iter=4)
     path = tmp_path / "state"
     run(max_iter=2, checkpoint=path)
-    misfit = WaveformMisfit(survey, observed, **SHOTS[shots])
-    resumed = hvpopt.resume(
-        path,
-        misfit,
-        method=hvpopt.TrustRegionNewton("gauss-newton", tol=0.3),
-        max_iter=4,
-    )
+    resumed = run(max_iter=4, checkpoint=path)
     assert torch.equal(resumed.x, whole.x)
     assert resumed.counts == whole.counts

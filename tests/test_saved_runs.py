@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from hvpopt.run.checkpoint import load
 from hvpopt.run.history import HistoryFile, line_of
 from hvpopt.run.lock import PathLock
 from hvpopt.run.result import IterationRecord
-from hvpopt.run.state_tree import StateError, encode
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
 
@@ -172,21 +170,15 @@ def test_a_second_run_at_a_path_names_the_first(start, path):
     def callback(_, record):
         if record.iteration != 1:
             return
-        for attempt in (
-            lambda: hvpopt.minimize(rosenbrock, start, checkpoint=path),
-            lambda: hvpopt.minimize(rosenbrock, start, checkpoint=path),
-        ):
-            with pytest.raises(BlockingIOError, match="in use") as caught:
-                attempt()
-            told.append(str(caught.value))
+        with pytest.raises(BlockingIOError, match="in use") as caught:
+            hvpopt.minimize(rosenbrock, start, checkpoint=path)
+        told.append(str(caught.value))
 
     result = hvpopt.minimize(rosenbrock, start, checkpoint=path, callback=callback)
     assert result.success
-    assert len(told) == 2
+    assert len(told) == 1
     for text in told:
         assert f"{os.getpid()} on {socket.gethostname()}" in text
-    with pytest.raises(FileExistsError):
-        hvpopt.minimize(rosenbrock, start, checkpoint=path)
     assert sorted(p.name for p in path.parent.iterdir()) == ["state", "state.previous"]
 
 
@@ -327,39 +319,6 @@ def test_relative_paths_survive_another_directory(start, tmp_path, monkeypatch):
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert len(load(tmp_path / "state")[1].history) == result.nit + 1
     assert len((tmp_path / "lines").read_text().splitlines()) == result.nit + 1
-
-
-@pytest.mark.parametrize("device", ["cuda:93", "mps:0", "xpu:5"])
-def test_a_state_of_a_device_that_is_not_here_goes_on(start, path, caplog, device):
-    whole = hvpopt.minimize(rosenbrock, start)
-    hvpopt.minimize(rosenbrock, start, checkpoint=path, max_iter=3)
-    problem, state, _ = load(path)
-    assert problem.device == "cpu"
-    files.write(path, *encode((replace(problem, device=device), state)))
-    result = hvpopt.minimize(rosenbrock, start, checkpoint=path, max_iter=100)
-    assert f"the state is of {device}, which this machine does not have" in caplog.text
-    assert result.success
-    assert result.fun == pytest.approx(whole.fun, abs=1e-12)
-    # it is saved as one of the device that it is on now
-    assert torch.device(load(path)[0].device) == result.x.device
-
-
-def test_a_model_that_is_given_says_where_the_run_goes_on(start, path, caplog):
-    whole = hvpopt.minimize(rosenbrock, start)
-    hvpopt.minimize(rosenbrock, start, checkpoint=path, max_iter=3)
-    problem, state, _ = load(path)
-    files.write(path, *encode((replace(problem, device="cuda:93"), state)))
-    result = hvpopt.minimize(rosenbrock, start, checkpoint=path, max_iter=100)
-    assert caplog.text == ""
-    assert torch.equal(result.x, whole.x)
-
-
-def test_a_device_of_no_known_kind_is_refused_in_words(start, path):
-    hvpopt.minimize(rosenbrock, start, checkpoint=path, max_iter=3)
-    problem, state, _ = load(path)
-    files.write(path, *encode((replace(problem, device="abacus:1"), state)))
-    with pytest.raises(StateError, match="abacus"):
-        hvpopt.minimize(rosenbrock, start, checkpoint=path)
 
 
 # -- the history ---------------------------------------------------------------

@@ -440,9 +440,8 @@ def test_message_of_a_resumed_run_says_why_there_were_no_products(name, tmp_path
         whole = hvpopt.minimize(loss, start)
     with pytest.warns(UserWarning, match="gradients alone"):
         hvpopt.minimize(loss, start, max_iter=2, checkpoint=path)
-    hvpopt.minimize(
-        loss, start, checkpoint=path, max_iter=3
-    )  # also what a resumed run has saved knows why
+    # also what a resumed run has saved knows why
+    hvpopt.minimize(loss, start, checkpoint=path, max_iter=3)
     result = hvpopt.minimize(loss, start, checkpoint=path, max_iter=100)
     assert "since the loss has no second derivative: " in result.message
     assert result.message == whole.message

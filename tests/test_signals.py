@@ -74,7 +74,7 @@ def test_signal_ends_the_run_after_the_product(
     assert [signal.getsignal(heard) for heard in HEARD] == before
     assert result.fun == rosenbrock(result.x).item()
     if saving:
-        assert load(path)[1].events
+        assert load(path)[1].products
         acknowledge()
         on = hvpopt.minimize(rosenbrock, start, checkpoint=path)
         assert torch.equal(on.x, whole.x)

@@ -264,7 +264,7 @@ def test_runs_in_other_threads_deliver_nothing(start):
     thread.join()
     assert found[0].success
     with pytest.raises(KeyboardInterrupt):
-        hvpopt.resume("nowhere", rosenbrock)
+        hvpopt.minimize(rosenbrock, start)
 
 
 def test_a_signal_that_another_process_received_is_passed_on_too(start):

@@ -20,12 +20,14 @@ from hvpopt.run.state_tree import StateError, decode, encode
 logger = logging.getLogger(__name__)
 
 
-def load(path: Path, device: torch.device) -> tuple[dict[str, Any], RunState, bool]:
+def load(
+    path: Path, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Any], RunState, bool]:
     """Return the newest whole state that a file or the one before it holds.
 
     Args:
         path: Of the checkpoint.
-        device: Where its tensors are to live.
+        device: Where its tensors are to live. Default the host.
 
     Returns:
         What the problem is known by, the state, and True if no file was damaged.
@@ -40,7 +42,7 @@ def load(path: Path, device: torch.device) -> tuple[dict[str, Any], RunState, bo
         raise StateError(f"{path} holds no state of a run")
     if bad := found[1].unusable():
         raise StateError(f"{path} is refused: {bad}")
-    if device.type != "cpu":
+    if torch.device(device).type != "cpu":
         found = decode(skeleton, tensors, device)
     return found[0], found[1], whole
 

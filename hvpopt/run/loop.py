@@ -433,7 +433,7 @@ class Run:
             raise Stop(Status.STATIONARY, detail)
         if self._steps > 0:
             raise error
-        self._fall_back(error, stacklevel=6)
+        self._fall_back(error, stacklevel=7)
         self._release()
         self.point = replace(self.point, hessian=None)
         self._commit(self.method.start(self.problem))

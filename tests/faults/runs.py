@@ -49,8 +49,6 @@ def whole(name):
 
 def begin_or_resume(name, path, **options):
     """Go on from the state at a path if there is one, else begin."""
-    if path.exists():
-        return hvpopt.resume(path, loss, method=METHODS[name](), **options)
     return hvpopt.minimize(
         loss, start(), method=METHODS[name](), checkpoint=path, **options
     )

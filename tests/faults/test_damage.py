@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import LONG, METHODS, begin_or_resume, loss, whole
+from runs import LONG, begin_or_resume, whole
 
 import hvpopt
 from hvpopt.run import files
@@ -38,7 +38,7 @@ def saved(tmp_path):
         result = begin_or_resume(NAME, path)
     assert result.status is Status.TERMINATED
     assert files.previous(path).exists()
-    assert load(path)[1].events, "the state is to be one within a step"
+    assert load(path)[1].products, "the state is to be one within a step"
     return path
 
 
@@ -72,11 +72,11 @@ def test_damaged_state_gives_way_to_the_one_before(saved, tmp_path, seed, how, c
             _, state, undamaged = load(path)
         assert not undamaged, f"byte {place}"
         assert "state before" in caplog.text
-        assert torch.equal(state.vector, before.vector)
+        assert torch.equal(state.point.vector, before.point.vector)
         assert len(state.history) == len(before.history)
         if k % 10 == 1:
             # the damaged file never becomes the one to fall back on
-            hvpopt.resume(path, loss, method=METHODS[NAME](), callback=lambda *_: True)
+            begin_or_resume(NAME, path, callback=lambda *_: True)
             assert files.read(path)
             assert files.read(files.previous(path))
         if k % 10 == 0:
@@ -92,22 +92,21 @@ def test_two_damaged_states_are_refused_in_words(saved, seed):
         damage(saved, draws, draws.choice(["truncated", "flipped"]))
         damage(files.previous(saved), draws, draws.choice(["truncated", "flipped"]))
         with pytest.raises(StateError, match="state"):
-            hvpopt.resume(saved, loss, method=METHODS[NAME]())
+            begin_or_resume(NAME, saved)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("where", ["vector", "gradient", "value", "event", "method"])
+@pytest.mark.parametrize("where", ["vector", "gradient", "value", "product", "method"])
 def test_content_that_is_not_finite_is_refused(saved, where, bad):
     problem, state, _ = load(saved)
     if where == "value":
-        state = replace(state, value=bad)
+        state = replace(state, point=replace(state.point, value=bad))
     elif where == "method":
         state = replace(state, method=replace(state.method, radius=bad))
-    elif where == "event":
-        product = next(event for event in state.events if event.tensors)
-        product.tensors[0][3] = bad
+    elif where == "product":
+        state.products[0].product[3] = bad
     else:
-        getattr(state, where)[3] = bad
+        getattr(state.point, where)[3] = bad
     files.write(saved, *encode((problem, state)))
     with pytest.raises(StateError, match=f"{where}.*{bad}|{where}.*NaN or infinite"):
-        hvpopt.resume(saved, loss, method=METHODS[NAME]())
+        begin_or_resume(NAME, saved)

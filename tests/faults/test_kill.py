@@ -38,8 +38,8 @@ def test_killed_runs_end_where_the_uninterrupted_one_does(name, tmp_path, seed):
             for path in (folder / "state", files.previous(folder / "state")):
                 if path.exists():
                     _, state = files.read(path)[0]["tuple"]
-                    events = len(state["fields"]["events"]["tuple"])
-                    seen.add((len(state["fields"]["history"]["tuple"]), events))
+                    products = len(state["fields"]["products"]["tuple"])
+                    seen.add((len(state["fields"]["history"]["tuple"]), products))
         done = torch.load(folder / "done")
         assert torch.equal(done["x"], expected.x)
         lines = (folder / "history.jsonl").read_text().splitlines()
