@@ -126,7 +126,7 @@ class Step:
 class Method(ABC):
     """A method of minimisation, one step at a time."""
 
-    #: Which Hessian its steps need; None if it asks for one itself when it needs one.
+    #: Which Hessian a point is to carry; None if steps ask for one when they need one.
     kind: Kind | None = "exact"
     #: Whether a run looks at λ_min, within limits, before it calls a point a minimum.
     examines_curvature = True
@@ -192,10 +192,6 @@ class Method(ABC):
     def start(self, problem: Problem) -> Any:
         """Return the state that a run begins with. Default none."""
         return None
-
-    def next_kind(self, state: Any) -> Kind | None:
-        """Return which Hessian the next point is to carry. Default ``kind``."""
-        return self.kind
 
     def remember(self, state: Any, before: Point, after: Point, step: Step) -> Any:
         """Return the state after an accepted step. Default unchanged."""

@@ -348,7 +348,7 @@ class Loop:
 
     def _note_state(self, state: Any) -> None:
         # what linearising anew, after a restart, must begin with
-        self.kind = self.method.next_kind(state)
+        self.kind = self.method.kind
         self.drawn = self.problem.objective.state()
 
     # -- limits -----------------------------------------------------------------
