@@ -13,6 +13,7 @@ from scipy.optimize import rosen, rosen_der, rosen_hess_prod
 import hvpopt
 from hvpopt import analysis, checks, distributed, plotting
 from hvpopt.interop.pylops import to_pylops
+from hvpopt.krylov.eigenvalue import excludes_below, lower_bound
 
 F64 = torch.float64
 X = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
@@ -213,8 +214,8 @@ NUMBERS = [
     (lambda: basis().solve(NAN), V, "shift is nan"),
     (lambda: basis().solve("1"), T, "shift is '1'"),
     (lambda: basis().solve(radius=-1), V, "radius is -1; it must be positive and finite"),
-    (lambda: basis().lower_bound(2), V, r"confidence is 2; it must lie in \(0, 1\)"),
-    (lambda: basis().excludes_below("0"), T, "value is '0'"),
+    (lambda: lower_bound(basis(), 2), V, r"confidence is 2; it must lie in \(0, 1\)"),
+    (lambda: excludes_below(basis(), "0"), T, "value is '0'"),
     (lambda: operator().to_dense(block=0), V, "block is 0; it must be at least 1"),
     (lambda: operator().to_dense(memory_limit=None), T, "memory_limit is None"),
     (lambda: hvpopt.DenseHessian(operator(), deadline="1"), T, "deadline is '1'"),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hvpopt.krylov.eigenvalue import rounding_at
+from hvpopt.krylov.eigenvalue import lower_bound, rounding_at
 from hvpopt.krylov.lanczos import KrylovStep, LanczosBasis
 from hvpopt.methods.method import Direction, InnerStatus, Step
 from hvpopt.methods.points import Budget, Point, Problem
@@ -294,7 +294,7 @@ class RadiusSearch:
             status=status,
             shift=trial.step.multiplier,
             smallest_eigenvalue=lowest,
-            lower_bound=self.basis.lower_bound(self.confidence),
+            lower_bound=lower_bound(self.basis, self.confidence),
             residual=trial.step.residual_norm / self.norm,
             inner_iterations=self.basis.size,
             predicted=trial.step.decrease,

@@ -172,7 +172,6 @@ class JournalOperator(SymmetricOperator):
             noise=operator.noise,
         )
         self.operator = operator
-        self.holding = operator.holding
         self.cost = operator.cost
         self._journal, self._label = journal, label
 
