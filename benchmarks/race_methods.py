@@ -85,12 +85,11 @@ def _hvpopt(needs: str | None, **options: Any) -> Run:
 def _own(
     needs: str,
     problems: tuple[str, ...] | None = None,
-    name: str | None = None,
     **options: Any,
 ) -> Entrant:
     arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
     return Entrant(
-        name or f"{needs}({arguments})",
+        f"{needs}({arguments})",
         _hvpopt(needs, **options),
         ours=True,
         problems=problems,
@@ -110,12 +109,6 @@ UNBOUNDED = "no bounds"
 
 ENTRANTS: tuple[Entrant, ...] = (
     Entrant("hvpopt.minimize, default", _hvpopt(None), ours=True),
-    _own("QuasiNewton", initial=hvpopt.CauchyScale()),
-    _own(
-        "QuasiNewton",
-        name="QuasiNewton(initial=HessianSketch())",
-        initial=hvpopt.HessianSketch(),
-    ),
     _own("LineSearchNewton"),
     _own("LineSearchNewton", hessian="gauss-newton"),
     _own("LineSearchNewton", hessian="gauss-newton", pairs=20, max_products=3),

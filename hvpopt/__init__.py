@@ -12,34 +12,22 @@ from hvpopt.interop.scipy_bridge import as_scipy
 from hvpopt.krylov.cg import CGResult, CGStatus, cg
 from hvpopt.krylov.eigenvalue import EigenvalueEstimate, smallest_eigenvalue
 from hvpopt.krylov.lanczos import LanczosBasis
-from hvpopt.krylov.low_rank import (
-    LowRankPreconditioner,
-    nystrom,
-    ritz_pairs,
-    ritz_preconditioner,
-)
 from hvpopt.krylov.pairs import PairsPreconditioner
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner
 from hvpopt.methods.backtracking import Backtracking
-from hvpopt.methods.curvature import GaussNewtonFirst
 from hvpopt.methods.forcing import (
     Constant,
-    EisenstatWalker1,
     EisenstatWalker2,
     Forcing,
-    ForcingFacts,
     SquareRoot,
 )
 from hvpopt.methods.initial import (
-    CauchyScale,
     GradientScale,
     HessianDiagonal,
-    HessianSketch,
     InitialCurvature,
 )
 from hvpopt.methods.line_search import LineSearchNewton
 from hvpopt.methods.quasi_newton import QuasiNewton
-from hvpopt.methods.radius import Radii
 from hvpopt.methods.shifted import ShiftedNewton
 from hvpopt.methods.trust_region import TrustRegionNewton
 from hvpopt.methods.wolfe import Wolfe
@@ -60,36 +48,29 @@ __all__ = [
     "Backtracking",
     "CGResult",
     "CGStatus",
-    "CauchyScale",
     "Constant",
     "Counts",
     "DenseHessian",
     "DiagonalPreconditioner",
     "EigenvalueEstimate",
-    "EisenstatWalker1",
     "EisenstatWalker2",
     "FiniteDifferenceHessian",
     "Forcing",
-    "ForcingFacts",
     "FunctionOperator",
-    "GaussNewtonFirst",
     "GradientScale",
     "HessianDiagonal",
     "HessianOperator",
-    "HessianSketch",
     "InitialCurvature",
     "IterationRecord",
     "LanczosBasis",
     "LineSearchNewton",
     "Linearisation",
-    "LowRankPreconditioner",
     "MatrixOperator",
     "MinimizeResult",
     "ModelSpace",
     "Objective",
     "PairsPreconditioner",
     "QuasiNewton",
-    "Radii",
     "ShiftedNewton",
     "SquareRoot",
     "Status",
@@ -103,10 +84,7 @@ __all__ = [
     "distributed",
     "fwi",
     "minimize",
-    "nystrom",
     "optim",
-    "ritz_pairs",
-    "ritz_preconditioner",
     "scipy_method",
     "smallest_eigenvalue",
 ]

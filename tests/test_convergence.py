@@ -34,7 +34,6 @@ def test_no_success_while_unknowns_were_never_looked_at(name):
 
 GUESSING = {
     **METHODS,
-    "Cauchy scale": lambda: hvpopt.QuasiNewton(initial=hvpopt.CauchyScale()),
     "gradients alone": lambda: hvpopt.QuasiNewton(initial=hvpopt.GradientScale()),
     "loose trust region": lambda: hvpopt.TrustRegionNewton(tol=0.5),
     "loose line search": lambda: hvpopt.LineSearchNewton(0.5),

@@ -271,8 +271,6 @@ METHODS = {
     "line search": lambda: hvpopt.LineSearchNewton(pairs=3, cg_pairs=3),
     "wolfe": lambda: hvpopt.LineSearchNewton(globalisation=hvpopt.Wolfe()),
     "quasi-newton": hvpopt.QuasiNewton,
-    "cauchy": lambda: hvpopt.QuasiNewton(initial=hvpopt.CauchyScale()),
-    "sketch": lambda: hvpopt.QuasiNewton(initial=hvpopt.HessianSketch(4)),
 }
 
 

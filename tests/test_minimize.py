@@ -413,7 +413,7 @@ def test_default_method_follows_the_objective(start):
         hvpopt.TrustRegionNewton(),
         hvpopt.ShiftedNewton(),
         hvpopt.LineSearchNewton(),
-        hvpopt.QuasiNewton(initial=hvpopt.CauchyScale()),
+        hvpopt.QuasiNewton(initial=hvpopt.GradientScale()),
     ],
 )
 def test_degenerate_saddle_is_left(method):

@@ -146,6 +146,38 @@ def test_restriction_keeps_rows_and_columns(matrix, generator):
     assert not H.extend(vector)[~keep].any()
 
 
+def test_derived_operators_take_over_what_they_do_not_change(generator):
+    model, keep = draw(generator, 3, 3), torch.arange(9) < 5
+    H = hvpopt.HessianOperator(lambda x: (x**4).sum(), model)
+    H.cost, H.noise = 0.25, 1e-9
+    for made in (ShiftedOperator(H, 1.0), RestrictedOperator(H, keep), 2.0 * H):
+        assert (made.cost, made.noise) == (0.25, 1e-9)
+        assert made.dtype is H.dtype
+        # the cells of a restriction are no model
+        assert made.space is (H.space if made.size == 9 else None)
+        counts = made.counts.snapshot()
+        made @ draw(generator, made.size)
+        assert (made.counts.snapshot() - counts).products == 1
+    whole = hvpopt.HessianOperator(lambda x: (x**2).sum(), model)
+    assert (H + whole).cost == 0.25
+    assert (H + whole).noise == 1e-9
+
+
+@pytest.mark.parametrize("keep", [None, 2])
+def test_every_operator_closes_at_the_end_of_its_block(matrix, keep):
+    with MatrixOperator(matrix) as H:
+        assert close(H.to_dense(), matrix)
+    assert close(H.to_dense(), matrix)  # which holds nothing that it could release
+    model = torch.ones(9, dtype=F64)
+    own = hvpopt.HessianOperator(lambda x: (x**4).sum(), model)
+    made = ShiftedOperator(own, 1.0)
+    made = made if keep is None else RestrictedOperator(made, torch.arange(9) < keep)
+    with made:
+        made @ torch.ones(made.size, dtype=F64)
+    with pytest.raises(RuntimeError, match="closed"):
+        own @ model
+
+
 # -- dense --------------------------------------------------------------------------
 
 

@@ -176,8 +176,7 @@ def test_products_are_of_the_point_that_they_were_asked_for(start):
 class HandsOver(hvpopt.ShiftedNewton):
     """Evaluates the gradient at the end of its step, and asks for its own Hessian."""
 
-    def next_kind(self, state):
-        return None
+    kind = None
 
     def step(self, problem, point, state, budget):
         linearised = problem.with_hessian(point, "exact")

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import hvpopt
-from hvpopt import Status
+from hvpopt import Status, analysis
 from hvpopt.methods.forcing import ForcingState
 from hvpopt.methods.method import InnerStatus
 from hvpopt.operators.symmetric import MatrixOperator
 from hvpopt.run import files
 from hvpopt.run.checkpoint import load
-from hvpopt.run.products import ProductLog
+from hvpopt.run.saved_products import ProductLog
 from hvpopt.run.signals import acknowledge
 from hvpopt.run.state_tree import StateError, decode, encode, non_finite, register
 
@@ -34,6 +34,11 @@ def path(tmp_path):
     return tmp_path / "state"
 
 
+def probed(hessian):
+    found = analysis.estimate_diagonal(hessian, 4).diagonal
+    return hvpopt.DiagonalPreconditioner(found.abs())
+
+
 METHODS = {
     "trust region": hvpopt.TrustRegionNewton,
     "lanczos": hvpopt.ShiftedNewton,
@@ -43,7 +48,7 @@ METHODS = {
     "line search": lambda: hvpopt.LineSearchNewton(pairs=3, cg_pairs=3),
     "wolfe": lambda: hvpopt.LineSearchNewton(
         globalisation=hvpopt.Wolfe(),
-        preconditioner=lambda _, point: hvpopt.nystrom(point.hessian, 4),
+        preconditioner=lambda _, point: probed(point.hessian),
         refresh=5,
     ),
 }

@@ -23,7 +23,6 @@ import math
 import time
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,8 +36,6 @@ from hvpopt.krylov.preconditioner import (
 )
 from hvpopt.model.scale import euclidean_norm, times_power, unit_of
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
-
-Sampling = Literal["uniform", "last"]
 
 #: Asymmetry of products relative to ‖A‖ that no rounding explains.
 NOT_SYMMETRIC = 1e-2
@@ -99,7 +96,6 @@ def cg(
     deadline: float = math.inf,
     preconditioner: Preconditioner | None = None,
     keep_pairs: int = 0,
-    sampling: Sampling = "uniform",
 ) -> CGResult:
     """Solve ``A x = b`` from ``x = 0`` by preconditioned conjugate gradients.
 
@@ -111,9 +107,8 @@ def cg(
         deadline: Stop when ``time.monotonic()`` passes this, seconds.
         preconditioner: Applies ``M⁻¹``. Default none.
         keep_pairs: How many ``(d, A d)`` of positive curvature to return, for a
-            ``PairsPreconditioner``. Default 0.
-        sampling: ``"uniform"``: evenly over the iterations (Morales and Nocedal, SIAM
-            J. Optim. 10, 2000); ``"last"``: the last ones. Default ``"uniform"``.
+            ``PairsPreconditioner``, evenly over the iterations (Morales and Nocedal, SIAM
+            J. Optim. 10, 2000). Default 0.
 
     Returns:
         The iterate and why it ended.
@@ -131,7 +126,7 @@ def cg(
     checks.tensor("the right-hand side", rhs, (operator.size,))
     if not bool(torch.isfinite(rhs).all()):
         raise ValueError("the right-hand side has NaN or infinite entries")
-    watch = _Watch(operator, keep_pairs, sampling)
+    watch = _Watch(operator, keep_pairs)
     limit = 2 * operator.size if most is None else most
     if not bool(rhs.any()):
         zero = torch.zeros_like(rhs)
@@ -202,11 +197,10 @@ def cg(
 class _Watch:
     """What the products of one solve tell besides the solution."""
 
-    def __init__(self, operator: SymmetricOperator, keep: int, sampling: str) -> None:
+    def __init__(self, operator: SymmetricOperator, keep: int) -> None:
         self.noise = operator.noise
         self.size = operator.size
         self.keep = checks.integer("keep_pairs", keep, least=0)
-        self.sampling = checks.choice("sampling", sampling, ("uniform", "last"))
         self.products = 0
         self.kept: list[tuple[int, Tensor, Tensor]] = []
         self._stride = 1
@@ -232,20 +226,17 @@ class _Watch:
 
     def _keep(self, d: Tensor, a_d: Tensor) -> None:
         index = self.products
-        if self.sampling == "uniform" and index % self._stride:
+        if index % self._stride:
             return
         if len(self.kept) == self.keep:
-            if self.sampling == "uniform":
+            spare = self._odd()
+            if spare is None:
+                self._stride *= 2
+                if index % self._stride:
+                    return
                 spare = self._odd()
-                if spare is None:
-                    self._stride *= 2
-                    if index % self._stride:
-                        return
-                    spare = self._odd()
-                # of a single pair kept, none is odd: the newest takes its place
-                del self.kept[spare or 0]
-            else:
-                del self.kept[0]
+            # of a single pair kept, none is odd: the newest takes its place
+            del self.kept[spare or 0]
         self.kept.append((index, d, a_d))
 
     def _odd(self) -> int | None:

@@ -1,8 +1,14 @@
 """The smallest eigenvalue: a value, its residual, and bounds on both sides.
 
 The smallest Ritz value θ is an upper bound on λ_min always. A small residual says that
-θ is near some eigenvalue, not that it is near the smallest; that is what the lower
-bound of the basis adds, and ``converged`` asks for both.
+θ is near some eigenvalue, not that it is near the smallest; that is what a lower bound
+adds, and ``converged`` asks for both.
+
+The lower bound is that of van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix
+Anal. Appl. 22, 2000. With p_j the Lanczos polynomials of T and u the lowest eigenvector,
+⟨u, q_{j+1}⟩ = p_j(λ) ⟨u, q_1⟩, and the squares of these add up to at most 1. An
+eigenvalue λ below every Ritz value would make p_j(λ) grow beyond that, unless ⟨u, q_1⟩
+is tiny, which a random start makes improbable.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.optimize
 import torch
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor
@@ -189,7 +196,7 @@ def eigenvalue_converged(
     allowed = tolerance_at(basis, tol, floor)
     if basis.ritz_residual() > allowed:
         return False
-    return basis.excludes_below(float(basis.ritz_values[0]) - allowed, confidence)
+    return excludes_below(basis, float(basis.ritz_values[0]) - allowed, confidence)
 
 
 def estimate_from(
@@ -200,7 +207,7 @@ def estimate_from(
     norm = float(np.abs(basis.ritz_values).max())
     # what the products were seen to be wrong by, where that is more than was declared
     error = max(basis.operator.noise, basis.asymmetry) * norm
-    lower = basis.lower_bound(confidence) - max(error - basis.operator.noise * norm, 0.0)
+    lower = lower_bound(basis, confidence) - max(error - basis.operator.noise * norm, 0.0)
     if not converged:
         message = (
             f"not converged to tol={tol:g} after {basis.size} products: residual "
@@ -222,6 +229,95 @@ def estimate_from(
         confidence=confidence,
         message=message,
     )
+
+
+def excludes_below(basis: LanczosBasis, value: float, confidence: float = 0.999) -> bool:
+    """Return True if no eigenvalue lies below ``value``, at a stated confidence.
+
+    Args:
+        basis: Of the operator.
+        value: A number at or below the smallest Ritz value.
+        confidence: Probability, over the random part of the basis's start, with which the
+            answer True is right.
+
+    Raises:
+        TypeError: If one is no number.
+        ValueError: If ``confidence`` is not in (0, 1).
+    """
+    value = checks.number("value", value)
+    confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
+    if not basis.size or value > basis.ritz_values[0]:
+        return False
+    if basis.complete:
+        return True
+    return _log_mass(basis, value) + 2 * _log_component(basis, confidence) >= 0.0
+
+
+def lower_bound(basis: LanczosBasis, confidence: float = 0.999) -> float:
+    """Return a lower bound on λ_min that holds with probability ``confidence``.
+
+    Without a random part in the basis's start there is none: −inf.
+
+    Args:
+        basis: Of the operator.
+        confidence: As for ``excludes_below``.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not in (0, 1).
+    """
+    confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
+    if not basis.certainty and not basis.complete:
+        return -math.inf
+    top = float(basis.ritz_values[0])
+    # what a product's rounding hides; the search begins there
+    resolution = basis.operator.noise * basis.norm_estimate
+    if excludes_below(basis, top - resolution, confidence):
+        return top - resolution
+    component = _log_component(basis, confidence)
+
+    def excess(distance: float) -> float:
+        return _log_mass(basis, top - distance) + 2 * component
+
+    near = far = max(resolution, basis.rounding)
+    while excess(far) < 0.0:
+        near, far = far, 4 * far
+    # in log distance: eigenvalues of a misfit can be smaller than any xtol
+    distance = scipy.optimize.brentq(
+        lambda d: excess(math.exp(d)), math.log(near), math.log(far), xtol=1e-6
+    )
+    return top - math.exp(distance)
+
+
+def _log_component(basis: LanczosBasis, confidence: float) -> float:
+    """Return log c, with |⟨u, q_1⟩| ≥ c at the given confidence for any unit u.
+
+    q_1 = (ĝ + w ζ/√n)/‖·‖ with ζ standard normal: ⟨u, q_1⟩ is normal whatever ĝ
+    is, with density at most √n/(w√2π) · ‖·‖, hence c = (1 − confidence) w/‖·‖ √(π/2n).
+    """
+    weight = basis.certainty * (1.0 - confidence)
+    if not weight:
+        return -math.inf
+    return math.log(weight) + 0.5 * math.log(math.pi / (2 * basis.operator.size))
+
+
+def _log_mass(basis: LanczosBasis, value: float) -> float:
+    """Return log Σ p_j(value)², j = 0 … k, scaled on the way against overflow."""
+    if not math.isfinite(value):
+        return math.inf
+    rounding = basis.rounding
+    previous, current, total, exponent = 0.0, 1.0, 1.0, 0.0
+    before = 0.0
+    for alpha, measured in zip(basis.diagonal, basis.off_diagonal, strict=True):
+        beta = max(measured, rounding)
+        # divided first: a value of any size times the polynomials may overflow
+        new = (value - alpha) / beta * current - before / beta * previous
+        previous, current, before = current, new, beta
+        total += new * new
+        if total > 1e200:
+            previous, current = previous * 1e-100, current * 1e-100
+            total, exponent = total * 1e-200, exponent + 200 * math.log(10)
+    return math.log(total) + exponent
 
 
 def _by_scipy(

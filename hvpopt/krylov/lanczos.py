@@ -7,18 +7,15 @@ Langou, Rozložník and van den Eshof, Numer. Math. 101, 2005), so that T_k is t
 projection of H to rounding. From (Q_k, T_k), with no further product: Ritz values with
 their residuals, the solution of (H + τI) h = −g for every τ with its residual, the
 trust-region step of every radius (Gould, Lucidi, Roma and Toint, SIAM J. Optim. 9,
-1999), a lower bound on the smallest eigenvalue (bounds.py), and how far the products
-are from those of a symmetric operator.
+1999), and how far the products are from those of a symmetric operator. ``eigenvalue.py``
+adds a lower bound on the smallest eigenvalue.
 
 A start that is not random at all can be orthogonal to the lowest eigenvector (the hard
 case): the space never sees it, and bounds nothing. Hence ``probe``.
 
 Whatever is squared on the way is in units near its size, powers of two, so that the
-size of H or g matters as long as both are normal numbers of their dtype: a loss may be
-multiplied by 1e-170 or 1e150.
-
-Where the operator says that vectors are shared out over processes (``holding``), each
-holds its part of every basis vector; what is read off T is the same on all.
+size of H or g does not matter as long as both are normal numbers of their dtype: a loss
+may be multiplied by 1e-170 or 1e150.
 """
 
 from __future__ import annotations
@@ -32,17 +29,14 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.krylov.asymmetry import Asymmetry
-from hvpopt.krylov.bounds import log_component, log_mass, lower_bound
-from hvpopt.krylov.right_hand_side import RightHandSide
-from hvpopt.krylov.rows import Rows
-from hvpopt.krylov.start import first_vector
 from hvpopt.krylov.subproblem import BoundedMinimum, bounded_minimum
 from hvpopt.model.scale import power_of_two, unit_of
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 #: Radii beyond these, relative to the size of ‖g‖ / ‖H‖, are taken for them.
 TINY, HUGE = 1e-250, 1e250
+#: Rows that a basis has room for at first; the room doubles.
+FIRST_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -73,9 +67,6 @@ class KrylovStep:
 class LanczosBasis:
     """An orthonormal basis of a Krylov space, extendable and never restarted.
 
-    Where the operator's ``holding`` shares vectors out, all processes must make the same
-    calls: the constructor, ``extend``, ``solve`` and ``ritz_vector`` exchange messages.
-
     Args:
         operator: The symmetric operator H.
         start: The gradient g ``[n]`` whose Newton steps ``solve`` returns. Default
@@ -89,6 +80,7 @@ class LanczosBasis:
         diagonal: α, one number per basis vector.
         off_diagonal: β, one number per basis vector; the last couples to the vector
             that the next extension adds.
+        certainty: Length of the random part of the first vector, which has length 1.
         invariant: True once the space is closed under H: nothing is left to add.
 
     Raises:
@@ -111,18 +103,17 @@ class LanczosBasis:
         self.off_diagonal: list[float] = []
         self.invariant = False
         self._eigen: tuple[np.ndarray, np.ndarray] | None = None
-        self._asymmetry = Asymmetry()
-        self._held = operator.holding
-
-        whole, self._certainty = first_vector(operator, start, probe, seed)
-        first = self._held.narrow(whole)
-        self._rows = Rows(first, operator.size + 1)
-        self._rhs: RightHandSide | None = None
+        self._asymmetry = _Asymmetry()
+        first, self.certainty = _first_vector(operator, start, probe, seed)
+        # rows are contiguous, so that a product with the basis is one gemv
+        self._rows = first.new_empty(min(FIRST_ROWS, operator.size + 1), operator.size)
+        self._rows[0] = first
+        self._rhs: _RightHandSide | None = None
         # True where the gradient or a product has an entry: see ``solve``
-        self._seen = torch.zeros_like(whole, dtype=torch.bool)
+        self._seen = torch.zeros_like(first, dtype=torch.bool)
         if start is not None:
             self._seen |= start != 0.0
-            self._rhs = RightHandSide(start.to(whole.dtype), self._held)
+            self._rhs = _RightHandSide(start.to(first.dtype))
             self._rhs.note(first)
 
     # -- growing ----------------------------------------------------------------
@@ -134,11 +125,8 @@ class LanczosBasis:
 
     @property
     def vectors(self) -> Tensor:
-        """The basis as rows ``[k, n]``, a view; where it is shared out, this part's.
-
-        Then ``[k, m]`` with m the entries of a vector that this process holds, maybe 0.
-        """
-        return self._rows.first(self.size)
+        """The basis as rows ``[k, n]``, a view."""
+        return self._rows[: self.size]
 
     def extend(self, k: int = 1) -> int:
         """Add up to ``k`` vectors, at one product each.
@@ -157,23 +145,23 @@ class LanczosBasis:
         return k
 
     def _add_vector(self) -> None:
-        j, held = self.size, self._held
-        basis = self._rows.first(j + 1)
+        j = self.size
+        basis = self._rows[: j + 1]
         q = basis[j]
         # w = H q_j − α_j q_j − β_{j−1} q_{j−1}, with the recurrence and its rounding
         # both taken care of by orthogonalising against the whole basis
-        whole = self.operator.matvec(held.widen(q, self.operator.size))
-        self._seen |= whole != 0.0
-        unit = unit_of(whole)
-        w = held.narrow(whole / unit)
-        numbers = held.total(torch.cat([basis @ w, (q @ w).reshape(1)]))
-        projections = numbers[:-1]
-        told = numbers.cpu().numpy()  # one transfer from the device
+        product = self.operator.matvec(q)
+        self._seen |= product != 0.0
+        unit = unit_of(product)
+        w = product / unit
+        projections = basis @ w
+        # one transfer from the device
+        told = torch.cat([projections, (q @ w).reshape(1)]).cpu().numpy()
         self.diagonal.append(unit * float(told[-1]))
         self._asymmetry.note(told[:-2], self.off_diagonal, unit)
         w = w - basis.mT @ projections
-        w = w - basis.mT @ held.total(basis @ w)
-        length = held.norm(w)
+        w = w - basis.mT @ (basis @ w)
+        length = float(w.norm())
         beta = unit * length
         self.off_diagonal.append(beta)
         self._eigen = None
@@ -187,18 +175,22 @@ class LanczosBasis:
             # alone does not prove that no eigenvalue hides.
             self.invariant = True
             return
-        self._rows.append(w / length)
+        if len(self._rows) == j + 1:
+            room = min(2 * (j + 1), self.operator.size + 1)
+            grown = self._rows.new_empty(room, self.operator.size)
+            grown[: j + 1] = self._rows
+            self._rows = grown
+        self._rows[j + 1] = w / length
         if self._rhs is not None:
-            self._rhs.note(self._rows.first(j + 2)[-1])
+            self._rhs.note(self._rows[j + 1])
 
     def _combine(self, coordinates: np.ndarray) -> Tensor:
         """Return the vector ``[n]`` of coordinates in the basis ``[k]``."""
         basis = self.vectors
-        part = basis.mT @ torch.from_numpy(coordinates.copy()).to(basis)
-        return self._held.widen(part, self.operator.size)
+        return basis.mT @ torch.from_numpy(coordinates.copy()).to(basis)
 
     @property
-    def _complete(self) -> bool:
+    def complete(self) -> bool:
         """True once all of H has been seen, and no eigenvalue can hide."""
         return self.size == self.operator.size
 
@@ -279,50 +271,6 @@ class LanczosBasis:
     def _checked_index(self, index: int) -> int:
         return checks.integer("index", index, least=-self.size, most=self.size - 1)
 
-    def excludes_below(self, value: float, confidence: float = 0.999) -> bool:
-        """Return True if no eigenvalue lies below ``value``, at a stated confidence.
-
-        Args:
-            value: A number at or below the smallest Ritz value.
-            confidence: Probability, over the random part of the start, with which the
-                answer True is right.
-
-        Raises:
-            ValueError: If ``confidence`` is not in (0, 1).
-        """
-        value = checks.number("value", value)
-        confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
-        if not self.size or value > self.ritz_values[0]:
-            return False
-        if self._complete:
-            return True
-        mass = log_mass(value, self.diagonal, self.off_diagonal, self.rounding)
-        return mass + 2 * self._log_component(confidence) >= 0.0
-
-    def lower_bound(self, confidence: float = 0.999) -> float:
-        """Return a lower bound on λ_min that holds with probability ``confidence``.
-
-        Without a random part in the start there is none: −inf.
-        """
-        confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
-        if not self._certainty and not self._complete:
-            return -math.inf
-        top = float(self.ritz_values[0])
-        rounding = self.operator.noise * self.norm_estimate
-        if self.excludes_below(top - rounding, confidence):
-            return top - rounding
-        return lower_bound(
-            top,
-            self._log_component(confidence),
-            self.diagonal,
-            self.off_diagonal,
-            resolution=rounding,
-            rounding=self.rounding,
-        )
-
-    def _log_component(self, confidence: float) -> float:
-        return log_component(self._certainty, confidence, self.operator.size)
-
     # -- steps ------------------------------------------------------------------
 
     def residual_norm(self, shift: float = 0.0, *, radius: float | None = None) -> float:
@@ -387,7 +335,7 @@ class LanczosBasis:
         return error / self._unit * length / (self._known_rhs.norm or 1.0)
 
     @property
-    def _known_rhs(self) -> RightHandSide:
+    def _known_rhs(self) -> _RightHandSide:
         if self._rhs is None:
             raise ValueError("a basis with a random start solves nothing; pass start=g")
         return self._rhs
@@ -438,3 +386,142 @@ def _in_unit(y: np.ndarray) -> tuple[np.ndarray, float]:
     """Return a vector divided by a power of two near its largest entry, and that."""
     unit = power_of_two(float(np.abs(y).max()))
     return y / unit, unit
+
+
+def _first_vector(
+    operator: SymmetricOperator, start: Tensor | None, probe: float, seed: int
+) -> tuple[Tensor, float]:
+    """Return q_1 = q/‖q‖ ``[n]`` in float64, and the length of its random part."""
+    n = operator.size
+    if n == 0:
+        raise ValueError("the operator has no rows; every cell is frozen or held")
+    # float64 whatever the operator's dtype: orthogonality is worth the memory
+    vector = torch.zeros(n, dtype=torch.float64, device=operator.device)
+    if start is not None:
+        checks.tensor("the start", start, (n,))
+        if start.device != operator.device:
+            raise ValueError(
+                f"the start is on {start.device}, the operator on {operator.device}; "
+                "move it with .to()"
+            )
+        if not bool(torch.isfinite(start).all()):
+            raise ValueError("the start has NaN or infinite entries")
+        scaled = start.to(vector) / unit_of(start)
+        length = float(scaled.norm())
+        if length == 0.0 and probe == 0.0:
+            raise ValueError(
+                "the start is zero and spans no Krylov space; at a stationary point "
+                "use a random start (start=None)"
+            )
+        if length > 0.0:
+            vector += scaled / length
+    weight = 1.0 if start is None else probe
+    if weight:
+        # drawn on the host, so that a seed means the same on every device
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(n, generator=generator, dtype=torch.float64)
+        vector += noise.to(vector) * (weight / math.sqrt(n))
+    length = float(vector.norm())
+    return vector / length, weight / length
+
+
+class _Asymmetry:
+    """The deviations ``q_i·(H q_j) − q_j·(H q_i)``, i < j, which cost no product.
+
+    The second term is known before ``H q_j`` is made: β_{j−1} for i = j − 1, and 0 for
+    smaller i. What the first deviates by is the products' own error. With D its matrix,
+    strictly upper triangular,
+
+        H Q_k = Q_k (T_k + D_k) + β_k q_{k+1} e_kᵀ
+
+    holds to the rounding of the basis whatever the products are, so that residuals which
+    include D are true also of an operator that is not symmetric.
+    """
+
+    def __init__(self) -> None:
+        self.largest = 0.0  # absolute
+        self._root_of_squares = 0.0
+        self._count = 0
+        self._noted = 0
+        self._matrix = np.zeros((8, 8))
+
+    def note(
+        self, projections: np.ndarray, off_diagonal: list[float], unit: float
+    ) -> None:
+        """Note ``q_i·(H q_j) / unit``, i = 0 … j − 1, given β_0 … β_{j−1}."""
+        deviations = projections.copy()
+        if off_diagonal:
+            deviations[-1] -= off_diagonal[-1] / unit
+            self.largest = max(self.largest, unit * float(np.abs(deviations).max()))
+            length = unit * float(np.linalg.norm(deviations))
+            # a sum of squares, which may lie outside the range of floats
+            self._root_of_squares = math.hypot(self._root_of_squares, length)
+            self._count += len(off_diagonal)
+        j = self._noted
+        if j == len(self._matrix):
+            self._matrix = np.pad(self._matrix, (0, j))
+        self._matrix[:j, j] = unit * deviations
+        self._noted += 1
+
+    def along(self, y: np.ndarray, unit: float) -> float:
+        """Return ``‖D_k y‖ / unit``."""
+        k = len(y)
+        return float(np.linalg.norm(self._matrix[:k, :k] @ y / unit))
+
+    def error(self, n: int) -> float:
+        """Return an estimate of the root mean square of ``‖δ(H q)‖`` for unit q ``[n]``.
+
+        Each deviation is the difference of two errors' components. An error is taken to
+        spread over all n directions, of which it shows one.
+        """
+        if not self._count:
+            return 0.0
+        return math.sqrt(0.5 * n / self._count) * self._root_of_squares
+
+
+class _RightHandSide:
+    """A vector g in the coordinates of a basis that grows, in a unit of its own.
+
+    With c_i = q_i·g, the step h = Q_k y of (H + τI) h = −g has
+
+        (H + τI) h + g = (I − Q_k Q_kᵀ) g + β_k y_k q_{k+1}
+
+    if y solves the projected equations. The first term vanishes for a space that starts
+    from g, and is small for one whose start has a random part as well. Everything but
+    ``unit``, a power of two near the largest entry of g, is of g / unit.
+    """
+
+    def __init__(self, vector: Tensor) -> None:
+        self.unit = unit_of(vector)
+        # what lies outside the basis; shrunk as the basis grows
+        self._outside = vector / self.unit
+        self.norm = float(self._outside.norm())
+        self._coordinates: list[float] = []
+        self._outside_norms: list[float] = []
+
+    def note(self, q: Tensor) -> None:
+        """Note the next basis vector: there is one more of them than products."""
+        coordinate = float(q @ self._outside)
+        self._outside.sub_(q, alpha=coordinate)
+        self._coordinates.append(coordinate)
+        self._outside_norms.append(float(self._outside.norm()))
+
+    def coordinates(self, k: int) -> np.ndarray:
+        """Return ``[c_1 … c_k]``."""
+        return np.array(self._coordinates[:k])
+
+    def residual(self, k: int, last: float) -> float:
+        """Return ``‖(I − Q_k Q_kᵀ) g + last · q_{k+1}‖``, last = β_k y_k."""
+        # what lies outside splits into its part along q_{k+1} and the rest; a space that
+        # is closed under H has no q_{k+1}
+        if len(self._coordinates) > k:
+            return math.hypot(self._outside_norms[k], last + self._coordinates[k])
+        return math.hypot(self._outside_norms[-1], last)
+
+    def decrease(
+        self, y: np.ndarray, size: float, diagonal: np.ndarray, off_diagonal: np.ndarray
+    ) -> float:
+        """Return ``−(g·h + ½ h·Hh) / size`` of the step h = size · Q_k y."""
+        cross = off_diagonal[:-1] * y[:-1] * y[1:]
+        curvature = float(diagonal @ (y * y) + 2.0 * cross.sum())
+        return -(float(self.coordinates(len(y)) @ y) + 0.5 * size * curvature)

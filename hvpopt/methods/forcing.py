@@ -2,54 +2,26 @@
 
 A step h is good enough at ``‖H h + g‖ ≤ η ‖g‖``. Far from a minimum the quadratic model
 is not worth solving; near one, η must fall if convergence is to be faster than linear
-(Dembo, Eisenstat and Steihaug, SIAM J. Numer. Anal. 19, 1982). The two choices of
-Eisenstat and Walker, SIAM J. Sci. Comput. 17, 1996, measure how well the last model
-foretold the gradient.
+(Dembo, Eisenstat and Steihaug, SIAM J. Numer. Anal. 19, 1982). Choice 2 of Eisenstat and
+Walker, SIAM J. Sci. Comput. 17, 1996, follows the fall of the gradient over the last
+step; the square root follows its fall since the first.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from hvpopt import checks
 
-#: The golden ratio: the order of convergence that choice 1 attains.
-GOLDEN = (1.0 + math.sqrt(5.0)) / 2.0
-#: The safeguard of choices 1 and 2 acts while the last η keeps the new one above this.
+#: The safeguard of choice 2 acts while the last η keeps the new one above this.
 SAFEGUARD = 0.1
 
 
 @dataclass(frozen=True)
-class ForcingFacts:
-    """What a forcing term may know of the last accepted step.
-
-    Attributes:
-        gradient_norm_before: ``‖g‖`` where the step began, over the free cells.
-        gradient_norm_after: ``‖g‖`` where it ended.
-        linear_residual_norm: ``‖H h + g‖`` of the step taken, with the Hessian and
-            gradient where it began; NaN if unknown.
-        ratio: Actual over predicted decrease; NaN if unknown.
-
-    Raises:
-        TypeError: For what is no number.
-    """
-
-    gradient_norm_before: float
-    gradient_norm_after: float
-    linear_residual_norm: float = math.nan
-    ratio: float = math.nan
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not checks.is_number(value):
-                raise TypeError(f"{name} is {checks.shown(value)}; pass a number")
-
-
-@dataclass(frozen=True)
 class ForcingState:
-    """What a forcing term remembers.
+    """What one linear solve leaves to the next.
 
     Attributes:
         tol: η for the next linear solve.
@@ -76,12 +48,13 @@ class Forcing(ABC):
         return state.tol
 
     @abstractmethod
-    def remember(self, state: ForcingState, facts: ForcingFacts) -> ForcingState:
+    def remember(self, state: ForcingState, before: float, after: float) -> ForcingState:
         """Return the state after an accepted step.
 
         Args:
             state: Of the step's linear solve.
-            facts: What the step brought.
+            before: ``‖g‖`` where the step began, over the free cells.
+            after: ``‖g‖`` where it ended.
         """
 
 
@@ -105,74 +78,13 @@ class Constant(Forcing):
         """Return the state of a run that has taken no step."""
         return ForcingState(self.tol)
 
-    def remember(self, state: ForcingState, facts: ForcingFacts) -> ForcingState:
+    def remember(self, state: ForcingState, before: float, after: float) -> ForcingState:
         """Return the state after an accepted step: the same."""
         return state
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Adaptive(Forcing):
-    """A tolerance that starts at a value and stays between a floor and a cap."""
-
-    initial: float = 0.5
-    cap: float = 0.9
-    floor: float = 1e-8
-
-    def __post_init__(self) -> None:
-        for name in ("initial", "cap", "floor"):
-            checks.put(self, **{name: checks.fraction(name, getattr(self, name))})
-        if not self.floor <= self.initial <= self.cap:
-            raise ValueError(
-                f"initial is {self.initial}; it must lie between floor={self.floor} and "
-                f"cap={self.cap}"
-            )
-
-    def start(self) -> ForcingState:
-        """Return the state of a run that has taken no step."""
-        return ForcingState(self.initial)
-
-    def remember(self, state: ForcingState, facts: ForcingFacts) -> ForcingState:
-        """Return the state after an accepted step."""
-        before, after = facts.gradient_norm_before, facts.gradient_norm_after
-        first = before if state.first_norm is None else state.first_norm
-        state = ForcingState(state.tol, first)
-        # a gradient of zero leaves nothing to measure by, and no step to come
-        wanted = self._wanted(state, facts) if before > 0.0 else self.floor
-        if not math.isfinite(wanted) or not math.isfinite(after):
-            wanted = self.cap
-        return ForcingState(min(max(wanted, self.floor), self.cap), first)
-
-    @abstractmethod
-    def _wanted(self, state: ForcingState, facts: ForcingFacts) -> float:
-        """Return η before floor and cap."""
-
-
 @dataclass(frozen=True)
-class EisenstatWalker1(_Adaptive):
-    """Choice 1 of Eisenstat and Walker: how far the linear model missed the gradient.
-
-    ``η = |‖g⁺‖ − ‖H h + g‖| / ‖g‖``, and at least the last η to the power
-    (1 + √5)/2 while that is above 0.1. Convergence has order (1 + √5)/2.
-
-    Args:
-        initial: η of the first solve. Default 0.5.
-        cap: Largest η. Default 0.9.
-        floor: Smallest η; products that round allow no less. Default 1e-8.
-
-    Raises:
-        ValueError: If they are not in (0, 1) with floor ≤ initial ≤ cap.
-    """
-
-    def _wanted(self, state: ForcingState, facts: ForcingFacts) -> float:
-        missed = abs(facts.gradient_norm_after - facts.linear_residual_norm)
-        if math.isnan(missed):
-            return math.nan
-        kept = state.tol**GOLDEN
-        return max(missed / facts.gradient_norm_before, _if_large(kept))
-
-
-@dataclass(frozen=True)
-class EisenstatWalker2(_Adaptive):
+class EisenstatWalker2(Forcing):
     """Choice 2 of Eisenstat and Walker: how far the gradient's norm fell.
 
     ``η = γ (‖g⁺‖ / ‖g‖)^α``, and at least ``γ η_last^α`` while that is above 0.1.
@@ -191,23 +103,46 @@ class EisenstatWalker2(_Adaptive):
 
     gamma: float = 0.9
     alpha: float = 2.0
+    _: KW_ONLY
+    initial: float = 0.5
+    cap: float = 0.9
+    floor: float = 1e-8
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        for name in ("initial", "cap", "floor"):
+            checks.put(self, **{name: checks.fraction(name, getattr(self, name))})
+        if not self.floor <= self.initial <= self.cap:
+            raise ValueError(
+                f"initial is {self.initial}; it must lie between floor={self.floor} and "
+                f"cap={self.cap}"
+            )
         checks.put(
             self,
             gamma=checks.number("gamma", self.gamma, above=0.0, most=1.0),
             alpha=checks.number("alpha", self.alpha, above=1.0, most=2.0),
         )
 
-    def _wanted(self, state: ForcingState, facts: ForcingFacts) -> float:
-        ratio = facts.gradient_norm_after / facts.gradient_norm_before
-        if math.isnan(ratio):
-            return math.nan
-        if ratio >= 1.0:
+    def start(self) -> ForcingState:
+        """Return the state of a run that has taken no step."""
+        return ForcingState(self.initial)
+
+    def remember(self, state: ForcingState, before: float, after: float) -> ForcingState:
+        """Return the state after an accepted step."""
+        wanted = self._wanted(state.tol, before, after)
+        return ForcingState(min(max(wanted, self.floor), self.cap))
+
+    def _wanted(self, last: float, before: float, after: float) -> float:
+        """Return η before floor and cap."""
+        if not math.isfinite(after):
+            return self.cap
+        if not before > 0.0:
+            # a gradient of zero leaves nothing to measure by, and no step to come
+            return self.floor
+        if after >= before:
             return self.cap  # and no power that may overflow
-        kept = self.gamma * math.pow(state.tol, self.alpha)
-        return max(self.gamma * math.pow(ratio, self.alpha), _if_large(kept))
+        kept = self.gamma * math.pow(last, self.alpha)
+        fallen = self.gamma * math.pow(after / before, self.alpha)
+        return max(fallen, kept if kept > SAFEGUARD else 0.0)
 
 
 @dataclass(frozen=True)
@@ -241,9 +176,8 @@ class SquareRoot(Forcing):
         """Return the state of a run that has taken no step."""
         return ForcingState(self.cap)
 
-    def remember(self, state: ForcingState, facts: ForcingFacts) -> ForcingState:
+    def remember(self, state: ForcingState, before: float, after: float) -> ForcingState:
         """Return the state after an accepted step."""
-        before, after = facts.gradient_norm_before, facts.gradient_norm_after
         first = before if state.first_norm is None else state.first_norm
         if not (first > 0.0 and math.isfinite(after)):
             return ForcingState(self.cap, first)
@@ -269,7 +203,3 @@ def as_forcing(forcing: float | Forcing) -> Forcing:
             "such as hvpopt.EisenstatWalker2()"
         )
     return Constant(checks.fraction("tol", forcing))
-
-
-def _if_large(kept: float) -> float:
-    return kept if kept > SAFEGUARD else 0.0

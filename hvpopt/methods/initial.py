@@ -19,7 +19,6 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.krylov.diagonal import WIDEST, estimate_diagonal, mean_and_error
-from hvpopt.krylov.low_rank import LowRankPreconditioner, nystrom
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner, Preconditioner
 from hvpopt.methods.method import OutOfBudget
 from hvpopt.methods.points import Budget, Point, Problem
@@ -258,108 +257,14 @@ class HessianDiagonal(InitialCurvature):
 
 
 @dataclass(frozen=True)
-class LowRankState:
-    """A diagonal, and the few directions that it misses most.
-
-    Attributes:
-        diagonal: The measured diagonal.
-        vectors: ``[n, r]``, orthonormal in the diagonal.
-        values: Curvature along them relative to the diagonal, ``[r]``.
-        rest: Of all other directions.
-    """
-
-    diagonal: DiagonalState
-    vectors: Tensor
-    values: Tensor
-    rest: float
-
-
-@dataclass(frozen=True)
-class HessianSketch(InitialCurvature):
-    """A diagonal with a randomised low-rank part on top (Nyström), of whole products.
-
-    Args:
-        rank: Products, and directions known. Default 8.
-        diagonal: What the rest is divided by. Default ``HessianDiagonal()``.
-
-    Raises:
-        ValueError: If the rank is not positive.
-    """
-
-    rank: int = 8
-    diagonal: HessianDiagonal = HessianDiagonal()
-
-    def __post_init__(self) -> None:
-        checks.put(self, rank=checks.integer("rank", self.rank, least=1))
-        use = "pass a HessianDiagonal(...)"
-        checks.instance("diagonal", self.diagonal, HessianDiagonal, use)
-
-    def build(
-        self, problem: Problem, point: Point, seed: int, budget: Budget
-    ) -> LowRankState:
-        """Probe the diagonal, then sketch what it leaves."""
-        before = problem.counts.products
-        diagonal = self.diagonal.build(problem, point, seed, budget)
-        left = budget.products - (problem.counts.products - before)
-        if left < 1:
-            raise OutOfBudget("no product is left to sketch what the diagonal leaves")
-        base = _base(diagonal)
-        kind: Kind = "gauss-newton" if problem.objective.has_gauss_newton else "exact"
-        operator = problem.hessian(point, kind)
-        try:
-            rank = int(min(self.rank, operator.size, left))
-            found = nystrom(operator, rank, seed, base=base)
-        finally:
-            operator.close()
-        return LowRankState(diagonal, found.vectors, found.values, found.rest)
-
-    def preconditioner(self, state: LowRankState) -> LowRankPreconditioner:
-        """Return the low-rank correction of the damped diagonal."""
-        base = _base(state.diagonal)
-        return LowRankPreconditioner(state.vectors, state.values, state.rest, base=base)
-
-
-def _base(known: DiagonalState) -> DiagonalPreconditioner | None:
-    """Return the diagonal under a low-rank part, unless one number did better."""
-    if known.uniform:
-        return None
-    return DiagonalPreconditioner(known.diagonal, damping=known.damping)
-
-
-@dataclass(frozen=True)
-class CauchyState:
+class ScaleState:
     """One number.
 
     Attributes:
-        curvature: Of the objective along its gradient, measured or assumed.
+        curvature: Assumed of the objective along its gradient.
     """
 
     curvature: float
-
-
-@dataclass(frozen=True)
-class CauchyScale(InitialCurvature):
-    """The identity, scaled by the curvature along the gradient; one product."""
-
-    def build(
-        self, problem: Problem, point: Point, seed: int, budget: Budget
-    ) -> CauchyState:
-        """Measure the curvature along the gradient."""
-        unit = unit_of(point.projected_gradient)
-        gradient = point.projected_gradient / unit
-        operator = problem.hessian(point)
-        try:
-            along = float(gradient @ operator.matvec(gradient))
-        finally:
-            operator.close()
-        square = float(gradient @ gradient)
-        # a flat or falling line says nothing; one unit of the model is then a first step
-        curvature = abs(along) / square if along else unit * math.sqrt(square)
-        return CauchyState(curvature)
-
-    def preconditioner(self, state: CauchyState) -> Preconditioner:
-        """Return the division by that curvature."""
-        return _Scaled(state.curvature)
 
 
 @dataclass(frozen=True)
@@ -394,15 +299,15 @@ class GradientScale(InitialCurvature):
 
     def build(
         self, problem: Problem, point: Point, seed: int, budget: Budget
-    ) -> CauchyState:
+    ) -> ScaleState:
         """Return the curvature with which a step down has the first length."""
         length = self.first * (euclidean_norm(point.vector) or 1.0)
-        return CauchyState(euclidean_norm(point.projected_gradient) / length)
+        return ScaleState(euclidean_norm(point.projected_gradient) / length)
 
-    def preconditioner(self, state: CauchyState) -> Preconditioner:
+    def preconditioner(self, state: ScaleState) -> Preconditioner:
         """Return the division by that curvature."""
         return _Scaled(state.curvature)
 
-    def lengthened(self, state: CauchyState) -> CauchyState:
+    def lengthened(self, state: ScaleState) -> ScaleState:
         """Return the state whose step is four times as long."""
-        return CauchyState(state.curvature / LENGTHENING)
+        return ScaleState(state.curvature / LENGTHENING)

@@ -19,11 +19,9 @@ from hvpopt.krylov.cg import CGResult, CGStatus, cg
 from hvpopt.krylov.pairs import Pair
 from hvpopt.krylov.preconditioner import Preconditioner, apply_base
 from hvpopt.methods.backtracking import Backtracking
-from hvpopt.methods.curvature import Curvature, CurvatureState, check_curvature, kind_of
 from hvpopt.methods.forcing import (
     EisenstatWalker2,
     Forcing,
-    ForcingFacts,
     ForcingState,
     as_forcing,
 )
@@ -37,7 +35,7 @@ from hvpopt.methods.preconditioning import (
 from hvpopt.methods.saddle import SecondOrderMethod
 from hvpopt.methods.wolfe import Wolfe
 from hvpopt.model.scale import euclidean_norm
-from hvpopt.problem.objective import Kind
+from hvpopt.problem.objective import Kind, check_kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,22 +44,19 @@ class LineSearchState:
 
     Attributes:
         forcing: Of the next linear solve.
-        curvature: What the choice of Hessian goes by.
         preconditioner: Base and pairs.
     """
 
     forcing: ForcingState
-    curvature: CurvatureState
     preconditioner: PreconditionerState = field(default_factory=PreconditionerState)
 
 
 @dataclass(frozen=True)
 class _Memo:
-    """What a step leaves to the state; ``residual`` is None where no solve led it."""
+    """What a step leaves to the state."""
 
     preconditioner: PreconditionerState
     pairs: tuple[Pair, ...]
-    residual: Tensor | None
 
 
 class LineSearchNewton(SecondOrderMethod):
@@ -70,14 +65,12 @@ class LineSearchNewton(SecondOrderMethod):
     Args:
         forcing: How accurately to solve, ``‖H h + g‖ ≤ η ‖g‖``: a number or a forcing
             term. Default ``EisenstatWalker2()``.
-        hessian: ``"exact"``, ``"gauss-newton"`` or ``GaussNewtonFirst()``. Default
-            ``"exact"``.
+        hessian: ``"exact"`` or ``"gauss-newton"``. Default ``"exact"``.
         globalisation: ``Backtracking()``, by values alone, or ``Wolfe()``. Default
             ``Backtracking()``.
         preconditioner: Base of conjugate gradients, in flat coordinates ``[n]``: a
             preconditioner, or a function ``(problem, point)`` that builds one when the
-            run begins, such as ``lambda problem, point: nystrom(point.hessian, 20)``.
-            Its products count. Default none.
+            run begins. Its products count. Default none.
         refresh: Build again after this many steps. Default never.
         pairs: Steps whose ``(s, y)`` correct the base. Default 0.
         cg_pairs: Directions of the last solves that do. Default 0.
@@ -104,7 +97,7 @@ class LineSearchNewton(SecondOrderMethod):
         self,
         forcing: float | Forcing | None = None,
         *,
-        hessian: Curvature = "exact",
+        hessian: Kind = "exact",
         globalisation: Backtracking | Wolfe | None = None,
         preconditioner: Preconditioner | PreconditionerBuilder | None = None,
         refresh: int | None = None,
@@ -116,7 +109,8 @@ class LineSearchNewton(SecondOrderMethod):
         seed: int = 0,
     ) -> None:
         self.forcing = as_forcing(EisenstatWalker2() if forcing is None else forcing)
-        self.hessian = check_curvature(hessian)
+        check_kind(hessian)
+        self.kind = hessian
         self.globalisation = Backtracking() if globalisation is None else globalisation
         use = "pass Backtracking() or Wolfe()"
         checks.having("globalisation", self.globalisation, "search", use)
@@ -141,7 +135,6 @@ class LineSearchNewton(SecondOrderMethod):
             point, replace(state, preconditioner=prepared), budget
         )
         free = point.free_cells()
-        residual = solution.residual if bool(solution.x.any()) else None
         step = self.globalisation.search(problem, point, direction)
         gradient = point.projected_gradient
         uphill = float(gradient @ direction.vector) >= 0.0
@@ -152,13 +145,8 @@ class LineSearchNewton(SecondOrderMethod):
             reach = euclidean_norm(direction.vector) / euclidean_norm(gradient)
             steepest = replace(direction, vector=-reach * gradient, predicted=math.nan)
             step = self.globalisation.search(problem, point, steepest)
-            residual = None
-        memo = _Memo(
-            prepared,
-            tuple((free.extend(d), free.extend(a_d)) for d, a_d in solution.pairs),
-            None if residual is None else free.extend(residual),
-        )
-        return replace(step, memo=memo)
+        pairs = tuple((free.extend(d), free.extend(a_d)) for d, a_d in solution.pairs)
+        return replace(step, memo=_Memo(prepared, pairs))
 
     def direction(
         self, problem: Problem, point: Point, state: LineSearchState, budget: Budget
@@ -218,11 +206,7 @@ class LineSearchNewton(SecondOrderMethod):
 
     def start(self, problem: Problem) -> LineSearchState:
         """Return the state that a run begins with."""
-        return LineSearchState(self.forcing.start(), CurvatureState())
-
-    def next_kind(self, state: LineSearchState) -> Kind:
-        """Return which Hessian the next point is to carry."""
-        return kind_of(self.hessian, state.curvature)
+        return LineSearchState(self.forcing.start())
 
     def remember(
         self, state: LineSearchState, before: Point, after: Point, step: Step
@@ -233,11 +217,10 @@ class LineSearchNewton(SecondOrderMethod):
         solved = isinstance(memo, _Memo)
         forcing = state.forcing
         if solved:
-            facts = _facts(before, after, step, memo.residual)
-            forcing = self.forcing.remember(forcing, facts)
+            norms = (euclidean_norm(p.projected_gradient) for p in (before, after))
+            forcing = self.forcing.remember(forcing, *norms)
         return LineSearchState(
             forcing=forcing,
-            curvature=state.curvature.after(before, after),
             preconditioner=self.preconditioning.remember(
                 memo.preconditioner if solved else state.preconditioner,
                 before,
@@ -281,22 +264,3 @@ def _first_direction(
     length = longest if -slope >= size else -slope / abs(curvature)
     predicted = -length * (slope + 0.5 * curvature * length)
     return down * (length / norm), predicted
-
-
-def _facts(
-    before: Point, after: Point, step: Step, residual: Tensor | None
-) -> ForcingFacts:
-    """Return what the forcing term may know of a step along ``t h``."""
-    t, gradient = step.length, before.projected_gradient
-    linear = math.nan
-    if residual is not None:
-        # H (t h) + g = t (H h + g) + (1 − t) g, and H h + g is minus the residual
-        linear = euclidean_norm((1.0 - t) * gradient - t * residual)
-    # −t g·h − ½ t² h·Hh, with h·Hh = −g·h where h solves its equations
-    predicted = step.direction.predicted * (2.0 * t - t * t)
-    return ForcingFacts(
-        gradient_norm_before=euclidean_norm(gradient),
-        gradient_norm_after=euclidean_norm(after.projected_gradient),
-        linear_residual_norm=linear,
-        ratio=(before.value - after.value) / predicted if predicted > 0.0 else math.nan,
-    )

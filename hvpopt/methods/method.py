@@ -126,7 +126,7 @@ class Step:
 class Method(ABC):
     """A method of minimisation, one step at a time."""
 
-    #: Which Hessian its steps need; None if it asks for one itself when it needs one.
+    #: Which Hessian a point is to carry; None if steps ask for one when they need one.
     kind: Kind | None = "exact"
     #: Whether a run looks at λ_min, within limits, before it calls a point a minimum.
     examines_curvature = True
@@ -201,10 +201,6 @@ class Method(ABC):
             state: Of the last stage. Default not read: ``start`` returns a new one.
         """
         return self.start(problem)
-
-    def next_kind(self, state: Any) -> Kind | None:
-        """Return which Hessian the next point is to carry. Default ``kind``."""
-        return self.kind
 
     def remember(self, state: Any, before: Point, after: Point, step: Step) -> Any:
         """Return the state after an accepted step. Default unchanged."""

@@ -17,6 +17,8 @@ from hvpopt import checks
 from hvpopt.krylov.cg import CGStatus, cg
 from hvpopt.krylov.eigenvalue import (
     AsymmetryError,
+    excludes_below,
+    lower_bound,
     rounding_at,
     smallest_eigenvalue,
     tolerance_at,
@@ -178,7 +180,7 @@ class ShiftedNewton(SecondOrderMethod):
             status=status,
             shift=self._basis_shift(basis),
             smallest_eigenvalue=smallest,
-            lower_bound=basis.lower_bound(self.confidence),
+            lower_bound=lower_bound(basis, self.confidence),
             residual=step.residual_norm / norm,
             inner_iterations=basis.size,
             negative_curvature=basis.ritz_vector() if smallest < -rounding else None,
@@ -202,7 +204,7 @@ class ShiftedNewton(SecondOrderMethod):
                 return InnerStatus.EIGENVALUE
         # H + τI is definite if no eigenvalue hides below −τ; where λ_min is positive
         # its sign is all that the step needs
-        if not basis.excludes_below(-max(shift, zero), self.confidence):
+        if not excludes_below(basis, -max(shift, zero), self.confidence):
             return InnerStatus.EIGENVALUE
         return InnerStatus.CONVERGED if floor <= tol else InnerStatus.FLOOR
 

@@ -19,13 +19,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hvpopt.krylov.eigenvalue import rounding_at
+from hvpopt.krylov.eigenvalue import lower_bound, rounding_at
 from hvpopt.krylov.lanczos import KrylovStep, LanczosBasis
 from hvpopt.methods.method import Direction, InnerStatus, Step
 from hvpopt.methods.points import Budget, Point, Problem
-from hvpopt.methods.radius import Radii
 from hvpopt.model.scale import euclidean_norm
 
+# Ratios actual / predicted decrease, and factors of the radius, of Conn, Gould and Toint,
+# §6.1.
+#: A trial above it is a step.
+ACCEPT = 1e-4
+#: A step under it shrinks the next radius.
+POOR = 0.25
+#: A step above it, on the boundary, grows the next radius.
+GOOD = 0.75
+#: Above it, on the boundary, a larger radius is tried at once, for one value.
+EXCELLENT = 0.9
+#: Least and largest factor of a shrinking radius, and the factor of a growing one.
+SHRINK, GROW = (0.1, 0.5), 2.0
 #: Factor of the tolerance where a step at the old one is lost in the loss's rounding.
 REFINEMENT = 0.1
 
@@ -36,14 +47,10 @@ class SearchMemo:
 
     Attributes:
         radius: For the next step.
-        linear_residual_norm: ``‖H h + g‖``; NaN where a bound cut the step.
-        ratio: Actual over predicted decrease; NaN where a bound cut the step.
         below_rounding: True if the predicted decrease is under the rounding of the loss.
     """
 
     radius: float
-    linear_residual_norm: float
-    ratio: float
     below_rounding: bool
 
 
@@ -87,7 +94,6 @@ class RadiusSearch:
         budget: What may still be spent.
         tol: Relative residual of the linear solve.
         probe: Size of the random part of the space's start.
-        radii: When to accept, shrink and grow.
         max_products: At most.
         max_trials: Values at most.
         confidence: Of the lower bound on λ_min.
@@ -103,7 +109,6 @@ class RadiusSearch:
         *,
         tol: float,
         probe: float,
-        radii: Radii,
         max_products: int,
         max_trials: int,
         confidence: float,
@@ -119,7 +124,6 @@ class RadiusSearch:
         )
         self.norm = euclidean_norm(self.free.gradient)
         self.tol = tol
-        self.radii = radii
         self.limit = max(budget.cap(max_products), 1)
         self.max_trials = max_trials
         self.confidence = confidence
@@ -223,7 +227,7 @@ class RadiusSearch:
             part = (length / step.norm) ** 2
             predicted = -slope + part * (step.decrease + own_slope)
         # what a trial is accepted by; for a whole step that is its ratio
-        asked = self.radii.accept * (-slope if cut else predicted)
+        asked = ACCEPT * (-slope if cut else predicted)
         actual = point.value - value
         lifted = max(predicted, 0.0) + self.slack
         return Trial(
@@ -237,18 +241,18 @@ class RadiusSearch:
             cut=cut,
             ratio=(actual + self.slack) / lifted if lifted > 0.0 else -math.inf,
             below_rounding=not cut and predicted <= self.rounding,
-            accepted=actual + self.slack >= asked + self.radii.accept * self.slack,
+            accepted=actual + self.slack >= asked + ACCEPT * self.slack,
         )
 
     def _larger(self, trial: Trial) -> tuple[Trial, bool]:
         """Return the best of a trial and larger ones, and whether one was too large."""
         while (
             trial.step.on_boundary
-            and trial.ratio >= self.radii.excellent
+            and trial.ratio >= EXCELLENT
             and not trial.below_rounding
             and self.trials < self.max_trials
         ):
-            radius = self.radii.grow * trial.radius
+            radius = GROW * trial.radius
             if radius >= self.refused:  # it would be that step again, or a longer one
                 return trial, True
             larger = self._try(radius)
@@ -261,9 +265,9 @@ class RadiusSearch:
         length = trial.step.norm
         if trial.cut:
             # a step may reach far beyond a bound: what counts is how far it moved
-            length = max(trial.length, self.radii.shrink[0] * length)
+            length = max(trial.length, SHRINK[0] * length)
         change = trial.value - self.point.value
-        return min(self.radii.shorter(length, trial.slope, change), 0.5 * trial.radius)
+        return min(_shorter_radius(length, trial.slope, change), 0.5 * trial.radius)
 
     def _vanishes(self, radius: float) -> bool:
         eps = torch.finfo(self.point.vector.dtype).eps
@@ -273,19 +277,11 @@ class RadiusSearch:
 
     def _finish(self, trial: Trial, bounded: bool, status: InnerStatus) -> Step:
         radius = trial.radius
-        if trial.ratio < self.radii.poor:
+        if trial.ratio < POOR:
             radius = self._shorter(trial)
-        elif trial.ratio > self.radii.good and trial.step.on_boundary and not bounded:
-            radius = self.radii.grow * trial.radius
-        residual, multiplier = trial.step.residual_norm, trial.step.multiplier
-        # the residual is orthogonal to the space, hence to h
-        unshifted = math.hypot(residual, multiplier * trial.step.norm)
-        memo = SearchMemo(
-            radius=radius,
-            linear_residual_norm=math.nan if trial.cut else unshifted,
-            ratio=math.nan if trial.cut else trial.ratio,
-            below_rounding=trial.below_rounding,
-        )
+        elif trial.ratio > GOOD and trial.step.on_boundary and not bounded:
+            radius = GROW * trial.radius
+        memo = SearchMemo(radius, trial.below_rounding)
         direction = self._direction(trial, status)
         return Step(trial.vector, trial.value, 1.0, self.trials, direction, memo=memo)
 
@@ -298,7 +294,7 @@ class RadiusSearch:
             status=status,
             shift=trial.step.multiplier,
             smallest_eigenvalue=lowest,
-            lower_bound=self.basis.lower_bound(self.confidence),
+            lower_bound=lower_bound(self.basis, self.confidence),
             residual=trial.step.residual_norm / self.norm,
             inner_iterations=self.basis.size,
             predicted=trial.step.decrease,
@@ -326,3 +322,21 @@ class RadiusSearch:
             reason += f" (last refusal: {self.problem.last_failure})"
         direction = self._direction(trial, status)
         return Step(None, self.point.value, 0.0, self.trials, direction, reason)
+
+
+def _shorter_radius(length: float, slope: float, change: float) -> float:
+    """Return the radius after a poor step: where a parabola has its minimum.
+
+    The parabola goes through the value and slope at the start and the value at the end of
+    the step (Dennis and Schnabel, Numerical Methods for Unconstrained Optimization, 1983,
+    §6.4.3).
+
+    Args:
+        length: Of the step.
+        slope: ``g·h`` of the step.
+        change: Of the loss over the step; infinite where it could not be evaluated.
+    """
+    low, high = SHRINK
+    if not math.isfinite(change) or change <= slope:
+        return math.sqrt(low * high) * length
+    return min(max(-0.5 * slope / (change - slope), low), high) * length

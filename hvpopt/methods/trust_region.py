@@ -15,26 +15,18 @@ from typing import Any
 
 from hvpopt import checks
 from hvpopt.methods.backtracking import GRADIENT_PROGRESS
-from hvpopt.methods.curvature import (
-    Curvature,
-    CurvatureState,
-    check_curvature,
-    kind_of,
-)
 from hvpopt.methods.forcing import (
     Forcing,
-    ForcingFacts,
     ForcingState,
     SquareRoot,
     as_forcing,
 )
 from hvpopt.methods.method import Step
 from hvpopt.methods.points import Budget, Point, Problem
-from hvpopt.methods.radius import Radii
 from hvpopt.methods.saddle import SecondOrderMethod
 from hvpopt.methods.trial import RadiusSearch, SearchMemo
 from hvpopt.model.scale import euclidean_norm
-from hvpopt.problem.objective import Kind
+from hvpopt.problem.objective import Kind, check_kind
 
 
 @dataclass(frozen=True)
@@ -44,14 +36,12 @@ class TrustRegionState:
     Attributes:
         radius: Of the next step; None before the first.
         forcing: State of the forcing term.
-        curvature: What the choice of Hessian goes by.
         stalled: True if the last step's decrease was under the rounding of the loss and
             the gradient did not fall either: from here on the loss itself must fall.
     """
 
     radius: float | None
     forcing: ForcingState
-    curvature: CurvatureState
     stalled: bool = False
 
 
@@ -59,14 +49,12 @@ class TrustRegionNewton(SecondOrderMethod):
     """Newton's method in a trust region, for indefinite Hessians as for definite ones.
 
     Args:
-        hessian: ``"exact"``, ``"gauss-newton"``, or ``GaussNewtonFirst(...)``. Default
-            exact.
+        hessian: ``"exact"`` or ``"gauss-newton"``. Default ``"exact"``.
         tol: Of the linear solve, ``‖(H + λI) h + g‖ ≤ tol · ‖g‖``: a number, or a
             forcing term that follows the run. Default ``SquareRoot()``.
         radius: Of the first step, in flat coordinates. Default None: the length of the
             Newton step, or where negative curvature is met that of the step of
             H + 1.5|θ_1|I. A long one costs values alone.
-        radii: When to accept, shrink and grow. Default ``Radii()``.
         probe: Size of the random part of the Krylov space's start, relative to the
             tolerance of the solve. It lets the space see negative curvature that the
             gradient says nothing of (the hard case), and is how far, relative to the
@@ -79,8 +67,7 @@ class TrustRegionNewton(SecondOrderMethod):
         seed: Of the random parts.
 
     Raises:
-        TypeError: For a tolerance that is neither number nor forcing term, or radii of
-            another type.
+        TypeError: For a tolerance that is neither number nor forcing term.
         ValueError: For an unknown Hessian or a number out of range.
 
     Example:
@@ -94,11 +81,10 @@ class TrustRegionNewton(SecondOrderMethod):
 
     def __init__(
         self,
-        hessian: Curvature = "exact",
+        hessian: Kind = "exact",
         *,
         tol: float | Forcing | None = None,
         radius: float | None = None,
-        radii: Radii | None = None,
         probe: float = 1e-4,
         max_products: int = 300,
         max_trials: int = 30,
@@ -112,24 +98,19 @@ class TrustRegionNewton(SecondOrderMethod):
             max_products=max_products,
             seed=seed,
         )
-        self.hessian = check_curvature(hessian)
+        check_kind(hessian)
+        self.kind = hessian
         self.forcing = SquareRoot() if tol is None else as_forcing(tol)
         self.radius = checks.optional(
             checks.number, "radius", radius, above=0.0, below=math.inf
         )
-        self.radii = Radii() if radii is None else radii
-        checks.instance("radii", self.radii, Radii, "pass a hvpopt.Radii(...)")
         says = "it is relative to the tolerance and must lie in [0, 1)"
         self.probe = checks.number("probe", probe, least=0.0, below=1.0, says=says)
         self.max_trials = checks.integer("max_trials", max_trials, least=1)
 
     def start(self, problem: Problem) -> TrustRegionState:
         """Return the state that a run begins with."""
-        return TrustRegionState(self.radius, self.forcing.start(), CurvatureState())
-
-    def next_kind(self, state: TrustRegionState) -> Kind:
-        """Return which Hessian the next point is to carry."""
-        return kind_of(self.hessian, state.curvature)
+        return TrustRegionState(self.radius, self.forcing.start())
 
     def step(
         self, problem: Problem, point: Point, state: TrustRegionState, budget: Budget
@@ -142,7 +123,6 @@ class TrustRegionNewton(SecondOrderMethod):
             budget,
             tol=tol,
             probe=self.probe * tol,
-            radii=self.radii,
             max_products=self.max_products,
             max_trials=self.max_trials,
             confidence=self.confidence,
@@ -155,7 +135,6 @@ class TrustRegionNewton(SecondOrderMethod):
         self, state: TrustRegionState, before: Point, after: Point, step: Step
     ) -> TrustRegionState:
         """Return the state after an accepted step."""
-        state = replace(state, curvature=state.curvature.after(before, after))
         memo: Any = step.memo
         if not isinstance(memo, SearchMemo):
             # off a stationary point: the region must reach as far as that step did
@@ -164,12 +143,9 @@ class TrustRegionNewton(SecondOrderMethod):
             return replace(state, radius=radius, stalled=False)
         norm_before = euclidean_norm(before.projected_gradient)
         norm_after = euclidean_norm(after.projected_gradient)
-        facts = ForcingFacts(
-            norm_before, norm_after, memo.linear_residual_norm, memo.ratio
-        )
         return replace(
             state,
             radius=memo.radius,
-            forcing=self.forcing.remember(state.forcing, facts),
+            forcing=self.forcing.remember(state.forcing, norm_before, norm_after),
             stalled=memo.below_rounding and norm_after > GRADIENT_PROGRESS * norm_before,
         )

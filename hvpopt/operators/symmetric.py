@@ -2,8 +2,9 @@
 
 A subclass supplies ``_product`` for one flat vector. The base class gives it ``@`` for
 vectors, blocks and (where a ModelSpace is attached) model-shaped right-hand sides,
-counts every product, refuses non-finite ones, and converts to a dense matrix or to a
-SciPy ``LinearOperator``.
+counts every product, refuses non-finite ones, closes it at the end of a ``with`` block,
+and converts to a dense matrix or to a SciPy ``LinearOperator``. What is made of other
+operators is a ``DerivedOperator``, which takes from them what it does not change.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,7 +23,6 @@ from torch import Tensor
 from hvpopt import checks
 from hvpopt.errors import BadPartError
 from hvpopt.model.counts import Counts, metered
-from hvpopt.operators.holding import WHOLE, Holding
 from hvpopt.operators.second_order import second_derivatives
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from hvpopt.model.space import ModelSpace
     from hvpopt.model.tensors import Model
+
+Operator = TypeVar("Operator", bound="SymmetricOperator")
 
 #: Largest dense matrix assembled unless a caller raises it, bytes.
 DENSE_MEMORY_LIMIT = 2 * 1024**3
@@ -45,18 +48,14 @@ class SymmetricOperator(ABC):
         counts: The tally that products advance. Default a new one.
         noise: Relative size of the rounding error in one product, ``‖δ(Hw)‖/‖H‖‖w‖``.
             Default the machine epsilon of ``dtype``.
+        cost: Of a product, relative to one with the whole matrix that this one stands
+            for: under 1 for an estimate from some of its parts. Default 1.
 
     Attributes:
-        cost: Of a product, relative to one with the whole matrix that this one stands
-            for: under 1 for an estimate from some of its parts.
         after: Called after each product, which is lost if it raises. Default nothing.
-        holding: How a Krylov basis of this operator may be held by processes that all
-            make its products. Default whole. Operators made of others take theirs.
     """
 
-    cost = 1.0
     after: Callable[[], None] | None = None
-    holding: Holding = WHOLE
     #: NumPy's numbers leave ``factor * operator`` to ``__rmul__``.
     __array_ufunc__ = None
 
@@ -69,6 +68,7 @@ class SymmetricOperator(ABC):
         space: ModelSpace | None = None,
         counts: Counts | None = None,
         noise: float | None = None,
+        cost: float = 1.0,
     ) -> None:
         self.size = checks.integer("size", size, least=0)
         self.dtype = checks.floating("dtype", dtype)
@@ -78,6 +78,7 @@ class SymmetricOperator(ABC):
         checks.instance("counts", self.counts, Counts, "pass a hvpopt.Counts()")
         noise = float(torch.finfo(dtype).eps) if noise is None else noise
         self.noise = checks.number("noise", noise, least=0.0, below=math.inf)
+        self.cost = checks.number("cost", cost, above=0.0, below=math.inf)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -203,7 +204,21 @@ class SymmetricOperator(ABC):
         return matrix
 
     def close(self) -> None:  # noqa: B027 - most operators hold nothing to release
-        """Release what the operator holds to make products, such as a graph."""
+        """Release what the operator holds to make products, such as a graph.
+
+        Default nothing.
+        """
+
+    def __enter__(self: Operator) -> Operator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def to_scipy(self) -> LinearOperator:
         """Return a ``scipy.sparse.linalg.LinearOperator`` on host vectors."""
@@ -331,7 +346,46 @@ class FunctionOperator(SymmetricOperator):
         return self._function(vector.to(self.dtype))
 
 
-class SumOperator(SymmetricOperator):
+class DerivedOperator(SymmetricOperator):
+    """An operator made of others, on the same device; closing it closes them.
+
+    It takes dtype, device and space of the first of them, the largest noise and the least
+    cost: beside a sketch of waves a regulariser, which is whole, costs nothing.
+
+    Args:
+        operators: What it is made of, at least one.
+        size: Of its vectors, where they are other than those of the first: then it has
+            no space. Default those of the first.
+        counts: The tally that its products advance. Default that of the first, for an
+            operator that makes one product of it for each of its own.
+    """
+
+    def __init__(
+        self,
+        operators: Sequence[SymmetricOperator],
+        *,
+        size: int | None = None,
+        counts: Counts | None = None,
+    ) -> None:
+        first = operators[0]
+        super().__init__(
+            first.size if size is None else size,
+            dtype=first.dtype,
+            device=first.device,
+            space=first.space if size is None else None,
+            counts=first.counts if counts is None else counts,
+            noise=max(operator.noise for operator in operators),
+            cost=min(operator.cost for operator in operators),
+        )
+        self.operators = tuple(operators)
+
+    def close(self) -> None:
+        """Close every operator that this one is made of."""
+        for operator in self.operators:
+            operator.close()
+
+
+class SumOperator(DerivedOperator):
     """A weighted sum of operators on the same vectors.
 
     Its products count once here and once in every term, where they happen.
@@ -356,39 +410,26 @@ class SumOperator(SymmetricOperator):
     ) -> None:
         if not terms:
             raise ValueError("a sum of operators needs at least one term")
-        terms = [
-            (
-                checks.number("the weight", w, above=-math.inf, below=math.inf),
-                checked_operator(term),
-            )
-            for w, term in terms
+        self.weights = [
+            checks.number("the weight", w, above=-math.inf, below=math.inf)
+            for w, _ in terms
         ]
-        first = terms[0][1]
-        for _, term in terms:
+        operators = [checked_operator(term) for _, term in terms]
+        first = operators[0]
+        for term in operators:
             if term.size != first.size or term.device != first.device:
                 raise ValueError(
                     f"cannot add an operator of size {term.size} on {term.device} to one "
                     f"of size {first.size} on {first.device}"
                 )
-        super().__init__(
-            first.size,
-            dtype=first.dtype,
-            device=first.device,
-            space=first.space,
-            counts=counts,
-            noise=max(term.noise for _, term in terms),
-        )
-        self.terms = terms
+        super().__init__(operators, counts=Counts() if counts is None else counts)
         self.names = tuple(names)
-        # beside a sketch of waves a term that is whole, a regulariser, costs nothing
-        self.cost = min(term.cost for _, term in terms)
-        holdings = (term.holding for _, term in terms)
-        self.holding = next((h for h in holdings if h is not WHOLE), WHOLE)
 
     def _product(self, vector: Tensor) -> Tensor:
         self.counts.tally(products=1)
         total = torch.zeros_like(vector)
-        for place, (weight, term) in enumerate(self.terms):
+        pairs = zip(self.weights, self.operators, strict=True)
+        for place, (weight, term) in enumerate(pairs):
             # sums in other threads may share a term
             with metered(term.counts, pass_on=True) as own:
                 try:
@@ -401,33 +442,25 @@ class SumOperator(SymmetricOperator):
                     self.counts.tally(propagations=own.propagations)
         return total
 
-    def close(self) -> None:
-        """Close every term."""
-        for _, term in self.terms:
-            term.close()
 
+class ShiftedOperator(DerivedOperator):
+    """``H + τI``.
 
-class ShiftedOperator(SymmetricOperator):
-    """``H + τI``, sharing the counts of ``H``."""
+    Args:
+        operator: H.
+        shift: τ.
+    """
 
     def __init__(self, operator: SymmetricOperator, shift: float) -> None:
-        super().__init__(
-            operator.size,
-            dtype=operator.dtype,
-            device=operator.device,
-            space=operator.space,
-            counts=operator.counts,
-            noise=operator.noise,
-        )
-        self.operator = operator
-        self.holding = operator.holding
+        super().__init__([operator])
         self.shift = shift
 
     def _product(self, vector: Tensor) -> Tensor:
-        return self.operator.matvec(vector) + self.shift * vector
+        (operator,) = self.operators
+        return operator.matvec(vector) + self.shift * vector
 
 
-class RestrictedOperator(SymmetricOperator):
+class RestrictedOperator(DerivedOperator):
     """The rows and columns of an operator that a Boolean vector keeps.
 
     Args:
@@ -437,15 +470,7 @@ class RestrictedOperator(SymmetricOperator):
 
     def __init__(self, operator: SymmetricOperator, keep: Tensor) -> None:
         self._indices = keep.nonzero().reshape(-1)
-        super().__init__(
-            self._indices.numel(),
-            dtype=operator.dtype,
-            device=operator.device,
-            counts=operator.counts,
-            noise=operator.noise,
-        )
-        self.operator = operator
-        self.holding = operator.holding
+        super().__init__([operator], size=self._indices.numel())
 
     def restrict(self, vector: Tensor) -> Tensor:
         """Return the kept entries of a full vector ``[n]``."""
@@ -453,9 +478,9 @@ class RestrictedOperator(SymmetricOperator):
 
     def extend(self, vector: Tensor) -> Tensor:
         """Return the full vector ``[n]`` of kept entries, zero elsewhere."""
-        full = vector.new_zeros(self.operator.size)
+        full = vector.new_zeros(self.operators[0].size)
         full[self._indices] = vector
         return full
 
     def _product(self, vector: Tensor) -> Tensor:
-        return self.restrict(self.operator.matvec(self.extend(vector)))
+        return self.restrict(self.operators[0].matvec(self.extend(vector)))

@@ -251,7 +251,7 @@ class Newton(torch.optim.Optimizer):
 
     def _start_point(self, *, same_closure: bool) -> Point:
         """Evaluate the point, in the order in which minimize does."""
-        kind = self.method.next_kind(self._state)
+        kind = self.method.kind
         if self._taken is None:
             point = self._problem.linearise(self._vector, kind)
             self._check_repeatable(point)

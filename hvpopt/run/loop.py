@@ -45,7 +45,6 @@ from hvpopt.run.limits import (
     check_range,
     check_repeatable,
 )
-from hvpopt.run.products import ProductLog
 from hvpopt.run.result import (
     IterationRecord,
     MinimizeResult,
@@ -54,6 +53,7 @@ from hvpopt.run.result import (
     sentence,
     with_unbounded,
 )
+from hvpopt.run.saved_products import ProductLog
 from hvpopt.run.state import RunState
 from hvpopt.run.state_tree import check_storable
 
@@ -178,7 +178,7 @@ class Run:
             self._gradients_alone = state.gradients_alone
         self._began = time.monotonic() - state.seconds
         self._earlier = state.counts
-        self.point = self._ready(state.point, state.method)
+        self.point = self._ready(state.point)
         extra = extra + self._meter
         self._earlier = state.counts - self._meter
         self._resumed = state.resumed + extra
@@ -229,7 +229,7 @@ class Run:
                 else:
                     method = self.method.next_stage(self.problem, known)
                 steps = int(step is not None)
-                self.point = self._linearised(vector, method, steps=steps)
+                self.point = self._linearised(vector, steps=steps)
                 break
             except BadPartError as error:
                 self._drop(error)
@@ -312,7 +312,8 @@ class Run:
         try:
             if fresh:
                 self._announce()
-            while self._stage_goes_on(bar):
+            while True:
+                self._run_stage(bar)
                 self._next_stage()
         except Stop as stop:
             return self._result(stop.status, stop.detail)
@@ -333,15 +334,14 @@ class Run:
             self._release()
             self._finish(discard=discard)
 
-    def _stage_goes_on(self, bar: tqdm[Any]) -> bool:
-        """Step to the end of the stage; True if another one follows, else Stop."""
+    def _run_stage(self, bar: tqdm[Any]) -> None:
+        """Step to the end of the stage; raise Stop unless another one follows."""
         try:
             while True:
                 self._step(bar)
         except Stop as stop:
             if stop.status in ENDING or self._stage == len(self.stages) - 1:
                 raise
-            return True
 
     def _step(self, bar: tqdm[Any]) -> None:
         """Take a step, or stop; where a bad part is met, begin a stage without it."""
@@ -400,7 +400,7 @@ class Run:
         self._release()
         # if evaluating the new point is interrupted or fails, it is still the best one
         self._pending = step.vector, step.value
-        after = self._linearised(step.vector, state, step.point, steps=1)
+        after = self._linearised(step.vector, step.point, steps=1)
         self.point, self._pending = after, None
         size = relative_size(
             self.space, self.first, before.vector, after.vector - before.vector
@@ -441,18 +441,16 @@ class Run:
             self.checkpoint.save(self._to_be_saved())
 
     def _linearised(
-        self, vector: Tensor, state: Any, known: Point | None = None, *, steps: int = 0
+        self, vector: Tensor, known: Point | None = None, *, steps: int = 0
     ) -> Point:
         """Return what is needed of a point: no Hessian where no step will follow."""
         if known is not None:
-            return self._ready(known, state, steps=steps)
-        kind = self.method.next_kind(state)
-        if self._at_limit(steps):
-            kind = None
+            return self._ready(known, steps=steps)
+        kind = None if self._at_limit(steps) else self.method.kind
         return self.problem.linearise(vector, kind)
 
-    def _ready(self, point: Point, state: Any, *, steps: int = 0) -> Point:
-        kind = None if self._at_limit(steps) else self.method.next_kind(state)
+    def _ready(self, point: Point, *, steps: int = 0) -> Point:
+        kind = None if self._at_limit(steps) else self.method.kind
         return self.problem.with_hessian(point, kind)
 
     # -- what ends it -----------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import hvpopt
+from hvpopt import analysis
 
 torch.set_num_threads(1)
 
@@ -32,14 +33,15 @@ METHODS = {
     "shifted": hvpopt.ShiftedNewton,
     "conjugate gradients": lambda: hvpopt.ShiftedNewton("cg"),
     "line search": lambda: hvpopt.LineSearchNewton(
-        pairs=3, cg_pairs=3, preconditioner=lambda _, point: sketch(point), refresh=4
+        pairs=3, cg_pairs=3, preconditioner=lambda _, point: probed(point), refresh=4
     ),
     "quasi-Newton": hvpopt.QuasiNewton,
 }
 
 
-def sketch(point):
-    return hvpopt.nystrom(point.hessian, 4)
+def probed(point):
+    diagonal = analysis.estimate_diagonal(point.hessian, 4).diagonal
+    return hvpopt.DiagonalPreconditioner(diagonal.abs())
 
 
 def whole(name):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hvpopt.model.counts import Counts
-from hvpopt.operators.symmetric import SymmetricOperator
+from hvpopt.operators.symmetric import DerivedOperator, SymmetricOperator
 from hvpopt.run.fingerprint import hash_tensor
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class ProductLog:
         self._waiting = []
 
 
-class SavedProducts(SymmetricOperator):
+class SavedProducts(DerivedOperator):
     """An operator whose products a log keeps.
 
     Args:
@@ -116,20 +116,8 @@ class SavedProducts(SymmetricOperator):
     """
 
     def __init__(self, operator: SymmetricOperator, log: ProductLog, label: str) -> None:
-        super().__init__(
-            operator.size,
-            dtype=operator.dtype,
-            device=operator.device,
-            space=operator.space,
-            counts=operator.counts,
-            noise=operator.noise,
-        )
-        self.cost = operator.cost
-        self._operator, self._log, self._label = operator, log, label
+        super().__init__([operator])
+        self._log, self._label = log, label
 
     def _product(self, vector: Tensor) -> Tensor:
-        return self._log.product(self._operator, self._label, vector)
-
-    def close(self) -> None:
-        """Close the operator."""
-        self._operator.close()
+        return self._log.product(self.operators[0], self._label, vector)
