@@ -3,21 +3,30 @@
 Each Newton system is solved by conjugate gradients no further than a forcing term asks,
 and no further than the first direction of negative curvature (Dembo and Steihaug, Math.
 Program. 26, 1983). What the solves and steps show of the curvature is kept as pairs and
-preconditions the next solve (Morales and Nocedal, SIAM J. Optim. 10, 2000). Cells that a
-bound holds leave the solve (Bertsekas, SIAM J. Control Optim. 20, 1982).
+preconditions the next solve: on a base stand the pairs of the last steps, and on these
+those of the last solves, the newest of which know the newest Hessian (Morales and
+Nocedal, SIAM J. Optim. 10, 2000). Cells that a bound holds leave the solve (Bertsekas,
+SIAM J. Control Optim. 20, 1982).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.krylov.cg import CGResult, CGStatus, cg
-from hvpopt.krylov.pairs import Pair
-from hvpopt.krylov.preconditioner import Preconditioner, apply_base
+from hvpopt.krylov.pairs import Pair, PairsPreconditioner, safely_positive
+from hvpopt.krylov.preconditioner import (
+    DiagonalPreconditioner,
+    Preconditioner,
+    RestrictedPreconditioner,
+    apply_base,
+)
 from hvpopt.methods.backtracking import Backtracking
 from hvpopt.methods.forcing import (
     EisenstatWalker2,
@@ -25,17 +34,32 @@ from hvpopt.methods.forcing import (
     ForcingState,
     as_forcing,
 )
-from hvpopt.methods.method import Direction, InnerStatus, Step
-from hvpopt.methods.points import Budget, Point, Problem
-from hvpopt.methods.preconditioning import (
-    PreconditionerBuilder,
-    PreconditionerState,
-    Preconditioning,
-)
+from hvpopt.methods.method import Direction, InnerStatus, OutOfBudget, Step
+from hvpopt.methods.points import Budget, FreeCells, Point, Problem
 from hvpopt.methods.saddle import SecondOrderMethod
 from hvpopt.methods.wolfe import Wolfe
 from hvpopt.model.scale import euclidean_norm
 from hvpopt.problem.objective import Kind, check_kind
+
+#: Builds a preconditioner for all cells at a point; may use the point's Hessian.
+PreconditionerBuilder = Callable[[Problem, Point], Preconditioner]
+
+
+@dataclass(frozen=True, eq=False)
+class PreconditionerState:
+    """What persists of a preconditioner from step to step.
+
+    Attributes:
+        base: What a function built; None where none did.
+        age: Steps taken since.
+        step_pairs: ``(s, y)`` of steps taken, oldest first.
+        solve_pairs: ``(d, H d)`` of the last linear solves, oldest first.
+    """
+
+    base: Preconditioner | None = None
+    age: int = 0
+    step_pairs: tuple[Pair, ...] = ()
+    solve_pairs: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +144,7 @@ class LineSearchNewton(SecondOrderMethod):
             max_products=max_products,
             seed=seed,
         )
-        self.preconditioning = Preconditioning(preconditioner, refresh, pairs, cg_pairs)
+        self.preconditioning = _Preconditioning(preconditioner, refresh, pairs, cg_pairs)
 
     # -- one step ---------------------------------------------------------------
 
@@ -264,3 +288,139 @@ def _first_direction(
     length = longest if -slope >= size else -slope / abs(curvature)
     predicted = -length * (slope + 0.5 * curvature * length)
     return down * (length / norm), predicted
+
+
+@dataclass(frozen=True)
+class _Preconditioning:
+    """How a method preconditions its linear solves.
+
+    Args:
+        given: A preconditioner, a function ``(problem, point)`` that builds one, or
+            None.
+        refresh: Build again after this many steps. Default never.
+        pairs: Steps to keep pairs of. Default 0.
+        cg_pairs: Pairs to keep of a linear solve. Default 0.
+
+    Raises:
+        ValueError: For a number out of range.
+        TypeError: If ``given`` is none of these.
+    """
+
+    given: Preconditioner | PreconditionerBuilder | None = None
+    refresh: int | None = None
+    pairs: int = 0
+    cg_pairs: int = 0
+
+    def __post_init__(self) -> None:
+        checks.put(
+            self,
+            refresh=checks.optional(checks.integer, "refresh", self.refresh, least=1),
+            pairs=checks.integer("pairs", self.pairs, least=0),
+            cg_pairs=checks.integer("cg_pairs", self.cg_pairs, least=0),
+        )
+        what: object = self.given
+        wrong = isinstance(what, (type, torch.Tensor))
+        if wrong or not (what is None or _applies(what) or callable(what)):
+            raise TypeError(
+                f"preconditioner is {getattr(what, '__name__', type(what).__name__)}; "
+                "pass an object with apply(), such as a DiagonalPreconditioner, or a "
+                "function of (problem, point) that returns one"
+            )
+
+    def prepare(
+        self,
+        problem: Problem,
+        point: Point,
+        state: PreconditionerState,
+        budget: Budget,
+    ) -> tuple[PreconditionerState, Budget]:
+        """Build the base where that is due.
+
+        Args:
+            problem: Passed to the builder.
+            point: Passed to the builder.
+            state: Before.
+            budget: Before.
+
+        Returns:
+            State and budget once the base is there.
+
+        Raises:
+            TypeError: If the function built no preconditioner.
+            OutOfBudget: If building it left no product.
+        """
+        given = self.given
+        if given is None or isinstance(given, type) or _applies(given):
+            return state, budget
+        due = self.refresh is not None and state.age >= self.refresh
+        if state.base is not None and not due:
+            return state, budget
+        before = problem.counts.products
+        built = given(problem, point)  # type: ignore[operator]
+        if not _applies(built):
+            raise TypeError(
+                f"the function given as preconditioner returned a "
+                f"{type(built).__name__}, which has no apply()"
+            )
+        left = budget.products - (problem.counts.products - before)
+        if left <= 0:
+            raise OutOfBudget("building the preconditioner took the products left")
+        if isinstance(built, DiagonalPreconditioner):
+            # a diagonal and a number, whatever else a subclass carries
+            built = DiagonalPreconditioner(built.diagonal, damping=built.damping)
+        problem.check_kept(built)
+        return replace(state, base=built, age=0), replace(budget, products=left)
+
+    def on_free_cells(
+        self, state: PreconditionerState, point: Point, free: FreeCells
+    ) -> Preconditioner | None:
+        """Return the preconditioner of the cells that no bound holds.
+
+        Args:
+            state: From ``prepare``.
+            point: Where.
+            free: The point's.
+        """
+        whole = state.base
+        if whole is None and _applies(self.given):
+            whole = self.given  # type: ignore[assignment]
+        pairs = (*state.step_pairs, *state.solve_pairs)
+        if pairs:
+            whole = PairsPreconditioner(pairs, memory=len(pairs), base=whole)
+        if whole is None or not bool(point.active.any()):
+            return whole
+        return RestrictedPreconditioner(whole, free.restrict, free.extend)
+
+    def remember(
+        self,
+        state: PreconditionerState,
+        before: Point,
+        after: Point,
+        solve_pairs: tuple[Pair, ...] = (),
+    ) -> PreconditionerState:
+        """Return the state after an accepted step.
+
+        Args:
+            state: From ``prepare``.
+            before: Where the step began.
+            after: Where it ended.
+            solve_pairs: ``(d, H d)`` ``[n]`` of its linear solve.
+        """
+        step_pairs = state.step_pairs
+        s, y = after.vector - before.vector, after.gradient - before.gradient
+        if self.pairs and safely_positive(s, y):
+            step_pairs = (*step_pairs, (s, y))[-self.pairs :]
+        good = tuple(pair for pair in solve_pairs if safely_positive(*pair))
+        # A solve that was preconditioned well is short, and sees little of what the
+        # pairs before it knew: they stay as long as there is room.
+        known = (*state.solve_pairs, *good)
+        return PreconditionerState(
+            base=state.base,
+            age=state.age + 1,
+            step_pairs=step_pairs,
+            solve_pairs=known[-self.cg_pairs :] if self.cg_pairs else (),
+        )
+
+
+def _applies(candidate: object) -> bool:
+    return callable(getattr(candidate, "apply", None))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hvpopt.problem.objective import BadPartError
+from hvpopt.errors import BadPartError
 
 
 class BadShotError(BadPartError):
