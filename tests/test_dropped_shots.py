@@ -1,9 +1,6 @@
-"""Runs whose objective loses a shot on the way: what is compared, recorded and saved."""
+"""Runs that drop a bad shot: what is compared, recorded and saved."""
 
 import json
-import os
-import signal
-import warnings
 
 import pytest
 import torch
@@ -11,7 +8,6 @@ from test_bad_shots import BAD, N_SHOTS, Faults, dropping, one_thread, problem, 
 
 import hvpopt
 from hvpopt.distributed import shard
-from hvpopt.run.signals import acknowledge
 from hvpopt.run.state_tree import StateError
 
 __all__ = ["one_thread", "problem"]
@@ -37,8 +33,8 @@ def spoil_after(monkeypatch, there, iteration, where="scattered"):
     return callback
 
 
-def left_out(result):
-    return [list(record.left_out) for record in result.history]
+def dropped(result):
+    return [(r.iteration, list(r.dropped)) for r in result.history]
 
 
 @pytest.mark.parametrize(
@@ -58,13 +54,13 @@ def test_shot_that_is_bad_from_the_start(problem, monkeypatch, name, where):
     expected = hvpopt.minimize(without(there, observed), v, method=method(), max_iter=2)
     Faults(monkeypatch, there, where)
     misfit = dropping(there, observed)
-    with pytest.warns(RuntimeWarning, match=f"{NAME} is left out") as warned:
+    with pytest.warns(RuntimeWarning, match=f"{NAME} is dropped") as warned:
         found = hvpopt.minimize(1.0 * misfit, v, method=method(), max_iter=2)
     assert len(warned) == 1
     assert found.nit == expected.nit == 2
     assert found.fun == pytest.approx(expected.fun, rel=1e-8)
-    assert left_out(found) == 3 * [[f"waveforms: {NAME}"]]
-    assert f"left out of the objective (waveforms: {NAME}: " in found.message
+    assert dropped(found) == [(k, [f"waveforms: {NAME}"]) for k in range(3)]
+    assert f"dropped from the objective (waveforms: {NAME}: " in found.message
 
 
 @pytest.mark.parametrize("name", ["trust region", "line search"])
@@ -83,10 +79,10 @@ def test_product_that_meets_a_bad_shot_has_its_point_evaluated_again(
             max_iter=2,
             callback=spoil_after(monkeypatch, there, 1),
         )
-    assert left_out(found) == [[], [NAME], [NAME]]
+    assert dropped(found) == [(0, []), (1, []), (1, [NAME]), (2, [NAME])]
     alone = without(there, observed)
     expected = hvpopt.minimize(alone, first.x, method=method(), max_iter=1)
-    values = [record.value for record in found.history[1:]]
+    values = [record.value for record in found.history[2:]]
     assert values == pytest.approx([r.value for r in expected.history], rel=1e-8)
     # once more than if the shot had never been there: the point it was lost at
     gradients = first.counts.gradients + expected.counts.gradients
@@ -109,15 +105,13 @@ def test_shot_that_is_lost_where_no_product_is_made(problem, monkeypatch, where)
         )
     assert len(warned) == 1
     assert found.nit == 3
-    assert left_out(found)[0] == []
-    assert left_out(found)[2:] == [[NAME], [NAME]]
-    alone = without(there, observed)
-    for record, model in zip(found.history[2:], [None, found.x], strict=True):
-        if model is not None:
-            assert record.value == pytest.approx(alone.value(model), rel=1e-10)
+    assert dropped(found)[0] == (0, [])
+    assert dropped(found)[-2:] == [(2, [NAME]), (3, [NAME])]
+    expected = without(there, observed).value(found.x)
+    assert found.fun == pytest.approx(expected, rel=1e-10)
 
 
-def test_history_file_tells_an_iteration_again(problem, monkeypatch, tmp_path):
+def test_history_file_tells_where_a_stage_begins(problem, monkeypatch, tmp_path):
     there, observed, v, _ = problem
     path = tmp_path / "history.jsonl"
     with pytest.warns(RuntimeWarning):
@@ -131,116 +125,64 @@ def test_history_file_tells_an_iteration_again(problem, monkeypatch, tmp_path):
         )
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [0, 1, 1, 2]
-    assert [list(row["left_out"]) for row in rows] == [[], [], [NAME], [NAME]]
+    assert [list(row["dropped"]) for row in rows] == [[], [], [NAME], [NAME]]
     assert rows[1]["value"] != rows[2]["value"]
 
 
-@pytest.mark.parametrize("product_shots", [None, "rotating", "random"])
 @pytest.mark.parametrize("stop", [1, 2])
-def test_resumed_run_leaves_out_what_the_run_did(
-    problem, monkeypatch, tmp_path, product_shots, stop
-):
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_run_drops_what_the_run_did(problem, monkeypatch, tmp_path, method, stop):
     """Also if the shot is well again: the same sum, to the last bit."""
     there, observed, v, _ = problem
-    options = {
-        "product_shots": product_shots,
-        "shots_per_product": None if product_shots is None else 4,
-    }
+
+    where = "data" if method == "quasi-Newton" else "scattered"
 
     def run(**more):
         with pytest.warns(RuntimeWarning), monkeypatch.context() as patch:
             return hvpopt.minimize(
-                dropping(there, observed, **options),
+                dropping(there, observed),
                 v,
-                method=hvpopt.TrustRegionNewton(),
-                callback=spoil_after(patch, there, 0),
+                method=METHODS[method](),
+                callback=spoil_after(patch, there, 0, where),
                 **more,
             )
 
     whole = run(max_iter=4)
-    assert [NAME] in left_out(whole)
+    assert [NAME] in [left for _, left in dropped(whole)]
     path = tmp_path / "run.safetensors"
     stopped = run(max_iter=stop, checkpoint=path)
-    assert left_out(stopped)[-1] == [NAME]
-    misfit = dropping(there, observed, **options)
-    with pytest.warns(RuntimeWarning) as warned:
-        found = hvpopt.resume(path, misfit, method=hvpopt.TrustRegionNewton(), max_iter=4)
-    assert len(warned) == 1
-    assert misfit.dropped_shots == [BAD]
+    assert dropped(stopped)[-1] == (stop, [NAME])
+    misfit = dropping(there, observed)
+    found = hvpopt.minimize(
+        misfit, v, method=METHODS[method](), max_iter=4, checkpoint=path
+    )
     assert torch.equal(found.x, whole.x)
-    assert left_out(found) == left_out(whole)
+    assert dropped(found) == dropped(whole)
     assert found.counts == whole.counts
 
 
-def losing(misfit, quantity, lose, stop):
-    """Let something happen before a call, and SIGTERM come in one that drops a shot.
+def test_shot_that_the_gradient_at_a_new_point_meets(problem, monkeypatch):
+    """The step stands, and the sum without the shot is evaluated where it ended."""
+    there, observed, v, _ = problem
+    misfit, calls = dropping(there, observed), 0
+    evaluate = misfit.value_and_gradient
 
-    Args:
-        misfit: To watch.
-        quantity: Its method.
-        lose: Given the number of the call, from 1, before it and with a half after it.
-        stop: Send SIGTERM.
-    """
-    original, calls = getattr(misfit, quantity), 0
-
-    def evaluate(model):
+    def losing(model):
         nonlocal calls
         calls += 1
-        lose(calls)
-        before = misfit.dropped_shots
-        found = original(model)
-        lose(calls + 0.5)
-        if stop and misfit.dropped_shots != before:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return found
+        if calls == 2:
+            Faults(monkeypatch, there, "slope")
+        return evaluate(model)
 
-    setattr(misfit, quantity, evaluate)
-    return misfit
-
-
-@pytest.mark.parametrize("where", ["slope", "data"])
-def test_run_that_ends_as_a_shot_is_lost(problem, monkeypatch, tmp_path, where):
-    """What is evaluated without it is no answer to a question about the sum with it.
-
-    The shot is lost by the gradient at the last point; or, since it is bad in all trials
-    of the second step, by the value at the point that they left.
-    """
-    there, observed, v, _ = problem
-    path = tmp_path / "run.safetensors"
-    quantity = {"slope": "value_and_gradient", "data": "value"}[where]
-
-    def run(stop=False, resumed=False, **options):
-        misfit = dropping(there, observed)
-        with monkeypatch.context() as patch, warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            # the gradients of two points, then the last; resumed, the last is left
-            when = {"slope": 1 if resumed else 3, "data": 1.5 if resumed else 0}[where]
-
-            def lose(call):
-                if call == when:
-                    Faults(patch, there, where)
-
-            losing(misfit, quantity, lose, stop)
-            if resumed:
-                return hvpopt.resume(path, misfit, **options), misfit
-            callback = None if when else spoil_after(patch, there, 1, where)
-            return hvpopt.minimize(misfit, v, callback=callback, **options), misfit
-
-    if where == "slope":
-        options = {"max_iter": 2, "method": hvpopt.TrustRegionNewton(max_products=4)}
-    else:
-        options = {"max_iter": 3, "method": hvpopt.QuasiNewton()}
-    whole, _ = run(**options)
-    assert left_out(whole)[-1] == [NAME]
-    stopped, misfit = run(stop=True, checkpoint=path, **options)
-    assert stopped.status is hvpopt.Status.TERMINATED
-    acknowledge()
-    assert misfit.dropped_shots == [BAD]
-    found, misfit = run(resumed=True, **options)
-    assert misfit.dropped_shots == [BAD]
-    assert left_out(found) == left_out(whole)
-    assert torch.equal(found.x, whole.x)
-    assert found.fun == pytest.approx(without(there, observed).value(found.x), rel=1e-12)
+    misfit.value_and_gradient = losing
+    with pytest.warns(RuntimeWarning):
+        found = hvpopt.minimize(
+            misfit, v, method=hvpopt.TrustRegionNewton(max_products=4), max_iter=2
+        )
+    assert dropped(found) == [(0, []), (1, [NAME]), (2, [NAME])]
+    assert found.history[1].step_norm > 0
+    expected = without(there, observed).value(found.x)
+    assert found.fun == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("then", ["bad at the start", "bad later"])
@@ -258,35 +200,15 @@ def test_state_of_a_run_that_lost_a_shot_is_resumed(
         options = {"max_iter": 2, "checkpoint": path, "callback": callback}
         with pytest.warns(RuntimeWarning):
             stopped = hvpopt.minimize(misfit, v, **options)
-    assert left_out(stopped)[-1] == [NAME]
+    assert dropped(stopped)[-1] == (2, [NAME])
     if now == "bad":
         Faults(monkeypatch, there, "data")
     misfit = dropping(there, observed)
-    with pytest.warns(RuntimeWarning) as warned:
-        found = hvpopt.resume(path, misfit, max_iter=4)
-    assert len(warned) == 1
+    found = hvpopt.minimize(misfit, v, max_iter=4, checkpoint=path)
     assert found.nit == 4
-    assert misfit.dropped_shots == [BAD]
     assert found.fun == pytest.approx(without(there, observed).value(found.x), rel=1e-12)
     told = "cannot be compared with the saved one" in caplog.text
     assert told == (then == "bad later" and now == "bad")
-
-
-def test_shot_that_a_callback_loses_is_noticed(problem, monkeypatch):
-    there, observed, v, _ = problem
-    misfit = dropping(there, observed)
-
-    def callback(model, record):
-        if record.iteration == 1:
-            Faults(monkeypatch, there, "data")
-            misfit.value(model)
-
-    with pytest.warns(RuntimeWarning):
-        found = hvpopt.minimize(misfit, v, max_iter=3, callback=callback)
-    assert left_out(found) == [[], [NAME], [NAME], [NAME]]
-    values = [record.value for record in found.history[1:]]
-    assert values == sorted(values, reverse=True)
-    assert values[-1] == pytest.approx(without(there, observed).value(found.x), rel=1e-12)
 
 
 def test_convergence_is_judged_by_gradients_of_one_sum(problem, monkeypatch):
@@ -326,33 +248,43 @@ def test_sharded_misfit_counts_what_failed_too(problem, monkeypatch, where):
     assert found[0] == found[1] == found[2]
 
 
-def test_objective_that_has_lost_more_is_refused(problem, tmp_path):
+def test_shot_that_is_bad_now_and_was_not_is_refused(problem, monkeypatch, tmp_path):
     there, observed, v, _ = problem
     path = tmp_path / "run.safetensors"
     hvpopt.minimize(dropping(there, observed), v, max_iter=1, checkpoint=path)
-    misfit = dropping(there, observed)
-    with pytest.warns(RuntimeWarning):
-        misfit.drop({0: "too loud"})
-    with pytest.raises(StateError, match=r"leaves out \['shot 0'\], and the saved run"):
-        hvpopt.resume(path, misfit)
+    Faults(monkeypatch, there, "data")
+    with pytest.raises(StateError, match=rf"its start cannot be evaluated.*{NAME}"):
+        hvpopt.minimize(dropping(there, observed), v, max_iter=2, checkpoint=path)
 
 
-def test_what_is_no_part_cannot_be_left_out(problem):
-    there, observed, _, _ = problem
+def test_two_shots_are_dropped_one_after_the_other(problem):
+    """Each is named by its number in the whole survey."""
+    there, observed, v, w = problem
     misfit = dropping(there, observed)
-    with pytest.raises(ValueError, match="not in the survey"):
-        misfit.leave_out({f"shot {N_SHOTS}": "?"})
-    with pytest.raises(
-        ValueError, match=r"has shots to leave out, and no \['receiver 2'\]"
-    ):
-        misfit.leave_out({"receiver 2": "?"})
+    first = misfit.without({"shot 1": "too loud"})
+    second = first.without({f"shot {BAD}": "too quiet"})
+    left = [k for k in range(N_SHOTS) if k not in (1, BAD)]
+    alone = hvpopt.fwi.WaveformMisfit(there.select(left), observed[left])
+    assert second.value(v) == pytest.approx(alone.value(v), rel=1e-12)
+    assert torch.allclose(second.hessian(v) @ w, alone.hessian(v) @ w, rtol=1e-9, atol=0)
+    assert misfit.counts.values == 1, "of the one that it was made of too"
+    with pytest.raises(ValueError, match="has no shot 1"):
+        second.without({"shot 1": "again"})
+
+
+def test_what_is_no_part_cannot_be_dropped(problem):
+    there, observed, v, _ = problem
+    misfit = dropping(there, observed)
+    for wrong in (f"shot {N_SHOTS}", "receiver 2"):
+        with pytest.raises(ValueError, match=f"has no {wrong}"):
+            misfit.without({wrong: "?"})
     loss = hvpopt.TorchObjective(lambda x: (x**2).sum(), name="size")
     with pytest.raises(ValueError, match="'size' has no part"):
-        loss.leave_out({"shot 0": "?"})
-    total = misfit + loss
-    with pytest.warns(RuntimeWarning):
-        total.leave_out({"waveforms: shot 1": "quiet"})
-    assert misfit.why_dropped == {1: "quiet"}
-    assert total.left_out == {"waveforms: shot 1": "quiet"}
+        loss.without({"shot 0": "?"})
+    total = misfit + 2.0 * loss
+    other = total.without({"waveforms: shot 1": "quiet"})
+    expected = misfit.without({"shot 1": "quiet"}).value(v) + 2.0 * loss.value(v)
+    assert other.value(v) == pytest.approx(expected, rel=1e-12)
+    assert total.counts.values == other.counts.values == 1
     with pytest.raises(ValueError, match=r"no term of 'waveforms \+ size' has"):
-        total.leave_out({"wavefronts: shot 1": "quiet"})
+        total.without({"wavefronts: shot 1": "quiet"})
