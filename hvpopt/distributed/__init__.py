@@ -17,8 +17,7 @@ together: after each evaluation ranks tell each other whether ``max_seconds`` ha
 or a signal has come, and a shot that is bad on one is dropped by all. A callback runs on
 every rank and must answer alike; ``any_rank`` makes it so.
 
-Every rank holds whole models and vectors. A Lanczos basis that is too large for that is
-held in slices, ``shard(misfit, share_basis=True)``: n·k/W numbers on each of W ranks.
+Every rank holds whole models and vectors.
 
 Rank 0 alone writes checkpoint and history, shows progress and logs. All ranks read the
 checkpoint in ``resume``, so it must lie where all can see it.

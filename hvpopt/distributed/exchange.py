@@ -5,8 +5,7 @@ rank's part succeeded, what it was asked for and the checksum of its input; it c
 the scalar part as well. Only if all agree do vectors follow: each rank adds one slice of
 them, in float64 and in the order of ranks, and sends the sum to all. That is the traffic
 of a ring all-reduce, 2 (W − 1)/W vectors out of each of W ranks, and no rank holds more
-than two vectors for it. What ranks hold in parts is gathered behind the same first
-message.
+than two vectors for it.
 """
 
 from __future__ import annotations
@@ -121,33 +120,6 @@ class Exchange:
             return Part(value)
         with self._in_step():
             return Part(value, self._sum(room).to(room.home))
-
-    def gather(self, row: Tensor, agreed: int) -> Tensor:
-        """Return a row of numbers of every rank, for what ranks hold in parts.
-
-        As before a sum, a header first says whether all ranks are here. A single number
-        travels in it; more than one take a second message.
-
-        Args:
-            row: ``[k]``, as long on every rank.
-            agreed: Checksum of what all ranks must hold alike.
-
-        Returns:
-            ``[W, k]`` in float64, the same bits on every rank.
-
-        Raises:
-            RankError: If a rank failed, is lost, or differs.
-        """
-        if self.size == 1:
-            return row.double().reshape(1, -1)
-        if self.failure is not None:
-            raise RankError(str(self.failure), self.failure.ranks)
-        alone = row.numel() == 1
-        headers = self._agree("basis", agreed, float(row) if alone else 0.0)
-        if alone:
-            return row.new_tensor([[h.value] for h in headers], dtype=torch.float64)
-        with self._in_step():
-            return self._rows(row.double()).to(row.device)
 
     def largest(self, number: float) -> float:
         """Return the largest of the numbers that ranks give; one message.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 #: What a sum can be of; ranks that ask for different ones have parted.
-SUMS = ("value", "gradient", "hessian", "product", "costs", "flag", "basis", "end")
+SUMS = ("value", "gradient", "hessian", "product", "costs", "flag", "end")
 #: How a rank's part ended.
 FINE, REFUSED, FAILED, INTERRUPTED = range(4)
 

@@ -15,7 +15,6 @@ from hvpopt.fwi.hessian.bad_shots import BadShotError, ShotDropped
 from hvpopt.fwi.hessian.born import WaveformHessian
 from hvpopt.fwi.hessian.groups import groups_of
 from hvpopt.model.counts import Counts
-from hvpopt.operators.holding import WHOLE, Holding
 from hvpopt.operators.symmetric import SymmetricOperator
 
 
@@ -34,7 +33,6 @@ class ShardedHessian(SymmetricOperator):
         counts: The tally to advance.
         note_reduced: Told each vector that is summed.
         dropping: Asked when a product has failed.
-        holding: How a Krylov basis is held. Default whole on every rank.
 
     Attributes:
         kind: ``"exact"`` or ``"gauss-newton"``.
@@ -53,7 +51,6 @@ class ShardedHessian(SymmetricOperator):
         counts: Counts,
         note_reduced: Callable[[Tensor | None], None],
         dropping: Dropping,
-        holding: Holding = WHOLE,
     ) -> None:
         super().__init__(
             operator.size,
@@ -64,7 +61,6 @@ class ShardedHessian(SymmetricOperator):
             noise=operator.noise,
         )
         self.cost = operator.cost
-        self.holding = holding
         self.kind = operator.kind
         self.shots = operator.shots
         self._exchange, self._agreed = exchange, agreed

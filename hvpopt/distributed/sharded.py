@@ -16,7 +16,6 @@ from hvpopt.distributed.part import MisfitOfShots
 from hvpopt.distributed.products import ShardedHessian
 from hvpopt.distributed.ranks import Ranks
 from hvpopt.distributed.shares import shares
-from hvpopt.distributed.slices import Slices
 from hvpopt.fwi.hessian.bad_shots import BadShotError
 from hvpopt.fwi.hessian.born import WaveformHessian
 from hvpopt.fwi.hessian.waveforms import Waveforms
@@ -24,7 +23,6 @@ from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, copy_model, named_tensors, rebuild
-from hvpopt.operators.holding import WHOLE, Holding
 from hvpopt.problem.objective import Kind, Objective
 from hvpopt.problem.processes import Processes
 
@@ -42,7 +40,6 @@ class ShardedMisfit(Objective):
         misfit: Of the whole survey.
         costs: Of each shot.
         exchange: With the other ranks.
-        share_basis: Share the vectors of a Lanczos basis out over ranks.
 
     Attributes:
         part: This rank's shots; its ``counts`` are this rank's own work.
@@ -51,9 +48,6 @@ class ShardedMisfit(Objective):
             vector for each gradient and product, none without a process group. What
             leaves the rank is 2 (W − 1)/W of that, and 48 bytes to each other rank for
             every sum.
-        bytes_gathered: Sizes of the vectors that were put together from slices of a
-            shared basis: one in float64 for each product and each vector that the basis
-            returns. What leaves the rank is (W − 1)/W of that.
     """
 
     def __init__(
@@ -61,8 +55,6 @@ class ShardedMisfit(Objective):
         misfit: WaveformMisfit,
         costs: list[float],
         exchange: Exchange,
-        *,
-        share_basis: bool = False,
     ) -> None:
         super().__init__(misfit.name)
         self.exchange = exchange
@@ -72,8 +64,7 @@ class ShardedMisfit(Objective):
         mine = None if exchange.size == 1 else [live[place] for place in places]
         self.part = MisfitOfShots(misfit, mine)
         self._dropping = Dropping(self.part, exchange, misfit.on_bad_shot)
-        self.share_basis = share_basis
-        self.bytes_reduced = self.bytes_gathered = 0
+        self.bytes_reduced = 0
 
     @property
     def has_gauss_newton(self) -> bool:
@@ -291,14 +282,6 @@ class ShardedMisfit(Objective):
         if vector is not None and self.exchange.size > 1:
             self.bytes_reduced += vector.numel() * vector.element_size()
 
-    def _note_gathered(self, vector: Tensor) -> None:
-        self.bytes_gathered += vector.numel() * vector.element_size()
-
-    def _holding(self, agreed: int) -> Holding:
-        if not self.share_basis or self.exchange.size == 1:
-            return WHOLE
-        return Slices(self.exchange, agreed, self._note_gathered)
-
     def _share_out(
         self, model: Model, make: Callable[[], WaveformHessian]
     ) -> ShardedHessian:
@@ -322,7 +305,6 @@ class ShardedMisfit(Objective):
             counts=self.counts.child(),
             note_reduced=self._note_reduced,
             dropping=self._dropping,
-            holding=self._holding(agreed),
         )
 
     def _agreed(self, model: Model) -> int:

@@ -20,7 +20,6 @@ def shard(
     model: Model | None = None,
     *,
     costs: Sequence[float] | None = None,
-    share_basis: bool = False,
 ) -> ShardedMisfit:
     """Return a waveform misfit whose shots are shared out over the ranks.
 
@@ -34,10 +33,6 @@ def shard(
             would run it, so that ranks take equally long. Default: all cost the same,
             and ranks get equal numbers.
         costs: Of each shot, relative; instead of a measurement.
-        share_basis: Hold of each vector of a Lanczos basis only ⌈n/W⌉ entries on each of
-            W ranks. It saves memory where the basis is large, and costs about half a
-            sum of a float64 vector for each product. All ranks must then make the same
-            calls of the basis. Default False.
 
     Returns:
         An objective; its parts are summed over ranks.
@@ -52,7 +47,6 @@ def shard(
             f"shard() takes a WaveformMisfit, got {type(misfit).__name__}; of a sum "
             "shard the waveform terms and add the others, which run on every rank"
         )
-    share_basis = checks.flag("share_basis", share_basis)
     exchange = current_exchange()
     n_shots, n_live = misfit.survey.n_shots, len(misfit.live_shots)
     if exchange.size > 1 and misfit.survey.options.get("survey_pad") is not None:
@@ -73,10 +67,10 @@ def shard(
             exchange.size - n_live,
             exchange.size,
         )
-    sharded = ShardedMisfit(misfit, given, exchange, share_basis=share_basis)
+    sharded = ShardedMisfit(misfit, given, exchange)
     if model is None or exchange.size == 1:
         return sharded
     seconds = sharded.measure(model)
-    measured = ShardedMisfit(misfit, seconds, exchange, share_basis=share_basis)
+    measured = ShardedMisfit(misfit, seconds, exchange)
     measured.counts.tally(**sharded.counts.as_dict())
     return measured
