@@ -23,7 +23,7 @@ Rank 0 alone writes checkpoint and history, shows progress and logs. All ranks r
 checkpoint in ``resume``, so it must lie where all can see it.
 """
 
-from hvpopt.distributed.messages import RankError
+from hvpopt.distributed.exchange import RankError
 from hvpopt.distributed.products import ShardedHessian
 from hvpopt.distributed.ranks import any_rank, device, is_main, rank, session, size
 from hvpopt.distributed.sharded import ShardedMisfit

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hvpopt.distributed.exchange import Exchange
-from hvpopt.distributed.messages import RankError
+from hvpopt.distributed.exchange import Exchange, RankError
 from hvpopt.distributed.part import MisfitOfShots
 from hvpopt.fwi.hessian.bad_shots import BadShotError
 from hvpopt.methods.points import in_trial

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from hvpopt.distributed.checksum import checksum, combined
 from hvpopt.distributed.dropping import Dropping
-from hvpopt.distributed.exchange import Exchange
-from hvpopt.distributed.messages import Part, RankError
+from hvpopt.distributed.exchange import Exchange, Part, RankError
 from hvpopt.fwi.hessian.bad_shots import BadShotError, ShotDropped
 from hvpopt.fwi.hessian.born import WaveformHessian
 from hvpopt.fwi.hessian.groups import groups_of

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from hvpopt.distributed.checksum import checksum
 from hvpopt.distributed.dropping import Dropping
-from hvpopt.distributed.exchange import Exchange
-from hvpopt.distributed.messages import Part, RankError
+from hvpopt.distributed.exchange import Exchange, Part, RankError
 from hvpopt.distributed.part import MisfitOfShots
 from hvpopt.distributed.products import ShardedHessian
 from hvpopt.distributed.ranks import Ranks
