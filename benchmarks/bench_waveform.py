@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import hvpopt
-from hvpopt.fwi.hessian.peak_memory import PeakMemory
+from hvpopt.fwi.hessian.memory import PeakMemory
 
 ROUNDS = 7
 STEPS = 300

@@ -18,7 +18,7 @@ from race_peers import ENDLESS, FlatFunction
 from race_setup import Problem
 
 import hvpopt
-from hvpopt.fwi.hessian.peak_memory import PeakMemory
+from hvpopt.fwi.hessian.memory import PeakMemory
 
 Run = Callable[[FlatFunction, Trace], str]
 

@@ -34,7 +34,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 import hvpopt
-from hvpopt.fwi.hessian.peak_memory import PeakMemory
+from hvpopt.fwi.hessian.memory import PeakMemory
 from hvpopt.plotting import draw_convergence, draw_image, plot_hessian, plot_images
 
 DX = 4.0  # metres

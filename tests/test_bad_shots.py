@@ -19,9 +19,9 @@ from waves import (
 
 import hvpopt
 from hvpopt.fwi import L2, Huber, Survey, WaveformMisfit
-from hvpopt.fwi.hessian.bad_shots import BadShotError, ShotDropped
-from hvpopt.fwi.hessian.runner import is_out_of_memory
-from hvpopt.methods.points import Problem, in_trial, trials
+from hvpopt.fwi.hessian.bad_shots import BadShotError
+from hvpopt.fwi.hessian.groups import is_out_of_memory
+from hvpopt.methods.points import Problem
 
 __all__ = ["one_thread"]
 N_SHOTS = 5
@@ -218,7 +218,7 @@ def test_value_names_the_shot(problem, monkeypatch, where, size):
     assert len(caught.value.group) <= size
     assert isinstance(caught.value, FloatingPointError)
     assert sum(BAD in group for group in faults.ran) == 2
-    assert misfit.dropped_shots == []
+    assert caught.value.parts == {}, "on_bad_shot=raise"
     assert misfit.counts.values == 1, "also what failed was run"
 
 
@@ -270,31 +270,56 @@ def test_a_bad_derivative_of_the_parameterisation_is_no_shots_fault(problem):
 
 @pytest.mark.parametrize("quantity", ["value", "gradient", "product"])
 @pytest.mark.parametrize("misfit", ["l2", "huber", "envelope", "normalised-correlation"])
-def test_dropped_shots_leave_the_survey_without_them(
+def test_without_bad_shots_is_the_survey_without_them(
     problem, monkeypatch, misfit, quantity
 ):
     there, observed, v, step = problem
     found = dropping(there, observed, misfit, shots_per_group=2)
     where = {"value": "data", "gradient": "slope", "product": "scattered"}[quantity]
     Faults(monkeypatch, there, where, shots=(0, BAD))
+    evaluate = {
+        "value": lambda: found.value(v),
+        "gradient": lambda: found.value_and_gradient(v),
+        "product": lambda: found.hessian(v) @ step,
+    }[quantity]
+    # every bad shot is found, and again: the misfit itself never changes
+    for _ in range(2):
+        with pytest.raises(BadShotError) as caught:
+            evaluate()
+        assert list(caught.value.parts) == ["shot 0", f"shot {BAD}"]
+        assert caught.value.shots == [0, BAD]
+    rest = found.without(caught.value.parts)
+    assert rest.waveforms.shots.numbers == (1, 2, 4)
+    assert (rest.name, rest.engine, rest.on_bad_shot) == ("waveforms", "auto", "drop")
+    same(rest, without(there, observed, (0, BAD), misfit=misfit), v, step)
+    assert float(rest(v)) == pytest.approx(rest.value(v), rel=ROUNDING)
 
-    def run():
-        if quantity == "value":
-            return found.value(v)
-        if quantity == "gradient":
-            return found.value_and_gradient(v)
-        with pytest.raises(ShotDropped, match="evaluate") as caught:
-            found.hessian(v) @ step
-        return caught.value.shots == [0, BAD]
 
-    with pytest.warns(RuntimeWarning, match="left out") as warned:
-        assert run()
-    assert len(warned) == 2
-    assert found.dropped_shots == [0, BAD]
-    assert list(found.why_dropped) == [0, BAD]
-    assert found.live_shots == [1, 2, 4]
-    same(found, without(there, observed, (0, BAD), misfit=misfit), v, step)
-    assert float(found(v)) == pytest.approx(found.value(v), rel=ROUNDING)
+def test_shots_keep_their_numbers_after_two_drops(problem, monkeypatch):
+    there, observed, v, step = problem
+    rest = dropping(there, observed).without({"shot 1": "noise"})
+    faults = Faults(monkeypatch, rest.survey, "data", shots=(2,))  # shot 3 of all
+    with pytest.raises(BadShotError, match="shot 3: the misfit is nan") as caught:
+        rest.value(v)
+    assert caught.value.parts == {"shot 3": "the misfit is nan"}
+    assert faults.ran
+    last = rest.without(caught.value.parts)
+    same(last, without(there, observed, (1, BAD)), v, step)
+    Faults(monkeypatch, last.survey, "data", shots=(2,))
+    with pytest.raises(BadShotError, match="shot 4: "):
+        last.value(v)
+    with pytest.raises(ValueError, match=r"no shot 3; its shots are \[0, 2, 4\]"):
+        last.without({"shot 3": "noise"})
+
+
+def test_what_is_left_counts_in_the_whole(problem):
+    there, observed, v, step = problem
+    misfit = dropping(there, observed)
+    rest = misfit.without({"shot 0": "noise"})
+    rest.value_and_gradient(v)
+    rest.hessian(v) @ step
+    assert rest.counts.as_dict() == misfit.counts.as_dict()
+    assert misfit.counts.propagations == (2 + 4) * (N_SHOTS - 1)
 
 
 @pytest.mark.parametrize("kind", [L2, Huber])
@@ -302,49 +327,68 @@ def test_weights_by_shot_stay_with_their_shots(problem, generator, kind):
     there, observed, v, step = problem
     weights = rand((N_SHOTS, 4), generator)
     misfit = WaveformMisfit(there, observed, kind(trace_weights=weights))
-    with pytest.warns(RuntimeWarning, match="noise"):
-        misfit.drop({BAD: "noise"})
-    left = misfit.live_shots
+    left = [0, 1, 2, 4]
     other = without(there, observed, misfit=kind(trace_weights=weights[left]))
-    same(misfit, other, v, step)
+    same(misfit.without({f"shot {BAD}": "noise"}), other, v, step)
 
 
-def test_encoded_products_leave_dropped_shots_out(problem):
+def test_encoded_products_are_of_the_shots_that_are_left(problem):
     there, observed, v, step = problem
     misfit = WaveformMisfit(there, observed)
-    with pytest.warns(RuntimeWarning):
-        misfit.drop({0: "noise", 1: "noise", 2: "noise", BAD: "noise"})
-    estimate = misfit.encoded_hessian(v) @ step  # of one shot: the sign cancels
-    assert relative(estimate, misfit.hessian(v, "gauss-newton") @ step) < ROUNDING
+    rest = misfit.without(dict.fromkeys(("shot 0", "shot 1", "shot 3"), "noise"))
+    sketches = [rest.encoded_hessian(v, seed=seed) for seed in range(8)]
+    assert {H.cost for H in sketches} == {0.5}
+    # of two shots there are two products, c c' = 1 and -1; their mean is the whole
+    products = [H @ step for H in sketches]
+    other = next(p for p in products if relative(p, products[0]) > ROUNDING)
+    whole = rest.hessian(v, "gauss-newton") @ step
+    assert relative((products[0] + other) / 2, whole) < 100 * ROUNDING
 
 
-def test_subsets_of_products_follow(problem):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("misfit", ["l2", "huber", "envelope", "normalised-correlation"])
+def test_parts_of_some_shots_add_up_to_the_whole(problem, misfit, kind):
     there, observed, v, step = problem
-    options = {"product_shots": "rotating", "shots_per_product": 2}
-    misfit = WaveformMisfit(there, observed, **options)
-    fixed = WaveformMisfit(there, observed, product_shots=[1, BAD])
-    for each in (misfit, fixed):
-        with pytest.warns(RuntimeWarning):
-            each.drop({BAD: "noise"})
-    whole = misfit.hessian(v, shots=[0, 1, 2, 4]) @ step
-    operators = [misfit.hessian(v) for _ in range(2)]
-    assert [H.shots for H in operators] == [[0, 1], [2, 4]]
-    assert relative(sum(H @ step for H in operators) / 2, whole) < 100 * ROUNDING
-    assert fixed.hessian(v).shots == [1]
-    with pytest.raises(ValueError, match=r"shots \[3\] were dropped"):
-        misfit.hessian(v, shots=[2, 3])
+    whole = WaveformMisfit(there, observed, misfit)
+    parts = [whole.select(shots) for shots in ([4, 0], [1, 2, 3])]
+    assert sum(p.value(v) for p in parts) == pytest.approx(whole.value(v), rel=ROUNDING)
+    gradient = sum(p.value_and_gradient(v)[1] for p in parts)
+    assert relative(gradient, whole.value_and_gradient(v)[1]) < ROUNDING
+    operators = [p.hessian(v, kind) for p in parts]
+    assert [H.shots for H in operators] == [[4, 0], [1, 2, 3]]
+    product = sum(H @ step for H in operators)
+    assert relative(product, whole.hessian(v, kind) @ step) < 100 * ROUNDING
 
 
-def test_if_every_shot_fails_none_is_dropped(problem, monkeypatch):
+def test_a_part_whose_shots_all_fail_names_them(problem, monkeypatch):
+    there, observed, v, _ = problem
+    part = dropping(there, observed).select([1, BAD])
+    Faults(monkeypatch, part.survey, "data", shots=(0, 1))
+    with pytest.raises(BadShotError) as caught:
+        part.value(v)
+    # other shots of the same sum may be good
+    assert list(caught.value.parts) == ["shot 1", f"shot {BAD}"]
+
+
+def test_if_every_shot_fails_none_may_be_dropped(problem, monkeypatch):
     there, observed, v, step = problem
     misfit = dropping(there, observed, shots_per_group=2)
     Faults(monkeypatch, there, "data", shots=range(N_SHOTS))
     with pytest.raises(BadShotError, match="every shot fails") as caught:
         misfit.value(v)
     assert caught.value.shots == list(range(N_SHOTS))
+    assert caught.value.parts == {}
     with pytest.raises(BadShotError, match="every shot fails"):
         misfit.hessian(v) @ step
-    assert misfit.dropped_shots == []
+
+
+def test_encoded_shots_may_not_be_dropped(problem, monkeypatch):
+    there, observed, v, step = problem
+    encoded = dropping(there, observed).encode(torch.ones(2, N_SHOTS))
+    Faults(monkeypatch, encoded.survey, "scattered", shots=(1,))
+    with pytest.raises(BadShotError, match="encoded shot 1: ") as caught:
+        encoded.hessian(v, "exact") @ step
+    assert caught.value.parts == {}
 
 
 def test_bad_options(problem):
@@ -352,33 +396,24 @@ def test_bad_options(problem):
     with pytest.raises(ValueError, match="'raise' or 'drop'"):
         WaveformMisfit(there, observed, on_bad_shot="ignore")
     misfit = WaveformMisfit(there, observed)
-    with pytest.raises(ValueError, match=r"shots \[7\] are not in the survey"):
-        misfit.drop({7: "noise"})
-    with pytest.raises(ValueError, match="leave none"):
-        misfit.drop(dict.fromkeys(range(N_SHOTS), "noise"))
-    assert misfit.live_shots == list(range(N_SHOTS))
+    with pytest.raises(ValueError, match=r"no shot 7; its shots are \[0, 1, 2, 3, 4\]"):
+        misfit.without({"shot 7": "noise"})
+    with pytest.raises(ValueError, match="would have no shot"):
+        misfit.without({f"shot {i}": "noise" for i in range(N_SHOTS)})
 
 
 # -- in a minimisation ------------------------------------------------------------------
 
 
-def test_a_trial_drops_nothing(problem, monkeypatch):
+def test_a_trial_with_a_bad_shot_is_refused(problem, monkeypatch):
     there, observed, v, _ = problem
     misfit = dropping(there, observed)
     found = Problem(misfit, hvpopt.ModelSpace(v))
-    faults = Faults(monkeypatch, there, "data")
+    Faults(monkeypatch, there, "data")
     vector = found.space.to_vector(v)
     assert found.value(vector) == float("inf")
     assert "shot 3" in found.last_failure
     assert found.trial(vector) is None
-    whole = WaveformMisfit(there, observed, shots_per_group=N_SHOTS)
-    faults.ran.clear()
-    with trials(), pytest.raises(BadShotError):
-        whole.value(v)
-    # one bad shot is enough to refuse a model
-    assert faults.ran == [list(range(N_SHOTS)), [0], [1], [2], [3]]
-    assert misfit.dropped_shots == []
-    assert not in_trial()
 
 
 def test_scipy_never_compares_values_of_two_sums(problem, monkeypatch):
@@ -390,7 +425,6 @@ def test_scipy_never_compares_values_of_two_sums(problem, monkeypatch):
     for evaluate in (bridge.fun, bridge.jac):
         with pytest.raises(BadShotError, match=f"shot {BAD}: "):
             evaluate(bridge.x0 + 1.0)
-    assert misfit.dropped_shots == []
     assert bridge.fun(bridge.x0) == value
 
 
@@ -409,24 +443,17 @@ def test_trial_that_fails_shortens_the_step(problem, monkeypatch):
     result = hvpopt.minimize(misfit, v, method=Method(), max_iter=1)
     assert result.nit == 1
     assert seen[0].trials >= 2
-    assert misfit.dropped_shots == []
 
 
 @pytest.mark.parametrize("method", [hvpopt.QuasiNewton, hvpopt.TrustRegionNewton])
 def test_inversion_equals_that_without_the_shot(problem, monkeypatch, method):
     there, observed, v, _ = problem
-    expected = hvpopt.minimize(
-        without(there, observed, product_shots=[0, 1, 2, 3]),
-        v,
-        method=method(),
-        max_iter=2,
-    )
-    misfit = dropping(there, observed, product_shots=range(N_SHOTS))
+    expected = hvpopt.minimize(without(there, observed), v, method=method(), max_iter=2)
+    misfit = dropping(there, observed)
     faults = Faults(monkeypatch, there, "data")
     with pytest.warns(RuntimeWarning) as warned:
         found = hvpopt.minimize(misfit, v, method=method(), max_iter=2)
     assert len(warned) == 1
-    assert misfit.dropped_shots == [BAD]
     assert found.nit == expected.nit == 2
     # rounding of the first products is amplified by the method's own linear algebra
     assert found.fun == pytest.approx(expected.fun, rel=1e-8)
@@ -447,47 +474,6 @@ def test_inversion_stops_with_the_shot_named(problem, monkeypatch):
     assert not result.success
     assert "shot 3" in result.message
     assert result.nit == 1
-
-
-def test_values_that_are_compared_are_of_one_sum(problem, monkeypatch):
-    """A shot whose gradient goes bad at an accepted point: dropped there, for both."""
-    there, observed, v, _ = problem
-    misfit = dropping(there, observed)
-    compared = []
-
-    class Watched(hvpopt.methods.backtracking.Backtracking):
-        def search(self, problem, point, direction, **options):
-            left, before = (
-                list(misfit.dropped_shots),
-                misfit.value(problem.space.to_model(point.vector)),
-            )
-            step = super().search(problem, point, direction, **options)
-            assert misfit.dropped_shots == left
-            compared.append((point.value, before, step.value, left))
-            return step
-
-    class Method(hvpopt.QuasiNewton):
-        def step(self, *args):
-            step = super().step(*args)
-            if not faults:
-                faults.append(Faults(monkeypatch, there, "slope"))
-            return step
-
-    method = Method(globalisation=Watched())
-    faults = []
-    with pytest.warns(RuntimeWarning, match="left out"):
-        result = hvpopt.minimize(misfit, v, method=method, max_iter=3)
-    assert misfit.dropped_shots == [BAD]
-    assert compared[0][3] == []
-    assert compared[-1][3] == [BAD]
-    for start, again, end, _ in compared:
-        assert start == pytest.approx(again, rel=ROUNDING)
-        assert end <= start
-    # the point where it went bad reports the sum that follows, not the one before
-    accepted = [end for _, _, end, left in compared if not left][-1]
-    follows = next(start for start, *_, left in compared if left)
-    assert follows in [record.value for record in result.history[1:]]
-    assert follows != pytest.approx(accepted, rel=1e-6)
 
 
 # -- memory -----------------------------------------------------------------------------

@@ -206,35 +206,30 @@ MISFITS = {
     "memory list": (lambda: misfit(memory_limit=[2]), TypeError, "memory_limit is a"),
     "engine number": (lambda: misfit(engine=1), ValueError, "engine is 1"),
     "engine list": (lambda: misfit(engine=["born"]), ValueError, "engine is .'born'"),
-    "products 7": (lambda: misfit(product_shots=[7]), ValueError, "shots 0 to 1"),
-    "products float": (lambda: misfit(product_shots=[0.5]), TypeError, "no index"),
-    "products none": (lambda: misfit(product_shots=[]), ValueError, "at least one"),
-    "products number": (lambda: misfit(product_shots=1), TypeError, "a sequence of"),
-    "products size": (
-        lambda: misfit(product_shots="random", shots_per_product=1.0),
+    "encoded text": (
+        lambda: misfit().encoded_hessian(V, seed="a"),
         TypeError,
-        "shots_per_product is a float",
+        "seed is a str 'a'",
     ),
-    "encoded size": (
-        lambda: misfit(product_shots="encoded", shots_per_product="1"),
+    "encoded float": (
+        lambda: misfit().encoded_hessian(V, seed=1.5),
         TypeError,
-        "shots_per_product is a str",
+        "seed is a float",
     ),
-    "seed text": (lambda: misfit(seed="a"), TypeError, "seed is a str 'a'"),
-    "seed float": (lambda: misfit(seed=1.5), TypeError, "seed is a float"),
-    "seed none": (lambda: misfit(seed=None), TypeError, "seed is None"),
-    "seed negative": (lambda: misfit(seed=-1), ValueError, "seed is -1"),
+    "sketch none": (lambda: misfit().sketch(V, seed=None), TypeError, "seed is None"),
+    "drawn seed": (lambda: misfit().draw(1, seed=-1), ValueError, "seed is -1"),
+    "drawn float": (lambda: misfit().draw(1.0), TypeError, "n_shots is a float"),
     "name number": (lambda: misfit(name=3), TypeError, "name is an int 3"),
     "on bad shot": (lambda: misfit(on_bad_shot=None), ValueError, "on_bad_shot is None"),
-    "drop a list": (lambda: misfit().drop([0]), TypeError, "reasons is a list"),
-    "drop shot 7": (lambda: misfit().drop({7: "far"}), ValueError, "not in the survey"),
+    "without a list": (lambda: misfit().without([0]), TypeError, "parts is a list"),
+    "without 7": (lambda: misfit().without({"shot 7": "far"}), ValueError, "no shot 7"),
     "kind number": (lambda: hessian(kind=3), TypeError, "kind is 3"),
-    "hessian shot 7": (lambda: hessian(shots=[7]), ValueError, "shots 0 to 1"),
-    "hessian last shot": (lambda: hessian(shots=[-1]), ValueError, r"are \[-1\]"),
-    "hessian twice": (lambda: hessian(shots=[0, 0]), ValueError, "each index once"),
-    "hessian half": (lambda: hessian(shots=[0.5]), TypeError, "0.5 is no index"),
-    "hessian text": (lambda: hessian(shots="all"), TypeError, "shots are a str 'all'"),
-    "hessian one": (lambda: hessian(shots=0), TypeError, "shots are an int 0"),
+    "select shot 7": (lambda: misfit().select([7]), ValueError, "shots 0 to 1"),
+    "select last shot": (lambda: misfit().select([-1]), ValueError, r"are \[-1\]"),
+    "select twice": (lambda: misfit().select([0, 0]), ValueError, "each index once"),
+    "select half": (lambda: misfit().select([0.5]), TypeError, "0.5 is no index"),
+    "select text": (lambda: misfit().select("all"), TypeError, "shots are a str 'all'"),
+    "select one": (lambda: misfit().select(0), TypeError, "shots are an int 0"),
     "value numpy": (lambda: misfit().value(V.numpy()), TypeError, "got ndarray"),
     "value km/s": (lambda: misfit().value(V / 1000), ValueError, "2500.0"),
     "encoded zero": (
@@ -392,11 +387,9 @@ DIAGONALS = {
     ),
     "damping": (lambda: diagonal(damping=NAN), ValueError, "damping is nan"),
     "seed": (lambda: diagonal(seed=None), TypeError, "seed is None"),
-    "shots": (lambda: diagonal(shots=[7]), ValueError, "shots 0 to 1"),
     "lit width": (lambda: lit(smooth_cells=NAN), ValueError, "smooth_cells is nan"),
     "lit damping": (lambda: lit(damping="1"), TypeError, "damping is a str"),
-    "lit shots": (lambda: lit(shots=[-1]), ValueError, r"shots are \[-1\]"),
-    "lit no shot": (lambda: lit(shots=[]), ValueError, "at least one"),
+    "select none": (lambda: misfit().select([]), ValueError, "at least one"),
 }
 
 CALLS = {
@@ -447,7 +440,8 @@ def test_numbers_of_other_libraries_are_numbers():
     assert torch.equal(there.simulate(V), survey().simulate(V))
     both = there.simulate(V, shots=torch.tensor([1, 0]))
     assert torch.equal(both, there.simulate(V)[[1, 0]])
-    assert misfit(product_shots=np.array([1]), seed=np.int64(3)).hessian(V).shots == [1]
+    assert misfit().select(np.array([1])).hessian(V).shots == [1]
+    assert misfit().draw(np.int64(2), seed=np.int64(3)).hessian(V).shots == [0, 1]
 
 
 def test_units_that_agree_with_each_other_are_taken():

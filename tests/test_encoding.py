@@ -10,9 +10,7 @@ from waves import SHAPE, D, arguments, models_of, one_thread, rand
 
 import hvpopt
 from hvpopt.fwi import Survey, WaveformMisfit
-from hvpopt.fwi.hessian.born import BornHessian
-from hvpopt.fwi.hessian.encoding import encode, encoded_survey, random_codes
-from hvpopt.fwi.misfit.waveform_misfit import groups_of
+from hvpopt.fwi.misfit.waveform_misfit import random_codes
 
 __all__ = ["one_thread"]
 # torch's own, on the way to the second derivatives of staggered propagators
@@ -39,8 +37,7 @@ def test_mean_over_every_sign_is_the_hessian(propagator, kind, generator):
     total = torch.zeros_like(w)
     codes = every_sign(3)
     for code in codes:
-        waves = encode(misfit.waveforms, code[None])
-        total += BornHessian(waves, model, kind, groups_of(range(1), 1)) @ w
+        total += misfit.encode(code[None]).hessian(model, kind) @ w
     expected = whole @ w
     assert (total / len(codes) - expected).norm() <= PRODUCT * expected.norm()
 
@@ -52,38 +49,40 @@ def test_several_encoded_shots_are_the_mean_of_one_each(generator, seed):
     w = rand(SHAPE, generator, -1)
     product = operator @ w
     codes = random_codes(2, 3, seed)
-    apart = [
-        BornHessian(encode(misfit.waveforms, c[None]), model, "gauss-newton", [[0]]) @ w
-        for c in codes
-    ]
+    apart = [misfit.encode(c[None]).hessian(model, "gauss-newton") @ w for c in codes]
     assert (product - sum(apart) / 2).norm() <= PRODUCT * product.norm()
     assert operator.cost == pytest.approx(2 / 3)
-    assert (misfit.counts.products, misfit.counts.propagations) == (1, 8)
+    assert misfit.counts.as_dict() == {
+        "values": 0,
+        "gradients": 0,
+        "products": 2 + 1,
+        "propagations": 2 * 4 + 8,
+    }
 
 
 def test_encoded_survey_records_the_coded_sum(generator, seed):
     survey = Survey("scalar", **arguments("scalar", 3))
     (model,) = models_of("scalar", generator)
     codes = random_codes(2, 3, seed)
-    together = encoded_survey(survey, codes).simulate(model)
+    together = survey.encode(codes).simulate(model)
     expected = torch.einsum("ks,srt->krt", codes, survey.simulate(model))
     assert (together - expected).norm() <= PRODUCT * expected.norm()
     assert survey.n_shots == 3  # the caller's own is as it was
 
 
-def test_products_draw_new_signs_at_each_linearisation(generator):
-    misfit = misfit_of("scalar", generator, product_shots="encoded", shots_per_product=1)
-    (model,) = models_of("scalar", generator)
-    w = rand(SHAPE, generator, -1)
-    products = [misfit.hessian(model, "gauss-newton") @ w for _ in range(6)]
-    assert any(not torch.equal(products[0], p) for p in products[1:])
-    value, _ = misfit.value_and_gradient(model)
-    assert value == misfit_value_of_all_shots(misfit, model)
-
-
-def misfit_value_of_all_shots(misfit, model):
-    observed = misfit.waveforms.observed["u"]
-    return WaveformMisfit(misfit.survey, observed).value_and_gradient(model)[0]
+def test_mean_over_every_sign_is_value_and_gradient(generator):
+    misfit = misfit_of("scalar", generator)
+    model = 1.01 * models_of("scalar", generator)[0]
+    found = [
+        misfit.encode(code[None]).value_and_gradient(model) for code in every_sign(3)
+    ]
+    value, gradient = misfit.value_and_gradient(model)
+    assert sum(v for v, _ in found) / 8 == pytest.approx(value, rel=PRODUCT)
+    error = sum(g for _, g in found) / 8 - gradient
+    assert error.norm() <= PRODUCT * gradient.norm()
+    encoded = misfit.encode(random_codes(2, 3, seed=3))
+    again = encoded.value_and_gradient(model)[0]
+    assert encoded.value(model) == again == pytest.approx(float(encoded(model)))
 
 
 def test_sketch_takes_a_third_of_the_shots_where_they_cannot_be_mixed(generator, seed):
@@ -129,10 +128,11 @@ def test_shots_that_cannot_be_mixed_are_refused(make, why, generator):
 
 
 def test_options_at_the_door(generator):
-    with pytest.raises(ValueError, match="shots_per_product is None"):
-        misfit_of("scalar", generator, product_shots="encoded")
+    survey = misfit_of("scalar", generator).survey
     with pytest.raises(ValueError, match="codes have shape"):
-        encoded_survey(misfit_of("scalar", generator).survey, every_sign(3))
+        survey.encode(every_sign(3))
+    with pytest.raises(ValueError, match="receivers differ"):
+        moving_receivers(generator)[0].survey.encode(torch.ones(1, 2))
 
 
 def mean_error(survey, model, generator):
@@ -140,10 +140,7 @@ def mean_error(survey, model, generator):
     misfit = WaveformMisfit(survey, survey.simulate(1.01 * model))
     w = rand(SHAPE, generator, -1)
     codes = every_sign(survey.n_shots)
-    products = [
-        BornHessian(encode(misfit.waveforms, c[None]), model, "exact", [[0]]) @ w
-        for c in codes
-    ]
+    products = [misfit.encode(c[None]).hessian(model) @ w for c in codes]
     expected = misfit.hessian(model) @ w
     return float((sum(products) / len(codes) - expected).norm() / expected.norm())
 

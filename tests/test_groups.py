@@ -1,18 +1,12 @@
-"""Shot groups, subsets of shots, and memory limits."""
+"""Shot groups, samples of shots, and memory limits."""
 
 import pytest
 import torch
 from waves import D, models_of, one_thread, random_step, relative, survey
 
 from hvpopt.fwi import WaveformMisfit
-from hvpopt.fwi.hessian.groups import (
-    HEADROOM,
-    groups_of,
-    parse_bytes,
-    plan_memory,
-)
-from hvpopt.fwi.hessian.peak_memory import PeakMemory
-from hvpopt.fwi.hessian.subsets import ShotSubset
+from hvpopt.fwi.hessian.groups import groups_of
+from hvpopt.fwi.hessian.memory import HEADROOM, PeakMemory, parse_bytes, plan_memory
 
 __all__ = ["one_thread"]
 N_SHOTS = 5
@@ -55,62 +49,44 @@ def test_group_lists():
     assert groups_of(range(2), 5) == [[0, 1]]
 
 
-# -- subsets ----------------------------------------------------------------------------
+# -- samples ----------------------------------------------------------------------------
 
 
-def test_mean_over_subsets_is_the_whole(problem):
+@pytest.mark.parametrize("engine", ["born", "double-backprop"])
+def test_drawn_shots_are_scaled_up_for_the_others(problem, engine):
     there, observed, v, step = problem
-    misfit = WaveformMisfit(
-        there, observed, product_shots="rotating", shots_per_product=2
+    misfit = WaveformMisfit(there, observed, "huber", engine=engine)
+    some = misfit.draw(2, seed=7)
+    shots = list(some.waveforms.shots.numbers)
+    part = misfit.select(shots)
+    factor = N_SHOTS / 2
+    assert some.value(v) == factor * part.value(v)
+    assert (
+        relative(some.value_and_gradient(v)[1], factor * part.value_and_gradient(v)[1])
+        < ROUNDING
     )
-    operators = [misfit.hessian(v) for _ in range(N_SHOTS)]
-    assert [H.shots for H in operators] == [[0, 1], [2, 3], [0, 4], [1, 2], [3, 4]]
-    mean = sum(H @ step for H in operators) / N_SHOTS
-    whole = WaveformMisfit(there, observed).hessian(v) @ step
-    assert relative(mean, whole) < 1e-13
-    assert misfit.counts.propagations == 4 * 2 * N_SHOTS
-    # values and gradients keep every shot
-    assert misfit.value(v) == WaveformMisfit(there, observed).value(v)
+    operator = some.hessian(v)
+    assert operator.shots == shots
+    assert operator.cost == 2 / N_SHOTS
+    assert relative(operator @ step, factor * (part.hessian(v) @ step)) < ROUNDING
+    assert float(some(v)) == pytest.approx(some.value(v), rel=ROUNDING)
 
 
-def test_fixed_shots_and_shots_of_one_hessian(problem):
-    there, observed, v, step = problem
-    fixed = WaveformMisfit(there, observed, product_shots=[3, 1])
-    once = WaveformMisfit(there, observed).hessian(v, shots=[1, 3])
-    assert fixed.hessian(v).shots == [1, 3]
-    assert torch.equal(fixed.hessian(v) @ step, once @ step)
-    double = WaveformMisfit(there, observed, engine="double-backprop")
-    assert relative(double.hessian(v, shots=[1, 3]) @ step, once @ step) < 1e-12
-    singles = [
-        WaveformMisfit(there, observed).hessian(v, shots=[i]) @ step for i in (1, 3)
-    ]
-    assert relative(sum(singles) / 2, once @ step) < 1e-13
+def test_drawn_shots_follow_from_the_seed(problem):
+    there, observed, _, _ = problem
+    misfit = WaveformMisfit(there, observed)
 
+    def draw():
+        return [misfit.draw(2, seed=s).waveforms.shots.numbers for s in range(30)]
 
-def test_random_shots_follow_from_the_seed():
-    first, again = (ShotSubset(20, "random", 4, seed=7) for _ in range(2))
-    drawn = [first.next() for _ in range(50)]
-    assert drawn == [again.next() for _ in range(50)]
-    assert drawn != [ShotSubset(20, "random", 4, seed=8).next() for _ in range(50)]
-    assert all(len(set(shots)) == 4 for shots in drawn)
-    assert set().union(*drawn) == set(range(20))
-
-
-@pytest.mark.parametrize(
-    ("which", "size", "message"),
-    [
-        ("random", None, "shots_per_product goes with"),
-        (None, 2, "shots_per_product goes with"),
-        ("shuffled", 2, "'rotating', 'random', 'encoded' or indices"),
-        ("random", 6, "from 1 to 5"),
-        ([], None, "at least one"),
-        ([1, 1], None, "once"),
-        ([5], None, "shots 0 to 4"),
-    ],
-)
-def test_bad_subsets(which, size, message):
-    with pytest.raises(ValueError, match=message):
-        ShotSubset(N_SHOTS, which, size, seed=0)
+    drawn = draw()
+    assert drawn == draw()
+    assert len(set(drawn)) > 5
+    assert all(len(set(shots)) == 2 for shots in drawn)
+    assert set().union(*drawn) == set(range(N_SHOTS))
+    for n_shots in (0, N_SHOTS + 1):
+        with pytest.raises(ValueError, match="from 1 to 5"):
+            misfit.draw(n_shots)
 
 
 # -- memory -----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 from waves import models_of, random_step, survey
 
 from hvpopt.fwi import WaveformMisfit
-from hvpopt.fwi.hessian.peak_memory import PeakMemory
+from hvpopt.fwi.hessian.memory import PeakMemory
 
 PRODUCTS = 100
 

@@ -7,10 +7,10 @@ from hvpopt.fwi.data.trace_misfits import (
     FunctionMisfit,
     NormalisedCorrelation,
 )
-from hvpopt.fwi.hessian.bad_shots import BadShotError, ShotDropped
+from hvpopt.fwi.hessian.bad_shots import BadShotError
 from hvpopt.fwi.hessian.born import BornHessian, WaveformHessian
 from hvpopt.fwi.hessian.double_backprop import DoubleBackpropHessian
-from hvpopt.fwi.hessian.groups import MemoryPlan
+from hvpopt.fwi.hessian.memory import MemoryPlan
 from hvpopt.fwi.io.formats import read_gathers, read_model, write_gathers, write_model
 from hvpopt.fwi.io.gathers import Gathers
 from hvpopt.fwi.maps.grids import CoarseGrid, SubRegion
@@ -43,7 +43,6 @@ __all__ = [
     "MemoryPlan",
     "NormalisedCorrelation",
     "Parameterisation",
-    "ShotDropped",
     "SlownessSquared",
     "SubRegion",
     "Survey",

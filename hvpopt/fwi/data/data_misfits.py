@@ -71,7 +71,7 @@ class DataMisfit(ABC):
         Args:
             simulated: By channel, the rows of ``shots``.
             observed: Likewise.
-            shots: Which shots the rows are; None for all.
+            shots: Which shots of the whole survey the rows are; None for all.
             constants: What ``constants`` returned for all of them.
         """
 
@@ -189,12 +189,21 @@ class DataMisfit(ABC):
         """
         return self.constants(observed if self.reads_only else copied(observed))
 
-    def check_writes(self, observed: Data) -> None:
-        """Raise WrittenError if it changes simulated data where autograd cannot see it.
+    def check(self, observed: Data) -> None:
+        """Raise unless the misfit fits the data and adds over their shots.
 
         Args:
             observed: By channel, every shot.
+
+        Raises:
+            WrittenError: If it changes simulated data where autograd cannot see it.
+            ValueError: If the misfit of all shots is not the sum of each one's.
         """
+        self.check_writes(observed)
+        self.check_adds(observed)
+
+    def check_writes(self, observed: Data) -> None:
+        """Raise WrittenError if it changes simulated data unseen by autograd."""
         if not self.reads_only:
             constants = self.take_constants(observed)
             first = _rows(observed, 0)
@@ -203,14 +212,7 @@ class DataMisfit(ABC):
                 self.evaluate(simulated, first, [0], constants)
 
     def check_adds(self, observed: Data) -> None:
-        """Raise ValueError unless the misfit of all shots is the sum of each one's.
-
-        Args:
-            observed: By channel, every shot.
-
-        Raises:
-            ValueError: If it is not, with both numbers.
-        """
+        """Raise ValueError unless the misfit of all shots is the sum of each one's."""
         n_shots = len(next(iter(observed.values())))
         if self.adds or n_shots == 1:
             return
@@ -250,8 +252,8 @@ class _Weighted(DataMisfit):
     def __init__(self, trace_weights: Weights, sample_weights: Weights) -> None:
         self._traces, self._samples = trace_weights, sample_weights
 
-    def constants(self, observed: Data) -> Constants:
-        """Return the number of samples; check that the weights fit the data."""
+    def check(self, observed: Data) -> None:
+        """Raise ValueError or TypeError unless the weights fit the data."""
         for weights in (self._traces, self._samples):
             if isinstance(weights, Mapping) and (unknown := set(weights) - set(observed)):
                 raise ValueError(
@@ -264,7 +266,6 @@ class _Weighted(DataMisfit):
             _check_weights(
                 "sample", self._samples, channel, [(samples,), tuple(data.shape)]
             )
-        return super().constants(observed)
 
     def _factor(self, channel: str, shots: Shots) -> Tensor | float:
         """Return what multiplies each term, shaped to broadcast to the rows."""

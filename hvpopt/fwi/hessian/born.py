@@ -19,13 +19,13 @@ normalisation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.hessian.bad_shots import BadShotError
-from hvpopt.fwi.hessian.runner import GroupRunner, Task, Terms
+from hvpopt.fwi.hessian.groups import GroupRunner, Task, Terms
 from hvpopt.fwi.hessian.waveforms import Waveforms
 from hvpopt.fwi.survey.survey import Data
 from hvpopt.model.counts import Counts
@@ -49,22 +49,16 @@ class WaveformHessian(SymmetricOperator):
         model: Where to linearise; it is copied.
         kind: ``"exact"`` or ``"gauss-newton"``.
         groups: Shots that run together, group by group.
-        scale: Factor of the product, for a subset of shots. Default 1.
+        runner: Runs the groups, and knows how large they may be.
         space: Flat coordinates. Default ``ModelSpace(model)``.
         counts: The tally to advance. Default a new one.
         reason: Why this engine was taken.
-        runner: Runs the groups, and remembers how large they may be. Default a new one.
-        settle: Called with the error where shots are bad, to raise another. Default it
-            is raised.
-        unit: What shots are called in errors. Default ``"shot"``.
 
     Attributes:
         kind: As given.
-        groups: Likewise; smaller after memory ran out.
-        shots: Those that take part.
+        shots: The numbers of those that take part.
         engine: ``"born"``, ``"double-backprop"`` or ``"eager"``.
-        engine_reason: Why this one.
-        curvature: What serves as the curvature in the data.
+        engine_reason: As given.
     """
 
     engine = ""
@@ -75,14 +69,11 @@ class WaveformHessian(SymmetricOperator):
         model: Model,
         kind: Kind,
         groups: Sequence[Sequence[int]],
+        runner: GroupRunner,
         *,
-        scale: float = 1.0,
         space: ModelSpace | None = None,
         counts: Counts | None = None,
         reason: str = "",
-        runner: GroupRunner | None = None,
-        settle: Callable[[BadShotError], None] | None = None,
-        unit: str = "shot",
     ) -> None:
         space = ModelSpace(model) if space is None else space
         super().__init__(
@@ -96,14 +87,11 @@ class WaveformHessian(SymmetricOperator):
         space.match(model, "model")
         self.kind = kind
         self.engine_reason = reason
-        self.groups = [list(group) for group in groups]
-        self.shots = [shot for group in self.groups for shot in group]
+        self.cost = waveforms.cost
+        self.shots = waveforms.shots.of([s for group in groups for s in group])
+        self._groups, self._runner = groups, runner
         self._waveforms = waveforms
-        self._model = copy_model(model)
-        self._scale = scale
-        self._runner = GroupRunner() if runner is None else runner
-        self._settle = settle
-        self._unit = unit
+        self._space, self._model = space, copy_model(model)
         #: True if V'(m) depends on m
         self._curved = (
             waveforms.parameterisation is not None
@@ -111,25 +99,24 @@ class WaveformHessian(SymmetricOperator):
         )
 
     @property
+    def groups(self) -> list[list[int]]:
+        """Indices of the shots that run together; smaller after memory ran out."""
+        return self._runner.split(self._groups)
+
+    @property
     def curvature(self) -> str:
         """What serves as the curvature in the data."""
         misfit = self._waveforms.data_misfit
         return f"∇²ℓ of {misfit.name}" if self.kind == "exact" else misfit.gauss_newton
 
-    def _sum(
+    def _task(
         self, part: Callable[[list[int]], Terms], names: Sequence[str], cost: int
-    ) -> list[Any]:
-        """Return the sum of what the groups contribute to a product."""
+    ) -> Task:
+        """Return the sum over groups that a product is; it counts as begun."""
         self.counts.tally(products=1)
-        task = Task("product", part, names, cost, self.counts, self._unit, self._forget)
-        try:
-            total = self._runner.total(task, self.groups)
-        except BadShotError as error:
-            if self._settle is not None:
-                self._settle(error)
-            raise
-        self.groups = self._runner.split(self.groups)
-        return total
+        return Task(
+            "product", part, names, cost, self.counts, self._waveforms.shots, self._forget
+        )
 
     def _forget(self) -> None:
         """Release what a failed product has kept."""
@@ -140,14 +127,13 @@ class WaveformHessian(SymmetricOperator):
         ]
 
     def _steps(self, vector: Tensor) -> list[Tensor]:
-        assert self.space is not None
-        step = self.space.step_to_model(vector.to(self.dtype))
+        step = self._space.step_to_model(vector.to(self.dtype))
         return list(named_tensors(step).values())
 
     def _row(self, rows: Sequence[Tensor]) -> Tensor:
-        assert self.space is not None
-        flat = self.space.gradient_to_vector(rebuild(self._model, rows))
-        return flat if self._scale == 1.0 else flat * self._scale
+        flat = self._space.gradient_to_vector(rebuild(self._model, rows))
+        weight = self._waveforms.weight
+        return flat if weight == 1.0 else flat * weight
 
 
 class BornHessian(WaveformHessian):
@@ -170,19 +156,10 @@ class BornHessian(WaveformHessian):
             d.detach().requires_grad_(bent and m.requires_grad)
             for d, m in zip(self._deltas(models, leaves, steps), models, strict=True)
         ]
-        cuts = [*inputs, *pushes]
-
-        def part(group: list[int]) -> Terms:
-            for cut in cuts:
-                cut.grad = None
-            if self.kind == "exact":
-                self._add_exact(inputs, pushes, group)
-            else:
-                self._add_gauss_newton(inputs, pushes, group)
-            return [cut.grad for cut in cuts]
-
+        part = self._exact if self.kind == "exact" else self._gauss_newton
         names = 2 * self._waveforms.survey.model_names
-        gradients = self._sum(part, names, PROPAGATIONS)
+        task = self._task(partial(part, inputs, pushes), names, PROPAGATIONS)
+        gradients = self._runner.total(task, self._groups)
         in_models, in_pushes = gradients[: len(models)], gradients[len(models) :]
         rows = _pulled(models, leaves, in_models, retain_graph=bent)
         if bent:
@@ -200,10 +177,12 @@ class BornHessian(WaveformHessian):
             return self._waveforms.survey.arrange(rebuild(self._model, steps))
         return jvp(models, leaves, steps)
 
-    def _add_exact(
+    def _exact(
         self, inputs: list[Tensor], pushes: list[Tensor], group: list[int]
-    ) -> None:
+    ) -> Terms:
+        """Return a group's gradients in the models, and in δV where asked for."""
         survey = self._waveforms.survey
+        _clear(inputs, pushes)
         with torch.enable_grad():
             data, scattered, fields = survey.propagate_born(inputs, pushes, group)
             r, q = self._waveforms.derivatives(
@@ -214,17 +193,26 @@ class BornHessian(WaveformHessian):
             # what the backward pass does not read must not lie beside its histories
             del data, scattered, r, q
             _pull_back(outputs, weights, fields)
+        return [cut.grad for cut in (*inputs, *pushes)]
 
-    def _add_gauss_newton(
+    def _gauss_newton(
         self, inputs: list[Tensor], pushes: list[Tensor], group: list[int]
-    ) -> None:
+    ) -> Terms:
+        """Return a group's gradients in the models; none in δV."""
         survey = self._waveforms.survey
+        _clear(inputs, pushes)
         with torch.no_grad():
             data, scattered, _ = survey.propagate_born(inputs, pushes, group)
         _, q = self._waveforms.derivatives(data, scattered, group, "gauss-newton")
         with torch.enable_grad():
             data = survey.propagate(inputs, group)
             _pull_back(list(data.values()), [q[channel] for channel in data], [])
+        return [cut.grad for cut in (*inputs, *pushes)]
+
+
+def _clear(*leaves: list[Tensor]) -> None:
+    for leaf in (leaf for some in leaves for leaf in some):
+        leaf.grad = None
 
 
 def _pulled(

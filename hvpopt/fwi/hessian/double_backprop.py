@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hvpopt.fwi.hessian.born import WaveformHessian
-from hvpopt.fwi.hessian.runner import Terms, counted
+from hvpopt.fwi.hessian.groups import GroupRunner, Terms, counted
 from hvpopt.fwi.hessian.waveforms import Waveforms
 from hvpopt.model.tensors import Model, named_tensors, rebuild
 from hvpopt.operators.autodiff import vjp
@@ -53,6 +53,7 @@ class DoubleBackpropHessian(WaveformHessian):
         model: Likewise.
         kind: Likewise.
         groups: Likewise.
+        runner: Likewise.
         overrides: Deepwave options for these propagations, such as the eager backend.
         **options: Likewise.
     """
@@ -65,11 +66,12 @@ class DoubleBackpropHessian(WaveformHessian):
         model: Model,
         kind: Kind,
         groups: Sequence[Sequence[int]],
+        runner: GroupRunner,
         *,
         overrides: dict[str, Any],
         **options: Any,
     ) -> None:
-        super().__init__(waveforms, model, kind, groups, **options)
+        super().__init__(waveforms, model, kind, groups, runner, **options)
         self._overrides = overrides
         if overrides.get("backend") == "eager":
             self.engine = "eager"
@@ -87,7 +89,8 @@ class DoubleBackpropHessian(WaveformHessian):
             return [*self._apply(self._graph(group), steps)]
 
         names = list(named_tensors(self._model))
-        return self._row(self._sum(part, names, PROPAGATIONS))
+        task = self._task(part, names, PROPAGATIONS)
+        return self._row(self._runner.total(task, self._groups))
 
     def close(self) -> None:
         """Release the graph. Products raise from now on."""

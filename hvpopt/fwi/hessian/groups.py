@@ -1,61 +1,46 @@
-"""Groups of shots, and how many fit in the memory that a caller names."""
+"""GroupRunner: sums over groups of shots that survive bad numbers and little memory.
+
+What is finite and fits is summed group by group, with one look at the total. Only if that
+is not finite are the groups run again, each checked, and the shots of a failing group one
+by one: that is each shot's second chance, and finds those that are bad. A group that does
+not fit in memory is halved, and the smaller size stays.
+"""
 
 from __future__ import annotations
 
+import gc
+import logging
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
+import deepwave
 import torch
+from torch import Tensor
 
-from hvpopt.fwi.survey.arguments import number
-from hvpopt.fwi.survey.survey import Survey
+from hvpopt.fwi.hessian.bad_shots import ShotNames
+from hvpopt.fwi.hessian.memory import MemoryPlan, plan_memory
+from hvpopt.model.counts import Counts
 
-_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-#: Room left for what a measurement of one shot does not show (fragmentation, threads).
-HEADROOM = 1.05
+logger = logging.getLogger(__name__)
 
+#: What a group contributes: numbers, and a tensor for each parameter or None.
+Terms: TypeAlias = "list[float | Tensor | None]"
 
-def parse_bytes(size: str | float) -> int:
-    """Return a number of bytes.
-
-    Args:
-        size: A number of bytes, or a string such as ``"2GB"`` (10⁹), ``"512 MiB"`` (2²⁰).
-
-    Returns:
-        Bytes.
-
-    Raises:
-        ValueError: If it is no size, or not positive.
-    """
-    if isinstance(size, str):
-        match = re.fullmatch(
-            r"\s*([0-9]+(?:\.[0-9]*)?)\s*([kmgt]?)(i?)b?\s*", size.lower()
-        )
-        if match is None:
-            raise ValueError(
-                f"memory_limit is {size!r}; give a size such as '2GB', '512MiB' or bytes"
-            )
-        digits, unit, binary = match.groups()
-        n_bytes = float(digits) * (1024 if binary else 1000) ** _UNITS[unit]
-    else:
-        n_bytes = number("memory_limit", size)
-    if not 1 <= n_bytes < math.inf:
-        raise ValueError(f"memory_limit is {size}; it must be a positive size")
-    return int(n_bytes)
-
-
-def default_group(survey: Survey) -> int:
-    """Return how many shots run together unless a caller says otherwise.
-
-    Deepwave runs shots on a CPU in parallel threads: a larger group saves no time, and
-    fresh memory for its histories costs some (benchmarks/RESULTS.md). A GPU is filled by
-    many shots. With ``survey_pad`` results depend on the group, so it stays whole.
-    """
-    if survey.device.type == "cpu" and survey.options.get("survey_pad") is None:
-        return min(torch.get_num_threads(), survey.n_shots)
-    return survey.n_shots
+#: How torch, deepwave and the allocators say that memory ran out.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "bad_alloc",
+)
+#: Told by the memory plan once a group has run out of memory.
+_SMALLER = "; made smaller when memory ran out"
 
 
 def groups_of(shots: Sequence[int], size: int) -> list[list[int]]:
@@ -63,64 +48,284 @@ def groups_of(shots: Sequence[int], size: int) -> list[list[int]]:
     return [list(shots[i : i + size]) for i in range(0, len(shots), size)]
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """What one pass over a group of shots needs, as estimated and as measured.
-
-    Attributes:
-        limit: Bytes that the caller allowed, or None.
-        shots_per_group: Shots that run together.
-        estimated: Bytes of one shot's product, by deepwave's estimator: a lower bound.
-        measured: Bytes that one shot's product used at its peak, or None where that
-            was not or cannot be measured.
-        how: What measured it.
-        group: Bytes that the first full group's product used at its peak, likewise.
-    """
-
-    limit: int | None
-    shots_per_group: int
-    estimated: int | None = None
-    measured: int | None = None
-    how: str = "not measured"
-    group: int | None = None
-
-    def __str__(self) -> str:
-        told = [f"{self.shots_per_group} shots a group"]
-        for what, size in (
-            ("limit", self.limit),
-            ("one shot estimated", self.estimated),
-            ("one shot measured", self.measured),
-            ("one group measured", self.group),
-        ):
-            if size is not None:
-                told.append(f"{what} {size / 1e6:.3g} MB")
-        return "; ".join([*told, self.how])
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error says that memory ran out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        phrase in str(error) for phrase in _OUT_OF_MEMORY
+    )
 
 
-def plan_memory(
-    limit: int, n_shots: int, estimated: int, measured: int | None, how: str
-) -> MemoryPlan:
-    """Return how many shots run together under a limit.
+def _nothing() -> None:
+    """Do nothing."""
+
+
+@contextmanager
+def counted(counts: Counts, propagations: int) -> Iterator[None]:
+    """A block that propagates waves, counted also where it fails.
+
+    What deepwave refuses before it begins has run nothing, and what does not fit in
+    memory is taken to have run nothing.
 
     Args:
-        limit: Bytes allowed on top of what the process holds already.
-        n_shots: Of the survey.
-        estimated: Bytes of one shot, by deepwave.
-        measured: Bytes of one shot, or None.
-        how: What measured it.
+        counts: The tally.
+        propagations: Of the block.
 
-    Returns:
-        The plan.
-
-    Raises:
-        MemoryError: If not even one shot fits.
+    Yields:
+        Nothing.
     """
-    need = max(estimated, measured or 0, 1) * HEADROOM
-    if need > limit:
-        raise MemoryError(
-            f"one shot's product needs about {need / 1e6:.4g} MB, above memory_limit of "
-            f"{limit / 1e6:.4g} MB; split time with checkpoint_segments=, put histories "
-            "on disk with storage_mode='disk', or raise the limit"
+    try:
+        yield
+    except BaseException as error:
+        refused = isinstance(error, deepwave.DeepwaveError) and not isinstance(
+            error, (ArithmeticError, RuntimeError)
         )
-    size = min(n_shots, int(limit / need))
-    return MemoryPlan(limit, size, estimated, measured, how)
+        if not (refused or is_out_of_memory(error)):
+            counts.tally(propagations=propagations)
+        raise
+    counts.tally(propagations=propagations)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A sum over shots.
+
+    Attributes:
+        quantity: ``"value"``, ``"gradient"`` or ``"product"``.
+        part: Returns what a group contributes, and adds to nothing itself.
+        names: Of the terms: the parameter that each belongs to, empty for a value.
+        cost: Wave propagations of one shot.
+        counts: The tally to advance by what is run, repetitions included.
+        shots: What the shots are called in errors.
+        forget: Releases what ``part`` kept, before a failed group is run again.
+    """
+
+    quantity: str
+    part: Callable[[list[int]], Terms]
+    names: Sequence[str]
+    cost: int
+    counts: Counts
+    shots: ShotNames
+    forget: Callable[[], None] = _nothing
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a group has no terms."""
+
+    told: str
+    parameter: str | None = None
+    fits: bool = True
+
+
+class GroupRunner:
+    """Sums what groups of shots contribute, and plans how large groups may be.
+
+    A misfit, its operators and the misfits made of it share one, so that what is learnt
+    about memory holds for all of them.
+
+    Args:
+        n_shots: Of the whole survey.
+        size: Shots that run together.
+        limit: Bytes that one pass may use, or None.
+        one_graph: True if products by double backprop run all shots together.
+
+    Attributes:
+        plan: How many shots run together, and what was measured.
+        one_graph: As given.
+        largest: Shots that run together at most; None until memory ran out.
+    """
+
+    def __init__(
+        self, n_shots: int, size: int, limit: int | None, *, one_graph: bool
+    ) -> None:
+        self._n_shots, self.one_graph = n_shots, one_graph
+        self.plan = MemoryPlan(limit, min(size, n_shots))
+        self.largest: int | None = None
+
+    @property
+    def unmeasured(self) -> bool:
+        """True if groups must follow from a measurement that was not made yet."""
+        return self.plan.limit is not None and self.plan.measured is None
+
+    def measure(
+        self, n_shots: int, estimated: int, peak: Callable[[int], tuple[int, str]]
+    ) -> None:
+        """Plan how many shots run together under the limit.
+
+        Args:
+            n_shots: That there are to measure with.
+            estimated: Bytes of one shot's product, by deepwave.
+            peak: Returns the bytes that a product of so many shots uses, and what
+                measured it.
+
+        Raises:
+            MemoryError: If not even one shot fits.
+        """
+        limit = self.plan.limit
+        assert limit is not None
+        peak(1)  # the first product also pays for libraries and thread pools
+        measured, how = peak(1)
+        plan = plan_memory(limit, self._n_shots, estimated, measured, how)
+        while plan.shots_per_group > 1:
+            used, _ = peak(min(plan.shots_per_group, n_shots))
+            plan = replace(plan, group=used)
+            if used <= limit:
+                break
+            smaller = max(1, int(plan.shots_per_group * limit / used))
+            plan = replace(plan, shots_per_group=smaller, group=None)
+        # memory may have run out on the way
+        largest = min(plan.shots_per_group, self.largest or self._n_shots)
+        self.plan = replace(plan, measured=measured, shots_per_group=largest)
+
+    def split(self, groups: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return groups, those cut that are known not to fit."""
+        if self.largest is None:
+            return [list(group) for group in groups]
+        return [part for group in groups for part in groups_of(group, self.largest)]
+
+    def total(self, task: Task, groups: Sequence[Sequence[int]]) -> list[Any]:
+        """Return the sum over groups, term by term.
+
+        Args:
+            task: What to sum.
+            groups: Shots that run together, group by group.
+
+        Returns:
+            The terms; None for one that no group has.
+
+        Raises:
+            BadShotError: If shots keep contributing what is not finite.
+            FloatingPointError: If finite contributions add up to what is not.
+            MemoryError: If one shot does not fit.
+            RuntimeError: Another than those that say that memory ran out, as it is.
+        """
+        # of a sum nobody knows which group spoilt it: the second time, look at each
+        for every in (False, True):
+            total: Terms | None = None
+            failed: list[tuple[list[int], _Failure]] = []
+            bad: dict[int, _Failure] = {}
+            waiting = [(group, False) for group in self.split(groups)]
+            while waiting:
+                group, second = waiting.pop(0)
+                if second:
+                    task.forget()
+                terms = None
+                try:
+                    with counted(task.counts, task.cost * len(group)):
+                        terms = task.part(group)
+                    failure = _look_at(task, terms, tensors=every or second)
+                except FloatingPointError as error:  # deepwave looks at its wavefields
+                    failure = _Failure(_first_line(error))
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    failure = _Failure(_first_line(error), fits=False)
+                if failure is None:
+                    total = _added(total, terms)
+                elif not failure.fits:
+                    task.forget()
+                    self._halve(task, group, failure.told)
+                    left = [(group, second), *waiting]
+                    waiting = [(part, s) for g, s in left for part in self.split([g])]
+                elif second:
+                    bad[group[0]] = failure
+                else:
+                    failed.append((group, failure))
+                    waiting[:0] = [([shot], True) for shot in group]
+            _tell_repeated(task, failed, bad)
+            if total is not None and not bad and _first_bad(total) is None:
+                return total
+            if bad:
+                raise task.shots.error(
+                    task.quantity,
+                    {shot: failure.told for shot, failure in bad.items()},
+                    next(group for group, _ in failed if bad.keys() & set(group)),
+                    next(iter(bad.values())).parameter,
+                )
+            task.forget()
+        raise FloatingPointError(
+            f"every {task.shots.unit}'s {task.quantity} is finite, but their sum "
+            "overflows"
+        )
+
+    def _halve(self, task: Task, group: list[int], failure: str) -> None:
+        unit, numbers = task.shots.unit, task.shots.of(group)
+        if len(group) == 1:
+            raise MemoryError(
+                f"{unit} {numbers[0]} alone does not fit in memory for a "
+                f"{task.quantity} ({failure}); split time with checkpoint_segments=, or "
+                "put histories on disk with storage_mode='disk'"
+            )
+        gc.collect()  # an autograd graph may hang in cycles
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.largest = -(-len(group) // 2)
+        self.plan = replace(
+            self.plan,
+            shots_per_group=min(self.largest, self.plan.shots_per_group),
+            group=None,
+            how=self.plan.how.removesuffix(_SMALLER) + _SMALLER,
+        )
+        message = (
+            f"{len(group)} {unit}s together ran out of memory in a {task.quantity}; "
+            f"from now on at most {self.largest} run together ({failure})"
+        )
+        logger.warning(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _look_at(task: Task, terms: Terms, *, tensors: bool) -> _Failure | None:
+    """Return what is not finite, or None. Numbers are looked at always."""
+    place = _first_bad(terms, tensors=tensors)
+    if place is None:
+        return None
+    term = terms[place]
+    if not isinstance(term, Tensor):
+        return _Failure(f"the misfit is {term}")
+    name, n_bad = task.names[place], int((~torch.isfinite(term)).sum())
+    return _Failure(
+        f"{n_bad} of {term.numel()} entries with respect to {name!r} are NaN or infinite",
+        parameter=name,
+    )
+
+
+def _first_bad(terms: Terms, *, tensors: bool = True) -> int | None:
+    """Return the place of the first term that is not finite, or None."""
+    for place, term in enumerate(terms):
+        if isinstance(term, Tensor):
+            if tensors and not bool(torch.isfinite(term).all()):
+                return place
+        elif term is not None and not math.isfinite(term):
+            return place
+    return None
+
+
+def _added(total: Terms | None, terms: Terms | None) -> Terms | None:
+    if total is None or terms is None:
+        return terms if total is None else total
+    # not in place: two terms may be one tensor
+    return [
+        b if a is None else a if b is None else a + b
+        for a, b in zip(total, terms, strict=True)
+    ]
+
+
+def _tell_repeated(
+    task: Task, failed: list[tuple[list[int], _Failure]], bad: dict[int, _Failure]
+) -> None:
+    """Log the groups that were not finite, and whose shots all are."""
+    for group, failure in failed:
+        if not bad.keys() & set(group):
+            logger.warning(
+                "the %s of %ss %s was not finite (%s), and is when repeated",
+                task.quantity,
+                task.shots.unit,
+                task.shots.of(group),
+                failure.told,
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0] or type(error).__name__

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hvpopt.fwi.data.data_misfits import Constants, DataMisfit
+from hvpopt.fwi.hessian.bad_shots import ShotNames
 from hvpopt.fwi.survey.acquisition import Shots, take
 from hvpopt.fwi.survey.arguments import kind_of
 from hvpopt.fwi.survey.survey import Data, Survey
@@ -29,7 +30,11 @@ class Waveforms:
             they are the same.
         data_misfit: ℓ.
         observed: By receiver channel, ``[shot, receiver, time]``.
-        constants: What normalises ℓ, from all the observed data.
+        constants: What normalises ℓ.
+        shots: What the shots are called.
+        weight: Factor of value, gradient and products, for a sample of shots that stands
+            for all of them.
+        cost: Of a product, relative to one with all shots.
     """
 
     survey: Survey
@@ -37,6 +42,72 @@ class Waveforms:
     data_misfit: DataMisfit
     observed: Data
     constants: Constants
+    shots: ShotNames
+    weight: float = 1.0
+    cost: float = 1.0
+
+    def select(self, shots: Sequence[int]) -> Waveforms:
+        """Return what some shots contribute to the sum, normalised like the whole."""
+        survey = self.survey.select(shots)
+        shots = [int(shot) for shot in shots]
+        return replace(
+            self,
+            survey=survey,
+            observed={channel: take(d, shots) for channel, d in self.observed.items()},
+            shots=self.shots.select(shots, some=True),
+        )
+
+    def only(self, shots: Sequence[int]) -> Waveforms:
+        """Return the misfit of some shots, normalised as if there were no others."""
+        part = self.select(shots)
+        return replace(
+            part,
+            constants=self.data_misfit.take_constants(part.observed),
+            shots=self.shots.select(shots, some=self.shots.some),
+        )
+
+    def encode(self, codes: Tensor) -> Waveforms:
+        """Return the misfit of shots that fire all sources at once, with factors.
+
+        With codes ``c`` of ±1, one encoded shot records ``Σ_s c_s F_s(V)``. For a misfit
+        that is quadratic in the data, with the same weights for every shot, the mean of
+        the encoded misfit over random signs is the whole one, and so with its Hessian and
+        Gauss-Newton matrix: the cross-talk of two shots averages out (Krebs et al.,
+        Geophysics 74, 2009; as a stochastic estimate of the trace: Haber, Chung and
+        Herrmann, SIAM J. Optim. 22, 2012).
+
+        Args:
+            codes: Factor of each shot in each encoded one, ``[encoded shot, shot]``.
+
+        Returns:
+            The mean over as many encoded shots as there are rows of codes.
+
+        Raises:
+            ValueError: If the shots cannot be encoded.
+        """
+        if reason := self.why_not_encoded():
+            raise ValueError(f"sources cannot be encoded: {reason}")
+        n_encoded, n_shots = codes.shape
+        return replace(
+            self,
+            survey=self.survey.encode(codes),
+            observed={
+                channel: torch.einsum("ks,srt->krt", codes.to(d), d)
+                for channel, d in self.observed.items()
+            },
+            shots=ShotNames(tuple(range(n_encoded)), "encoded shot"),
+            weight=self.weight / n_encoded,
+            cost=self.cost * n_encoded / n_shots,
+        )
+
+    def why_not_encoded(self) -> str:
+        """Return why the shots cannot be encoded, a clause; empty where they can."""
+        misfit = self.data_misfit
+        if self.survey.n_shots == 1:
+            return "there is one shot alone"
+        if not misfit.same_square_for_every_shot:
+            return f"the misfit {misfit.name!r} is not one quadratic for every shot"
+        return self.survey.why_not_encoded()
 
     def models(self, model: Model, *, check: bool = True) -> tuple[Tensor, ...]:
         """Return V(m) in the propagator's order, with a graph where ``model`` has one."""
@@ -89,19 +160,21 @@ class Waveforms:
         return any(u.requires_grad for u in every_gradient(named, used))
 
     def loss(self, models: Sequence[Tensor], shots: Shots = None) -> Tensor:
-        """Return the part of ``ℓ(F(V))`` that some shots contribute, a scalar."""
+        """Return the part of ``ℓ(F(V))`` that some shots contribute, without weight."""
         return self.data_loss(self.survey.propagate(models, shots), shots)
 
     def data_loss(self, data: Data, shots: Shots = None) -> Tensor:
         """Return the part of ``ℓ(d)`` that some shots contribute, a scalar."""
-        return self.data_misfit.evaluate(data, self._rows(shots), shots, self.constants)
+        numbers = self.shots.of(shots)
+        return self.data_misfit.evaluate(data, self._rows(shots), numbers, self.constants)
 
     def derivatives(
         self, data: Data, perturbation: Data, shots: Shots, kind: Kind
     ) -> tuple[Data, Data]:
         """Return ``∇ℓ(d)`` and its derivative along δd, for the rows of some shots."""
+        numbers = self.shots.of(shots)
         return self.data_misfit.derivatives(
-            data, perturbation, self._rows(shots), shots, self.constants, kind
+            data, perturbation, self._rows(shots), numbers, self.constants, kind
         )
 
     def _rows(self, shots: Shots) -> Data:

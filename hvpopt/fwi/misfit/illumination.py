@@ -12,14 +12,13 @@ estimates of that diagonal, both never negative:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
-from hvpopt.fwi.survey.arguments import indices, instance, number, whole
+from hvpopt.fwi.survey.arguments import instance, number, whole
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner
@@ -71,7 +70,6 @@ def gauss_newton_diagonal(
     *,
     damping: float = 1e-2,
     space: ModelSpace | None = None,
-    shots: Sequence[int] | None = None,
 ) -> Illumination:
     """Return the Gauss-Newton Hessian's diagonal, by probing, as a preconditioner.
 
@@ -82,7 +80,7 @@ def gauss_newton_diagonal(
     It counts ``n_probes`` products, of four propagations a shot, in the misfit.
 
     Args:
-        misfit: Any waveform misfit.
+        misfit: Any waveform misfit; of some of its shots by ``misfit.select(shots)``.
         model: Where to linearise.
         n_probes: Products to spend. Default 3.
         smooth_cells: Standard deviation of the smoothing, cells; 0 for none, which
@@ -91,22 +89,20 @@ def gauss_newton_diagonal(
         damping: Floor relative to the largest entry. Default 1e-2.
         space: Flat coordinates: those that the preconditioner is to be used in.
             Default ``ModelSpace(model)``.
-        shots: Those that take part. Default all, whatever serves the misfit's products.
 
     Returns:
         The preconditioner, with its ``diagonal``.
 
     Raises:
-        ValueError: For no probe, a negative width, an unknown shot, or a diagonal with
+        ValueError: For no probe, a negative width, or a diagonal with
             no positive entry.
     """
     _check_misfit(misfit)
     n_probes, seed = whole("n_probes", n_probes, 1), whole("seed", seed, 0)
     smooth_cells = number("smooth_cells", smooth_cells, least=0)
     damping = number("damping", damping, least=0)
-    every = range(misfit.survey.n_shots) if shots is None else shots
     space = ModelSpace(model) if space is None else space
-    operator = misfit.hessian(model, "gauss-newton", space=space, shots=every)
+    operator = misfit.hessian(model, "gauss-newton", space=space)
     try:
         smooth = smooth_cells if smooth_cells > 0 else None
         found = estimate_diagonal(operator, n_probes, seed=seed, smooth=smooth)
@@ -122,7 +118,6 @@ def source_illumination(
     *,
     damping: float = 1e-2,
     space: ModelSpace | None = None,
-    shots: Sequence[int] | None = None,
 ) -> Illumination:
     """Return the diagonal pseudo-Hessian of a scalar survey as a preconditioner.
 
@@ -140,14 +135,13 @@ def source_illumination(
     changes one cell (slowness, logarithm, a sub-region), else from random signs.
 
     Args:
-        misfit: Of a scalar survey.
+        misfit: Of a scalar survey; of some of its shots by ``misfit.select(shots)``.
         model: Where to linearise.
         smooth_cells: Standard deviation of a smoothing, cells, which spreads the peak
             at each source. Default none.
         damping: Floor relative to the largest entry. Default 1e-2.
         space: Flat coordinates: those that the preconditioner is to be used in.
             Default ``ModelSpace(model)``.
-        shots: Those that take part. Default all.
 
     Returns:
         The preconditioner, with its ``diagonal``. It counts one propagation a shot.
@@ -172,14 +166,11 @@ def source_illumination(
         )
     space = ModelSpace(model) if space is None else space
     space.match(model, "model")
-    taken = misfit.live_shots
-    if shots is not None:
-        taken = indices("shots", shots, survey.n_shots)
     leaves = [t.requires_grad_() for t in named_tensors(copy_model(model)).values()]
     with torch.enable_grad():
         (velocity,) = misfit.waveforms.models(rebuild(model, leaves))
     energy = torch.zeros(velocity.shape, dtype=torch.float64, device=velocity.device)
-    for group in misfit.groups(model, taken):
+    for group in misfit.groups(model):
         misfit.counts.tally(propagations=len(group))
         energy += _acceleration_energy(misfit, velocity.detach(), group)
     density = energy * (2 * velocity.detach().double() ** -3).square()

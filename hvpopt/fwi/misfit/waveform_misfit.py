@@ -5,37 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hvpopt.fwi.data.trace_misfits import as_data_misfit
+from hvpopt.fwi.hessian.bad_shots import ShotNames
 from hvpopt.fwi.hessian.born import BornHessian, WaveformHessian
 from hvpopt.fwi.hessian.double_backprop import DoubleBackpropHessian
-from hvpopt.fwi.hessian.encoding import encode, random_codes, why_not_encoded
-from hvpopt.fwi.hessian.engine import Engine, check_engine, choose_engine, plan_product
-from hvpopt.fwi.hessian.groups import MemoryPlan, groups_of, plan_memory
-from hvpopt.fwi.hessian.peak_memory import PeakMemory
-from hvpopt.fwi.hessian.product_shots import ProductShots
-from hvpopt.fwi.hessian.subsets import ShotSubset
-from hvpopt.fwi.hessian.waveforms import Waveforms, check_observed, check_parameterisation
-from hvpopt.fwi.misfit.shot_sum import ShotSum, detached
+from hvpopt.fwi.hessian.engine import check_engine, choose_engine, plan_product
+from hvpopt.fwi.hessian.groups import GroupRunner, Task, Terms, groups_of
+from hvpopt.fwi.hessian.memory import MemoryPlan, PeakMemory, parse_bytes
+from hvpopt.fwi.hessian.waveforms import (
+    Waveforms,
+    check_observed,
+    check_parameterisation,
+    every_gradient,
+    live_models,
+)
 from hvpopt.fwi.survey.arguments import instance, text, whole
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
-from hvpopt.model.tensors import Model
-from hvpopt.problem.objective import Kind, check_kind
+from hvpopt.model.tensors import Model, named_tensors, rebuild
+from hvpopt.problem.objective import Kind, Objective, check_kind
 
 
-class WaveformMisfit(ShotSum):
+class WaveformMisfit(Objective):
     """φ(m) = ℓ(F(V(m))): how far a model's waveforms are from the observed ones.
 
     Values, gradients and products run over groups of shots, with no graph kept between
     groups or calls. Normalisation is global: grouping changes rounding, nothing else.
     A group that runs out of memory is halved, for good. What is not finite is run again
-    shot by shot, and a shot that is not finite then either is bad (see ``bad_shots``).
+    shot by shot, and a shot that is not finite then either is bad.
 
     Args:
         survey: The acquisition, F.
@@ -58,18 +62,10 @@ class WaveformMisfit(ShotSum):
             the first use and told by ``memory_plan``; it runs a few products.
         engine: Of products: ``"auto"`` (Born where it holds, else double backprop),
             ``"born"`` or ``"double-backprop"``.
-        product_shots: Shots of the products alone: a sequence, or ``"rotating"`` or
-            ``"random"``, which take ``shots_per_product`` others at each linearisation,
-            scaled up for those left out; or ``"encoded"``, which fires all sources at
-            once with random signs (see ``encoded_hessian``). The mean of such products
-            is the whole. Default all.
-        shots_per_product: For ``"rotating"``, ``"random"`` and ``"encoded"``.
-        seed: For ``"random"`` and ``"encoded"``. Default 0.
-        on_bad_shot: What becomes of a shot that keeps failing. ``"raise"`` (default):
-            ``BadShotError`` names it. ``"drop"``: it is left out, with a warning, and
-            the misfit is that of the survey without it from then on. Not in a trial of
-            ``minimize``, where it shortens the step; if no trial is left, the point that
-            they started from is looked at, and what is bad there is dropped.
+        on_bad_shot: What ``minimize`` does about a shot that keeps failing. ``"raise"``
+            (default): it ends. ``"drop"``: it may go on without the shot, as a new stage,
+            with a misfit that ``without`` makes. This misfit itself never changes: its
+            evaluations raise ``BadShotError``, which names the shots, either way.
         name: What its part is called in a sum. Default ``"waveforms"``.
 
     Attributes:
@@ -95,37 +91,52 @@ class WaveformMisfit(ShotSum):
         shots_per_group: int | None = None,
         memory_limit: str | float | None = None,
         engine: str = "auto",
-        product_shots: str | Sequence[int] | None = None,
-        shots_per_product: int | None = None,
-        seed: int = 0,
         on_bad_shot: str = "raise",
         name: str = "waveforms",
     ) -> None:
         instance("survey", survey, Survey, "a hvpopt.fwi.Survey")
         check_engine(engine)
         check_parameterisation(parameterisation)
-        seed, name = whole("seed", seed, 0), text("name", name)
-        self.engine = engine
+        name = text("name", name)
         data = check_observed(survey, observed)
         data_misfit = as_data_misfit(misfit)
-        data_misfit.check_writes(data)
-        data_misfit.check_adds(data)
-        super().__init__(
-            Waveforms(
-                survey,
-                parameterisation,
-                data_misfit,
-                data,
-                data_misfit.take_constants(data),
-            ),
-            name,
-            shots_per_group=shots_per_group,
-            memory_limit=memory_limit,
-            on_bad_shot=on_bad_shot,
+        data_misfit.check(data)
+        constants = data_misfit.take_constants(data)
+        if on_bad_shot not in ("raise", "drop"):
+            raise ValueError(
+                f"on_bad_shot is {on_bad_shot!r}; it must be 'raise' or 'drop'"
+            )
+        if shots_per_group is not None and memory_limit is not None:
+            raise ValueError("give shots_per_group or memory_limit, not both")
+        if shots_per_group is not None:
+            shots_per_group = whole("shots_per_group", shots_per_group, 1)
+        runner = GroupRunner(
+            survey.n_shots,
+            shots_per_group or _default_group(survey),
+            None if memory_limit is None else parse_bytes(memory_limit),
+            one_graph=shots_per_group is None and memory_limit is None,
         )
-        self._product_shots = ProductShots(
-            self.waveforms, product_shots, shots_per_product, seed
+        shots = ShotNames(tuple(range(survey.n_shots)), may_drop=on_bad_shot == "drop")
+        waveforms = Waveforms(
+            survey, parameterisation, data_misfit, data, constants, shots
         )
+        self._set_up(name, waveforms, engine, runner)
+
+    def _set_up(
+        self, name: str, waveforms: Waveforms, engine: str, runner: GroupRunner
+    ) -> None:
+        super().__init__(name)
+        self.survey = waveforms.survey
+        self.waveforms = waveforms
+        self.engine = engine
+        self._runner = runner
+
+    def _with(self, waveforms: Waveforms) -> WaveformMisfit:
+        """Return a misfit of other waveforms, which counts here too."""
+        misfit = WaveformMisfit.__new__(WaveformMisfit)
+        misfit._set_up(self.name, waveforms, self.engine, self._runner)
+        misfit.counts = self.counts.child()
+        return misfit
 
     @property
     def has_gauss_newton(self) -> bool:
@@ -137,13 +148,208 @@ class WaveformMisfit(ShotSum):
         """The data misfit ℓ."""
         return self.waveforms.data_misfit
 
+    @property
+    def on_bad_shot(self) -> str:
+        """``"raise"`` or ``"drop"``."""
+        return "drop" if self.waveforms.shots.may_drop else "raise"
+
+    @property
+    def memory_plan(self) -> MemoryPlan:
+        """The groups, and what was estimated and measured for them."""
+        return self._runner.plan
+
+    # -- misfits made of it -----------------------------------------------------
+
+    def select(self, shots: Sequence[int]) -> WaveformMisfit:
+        """Return what some shots contribute to this misfit, a misfit of its own.
+
+        Normalised as here, so that the parts of all shots add up to this misfit. What it
+        evaluates counts in ``counts`` here too, and its errors name shots as here.
+
+        Args:
+            shots: Indices in ``survey``, each once.
+
+        Raises:
+            TypeError: If they are no integers in a sequence.
+            ValueError: If there is none, one repeats, or one is not in the survey.
+        """
+        return self._with(self.waveforms.select(shots))
+
+    def without(self, parts: Mapping[str, str]) -> WaveformMisfit:
+        """Return the misfit of the survey without some shots; this one stays as it is.
+
+        It is normalised by the data that are left, so its values are not to be compared
+        with those here. What it evaluates counts in ``counts`` here too, and its errors
+        name shots by their numbers in the survey that the first misfit was made with.
+
+        Args:
+            parts: Why each shot is dropped, by name, as ``BadShotError.parts`` has it:
+                ``{"shot 3": "the misfit is nan"}``.
+
+        Raises:
+            TypeError: If the parts are no such mapping.
+            ValueError: If there is no such shot, or none would be left.
+        """
+        instance("parts", parts, Mapping, "a dict such as {'shot 3': why}")
+        names = self.waveforms.shots
+        indices = {f"{names.unit} {n}": i for i, n in enumerate(names.numbers)}
+        if unknown := sorted(set(parts) - set(indices)):
+            raise ValueError(
+                f"{self.name!r} has no {', '.join(unknown)}; its {names.unit}s are "
+                f"{list(names.numbers)}"
+            )
+        left = [i for name, i in indices.items() if name not in parts]
+        if not left:
+            raise ValueError(f"{self.name!r} without {sorted(parts)} would have no shot")
+        return self._with(self.waveforms.only(left))
+
+    def encode(self, codes: Tensor) -> WaveformMisfit:
+        """Return the misfit of simultaneous sources, their mean over the encoded shots.
+
+        Its mean over random signs is this misfit; see ``Waveforms.encode``.
+
+        Args:
+            codes: Factor of each shot in each encoded one, ``[encoded shot, shot]``, such
+                as ``random_codes`` returns.
+
+        Raises:
+            ValueError: If the shots cannot be encoded: another misfit than an L2 without
+                weights, receivers that differ from shot to shot, initial wavefields; or
+                for codes of another shape.
+        """
+        return self._with(self.waveforms.encode(codes))
+
+    def draw(self, n_shots: int, *, seed: int = 0) -> WaveformMisfit:
+        """Return the misfit of some shots drawn at random, scaled up for the others.
+
+        Its mean over seeds is this misfit.
+
+        Args:
+            n_shots: How many, drawn without replacement.
+            seed: Of the choice.
+
+        Raises:
+            ValueError: If there are not so many.
+        """
+        there = self.survey.n_shots
+        whole("n_shots", n_shots, 1, there)
+        generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+        shots = torch.randperm(there, generator=generator)[:n_shots]
+        part = self.waveforms.select(sorted(shots.tolist()))
+        weight, cost = part.weight * (there / n_shots), part.cost * n_shots / there
+        return self._with(replace(part, weight=weight, cost=cost))
+
+    def cheap_sample(self, *, seed: int = 0) -> WaveformMisfit:
+        """Return one encoded shot, or a third of the shots where they cannot be encoded.
+
+        Its mean over seeds is this misfit.
+
+        Args:
+            seed: Of the signs, or of the choice of shots.
+        """
+        if self.waveforms.why_not_encoded():
+            return self.draw(-(-self.survey.n_shots // 3), seed=seed)
+        return self.encode(random_codes(1, self.survey.n_shots, seed))
+
+    # -- value, gradient and products -------------------------------------------
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Return the misfit as a differentiable scalar; all shots share one graph.
+
+        Not counted, and without checkpointing twice differentiable. Bad shots are not
+        looked for.
+
+        Args:
+            *args: The unknowns, one tensor or several.
+            **kwargs: The unknowns by name.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            TypeError: If unknowns are given both ways.
+        """
+        if bool(args) == bool(kwargs):
+            raise TypeError("give the unknowns by position or by name, not both")
+        model: Model = kwargs or (args[0] if len(args) == 1 else args)
+        loss = self.waveforms.loss(self.waveforms.models(model))
+        weight = self.waveforms.weight
+        return loss if weight == 1.0 else loss * weight
+
+    def value(self, model: Model) -> float:
+        """Return the misfit, building no graph and storing no history.
+
+        Args:
+            model: The unknowns.
+
+        Returns:
+            The value.
+
+        Raises:
+            ValueError: For models that are not physical or do not fit the survey.
+            BadShotError: If shots keep failing.
+            MemoryError: If one shot does not fit in memory.
+        """
+        waveforms = self.waveforms
+        with torch.no_grad():
+            models = waveforms.models(_detached(model))
+
+            def part(group: list[int]) -> Terms:
+                return [float(waveforms.loss(models, group))]
+
+            self.counts.tally(values=1)
+            task = Task("value", part, [""], 1, self.counts, waveforms.shots)
+            (value,) = self._runner.total(task, self.groups(model))
+        return float(value) * waveforms.weight
+
+    def value_and_gradient(self, model: Model) -> tuple[float, Model]:
+        """Return the misfit and its gradient, shaped like the model.
+
+        Args:
+            model: The unknowns.
+
+        Returns:
+            The value and the gradient.
+
+        Raises:
+            ValueError: For models that are not physical or do not fit the survey, or a
+                parameterisation that ignores an unknown.
+            BadShotError: If shots keep failing.
+            MemoryError: If one shot does not fit in memory.
+        """
+        waveforms, named = self.waveforms, named_tensors(model)
+        leaves = [t.detach().clone().requires_grad_() for t in named.values()]
+        with torch.enable_grad():
+            models = waveforms.models(rebuild(model, leaves))
+            live_models(models)
+            inputs = [m.detach().requires_grad_(m.requires_grad) for m in models]
+
+            def part(group: list[int]) -> Terms:
+                for i in inputs:
+                    i.grad = None
+                data = self.survey.propagate(inputs, group)
+                loss = waveforms.data_loss(data, group)
+                # .backward(), because reentrant checkpointing refuses autograd.grad
+                loss.backward()  # type: ignore[no-untyped-call]
+                return [float(loss.detach()), *(i.grad for i in inputs)]
+
+            self.counts.tally(gradients=1)
+            names = ["", *self.survey.model_names]
+            task = Task("gradient", part, names, 2, self.counts, waveforms.shots)
+            value, *grads = self._runner.total(task, self.groups(model))
+        weight = waveforms.weight
+        found = [
+            (m, g if weight == 1.0 else g * weight)
+            for m, g in zip(models, grads, strict=True)
+            if m.requires_grad
+        ]
+        gradient = torch.autograd.grad(
+            [m for m, _ in found], leaves, [g for _, g in found], allow_unused=True
+        )
+        return float(value) * weight, rebuild(model, every_gradient(named, gradient))
+
     def hessian(
-        self,
-        model: Model,
-        kind: Kind = "exact",
-        *,
-        space: ModelSpace | None = None,
-        shots: Sequence[int] | None = None,
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
     ) -> WaveformHessian:
         """Return the Hessian at a model, by products.
 
@@ -156,52 +362,18 @@ class WaveformMisfit(ShotSum):
             model: Where to linearise; copied.
             kind: ``"exact"`` or ``"gauss-newton"``.
             space: Flat coordinates. Default ``ModelSpace(model)``.
-            shots: Those that take part, with the product scaled up for the others.
-                Default what ``product_shots`` says.
 
         Returns:
             An operator; its products count in ``counts`` here too. A product raises
-            ``BadShotError`` where shots keep failing, or ``ShotDropped`` where they are
-            dropped.
+            ``BadShotError`` where shots keep failing.
 
         Raises:
-            ValueError: For an unknown kind or shot, a model that does not fit, or an
-                engine that does not hold.
+            ValueError: For an unknown kind, a model that does not fit, or an engine that
+                does not hold.
         """
         check_kind(kind)
-        if shots is None and self._product_shots.n_encoded:
-            return self.encoded_hessian(
-                model,
-                kind,
-                self._product_shots.n_encoded,
-                space=space,
-                seed=self._product_shots.next_seed(),
-            )
-        live = self.live_shots
-        taken = (
-            self._product_shots.next(live)
-            if shots is None
-            else self._product_shots.check(shots, live)
-        )
-        operator = self._operator(
-            model,
-            kind,
-            self.groups(model, taken),
-            scale=len(live) / len(taken),
-            space=space,
-            counts=self.counts.child(),
-            settle=self._settle if self._live.may_drop else None,
-        )
-        operator.cost = len(taken) / len(live)
-        return operator
-
-    def state(self) -> dict[str, int]:
-        """Return how many subsets and codes have been drawn."""
-        return self._product_shots.state()
-
-    def restore(self, state: dict[str, int]) -> None:
-        """Go back to a state."""
-        self._product_shots.restore(state, self.live_shots)
+        groups = self.groups(model)
+        return self._operator(model, kind, groups, space, self.counts.child())
 
     def encoded_hessian(
         self,
@@ -224,26 +396,12 @@ class WaveformMisfit(ShotSum):
             seed: Of the signs.
 
         Raises:
-            ValueError: If the shots cannot be encoded: another misfit than an L2 without
-                weights, receivers that differ from shot to shot, initial wavefields.
+            ValueError: If the shots cannot be encoded: see ``encode``.
         """
-        check_kind(kind)
-        whole("n_encoded", n_encoded, 1, self.survey.n_shots)
-        live = self.live_shots
-        codes = torch.zeros(n_encoded, self.survey.n_shots, dtype=torch.float64)
-        codes[:, live] = random_codes(n_encoded, len(live), seed)
-        operator = self._operator(
-            model,
-            kind,
-            groups_of(range(n_encoded), self.memory_plan.shots_per_group),
-            waveforms=encode(self.waveforms, codes),
-            scale=1.0 / n_encoded,
-            space=space,
-            counts=self.counts.child(),
-            unit="encoded shot",
-        )
-        operator.cost = n_encoded / len(live)
-        return operator
+        n_shots = self.survey.n_shots
+        whole("n_encoded", n_encoded, 1, n_shots)
+        codes = random_codes(n_encoded, n_shots, seed)
+        return self.encode(codes).hessian(model, kind, space=space)
 
     def sketch(
         self,
@@ -265,53 +423,30 @@ class WaveformMisfit(ShotSum):
             An operator whose mean over seeds is the Hessian; ``cost`` says what a product
             costs relative to the Hessian's.
         """
-        if not why_not_encoded(self.waveforms):
-            return self.encoded_hessian(model, kind, space=space, seed=seed)
-        live = self.live_shots
-        drawn = ShotSubset(len(live), "random", -(-len(live) // 3), seed).next()
-        shots = [live[place] for place in drawn]
-        return self.hessian(model, kind, space=space, shots=shots)
+        return self.cheap_sample(seed=seed).hessian(model, kind, space=space)
 
-    # -- inside -----------------------------------------------------------------
+    # -- groups -----------------------------------------------------------------
 
-    def _operator(
-        self, model: Model, kind: Kind, groups: list[list[int]], **options: Any
-    ) -> WaveformHessian:
-        models = self.waveforms.models(detached(model))
-        engine: Engine = choose_engine(self.survey, models, self.engine)
-        options["reason"] = engine.reason
-        options.setdefault("runner", self._runner)
-        waveforms = options.pop("waveforms", self.waveforms)
-        if engine.name == "born":
-            return BornHessian(waveforms, model, kind, groups, **options)
-        if self._default_groups:
-            groups = [[shot for group in groups for shot in group]]
-        return DoubleBackpropHessian(
-            waveforms, model, kind, groups, overrides=engine.overrides, **options
-        )
+    def groups(self, model: Model) -> list[list[int]]:
+        """Return the groups that shots run in; measured first under a memory limit.
 
-    def _measured_plan(self, model: Model, limit: int) -> MemoryPlan:
-        models = self.waveforms.models(detached(model))
-        shots = self.live_shots
-        estimated = plan_product(self.survey, models, shots[:1])
-        # the first product also pays for libraries and thread pools
-        self._peak_of_product(model, shots[:1])
-        measured, how = self._peak_of_product(model, shots[:1])
-        plan = plan_memory(limit, len(shots), estimated, measured, how)
-        while plan.shots_per_group > 1:
-            used, _ = self._peak_of_product(model, shots[: plan.shots_per_group])
-            plan = replace(plan, group=used)
-            if used <= limit:
-                break
-            smaller = max(1, int(plan.shots_per_group * limit / used))
-            plan = replace(plan, shots_per_group=smaller, group=None)
-        # memory may have run out on the way
-        largest = min(plan.shots_per_group, self._runner.largest or len(shots))
-        return replace(plan, measured=measured, shots_per_group=largest)
+        Args:
+            model: Where to measure.
 
-    def _peak_of_product(self, model: Model, shots: list[int]) -> tuple[int, str]:
+        Raises:
+            MemoryError: If one shot does not fit under the limit.
+        """
+        n_shots = self.survey.n_shots
+        if self._runner.unmeasured:
+            models = self.waveforms.models(_detached(model))
+            estimated = plan_product(self.survey, models, [0])
+            self._runner.measure(n_shots, estimated, lambda n: self._peak(model, n))
+        return groups_of(range(n_shots), self._runner.plan.shots_per_group)
+
+    def _peak(self, model: Model, n_shots: int) -> tuple[int, str]:
+        """Return the bytes that a product of the first shots uses at its peak."""
         counts = Counts()
-        operator = self._operator(model, "exact", [shots], counts=counts)
+        operator = self._operator(model, "exact", [[*range(n_shots)]], None, counts)
         vector = torch.ones(operator.size, dtype=operator.dtype, device=operator.device)
         # numbers that are not finite take as much memory as others
         with PeakMemory(operator.device) as peak, suppress(FloatingPointError):
@@ -319,3 +454,53 @@ class WaveformMisfit(ShotSum):
         operator.close()
         self.counts.tally(propagations=counts.propagations)
         return peak.bytes, peak.how
+
+    def _operator(
+        self,
+        model: Model,
+        kind: Kind,
+        groups: list[list[int]],
+        space: ModelSpace | None,
+        counts: Counts,
+    ) -> WaveformHessian:
+        models = self.waveforms.models(_detached(model))
+        engine = choose_engine(self.survey, models, self.engine)
+        made: Callable[..., WaveformHessian] = BornHessian
+        if engine.name != "born":
+            made = partial(DoubleBackpropHessian, overrides=engine.overrides)
+            if self._runner.one_graph:
+                groups = [[shot for group in groups for shot in group]]
+        return made(
+            self.waveforms,
+            model,
+            kind,
+            groups,
+            self._runner,
+            space=space,
+            counts=counts,
+            reason=engine.reason,
+        )
+
+
+def random_codes(n_encoded: int, n_shots: int, seed: int) -> Tensor:
+    """Return random signs ``[encoded shot, shot]``, float64 on the CPU."""
+    generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+    signs = torch.randint(0, 2, (n_encoded, n_shots), generator=generator)
+    return 2.0 * signs.double() - 1.0
+
+
+def _default_group(survey: Survey) -> int:
+    """Return how many shots run together unless a caller says otherwise.
+
+    Deepwave runs shots on a CPU in parallel threads: a larger group saves no time, and
+    fresh memory for its histories costs some (benchmarks/RESULTS.md). A GPU is filled by
+    many shots. With ``survey_pad`` results depend on the group, so it stays whole.
+    """
+    if survey.device.type == "cpu" and survey.options.get("survey_pad") is None:
+        return min(torch.get_num_threads(), survey.n_shots)
+    return survey.n_shots
+
+
+def _detached(model: Model) -> Model:
+    """Return a model without its graph."""
+    return rebuild(model, [t.detach() for t in named_tensors(model).values()])

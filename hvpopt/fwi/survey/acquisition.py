@@ -1,9 +1,9 @@
-"""Sources and receivers of one channel: checked once, then taken shot by shot."""
+"""Sources and receivers: checked once, then taken shot by shot, or mixed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import deepwave
@@ -35,11 +35,13 @@ class Points:
             on-grid support where ``hicks`` is given.
         mask: True where a point is active ``[shot, point]``, or None for all.
         hicks: The interpolator that spreads or gathers, or None.
+        rows: Which of the interpolator's shots these are; None for all.
     """
 
     locations: Tensor
     mask: Tensor | None = None
     hicks: deepwave.Hicks | None = None
+    rows: tuple[int, ...] | None = None
 
     @property
     def n_shots(self) -> int:
@@ -62,24 +64,30 @@ class Points:
         """True if every shot has the same points."""
         rows = [self.locations]
         if self.hicks is not None:
-            rows.append(self.hicks.locations)  # one support may serve several places
+            # one support may serve several places
+            rows.append(take(self.hicks.locations, self.rows))
         if self.mask is not None:
             rows.append(self.mask)
         return all(bool((row == row[:1]).all()) for row in rows)
 
-    def of(self, shots: Shots) -> tuple[Tensor, Tensor | None]:
-        """Return locations and mask of some shots."""
-        return (
+    def select(self, shots: Sequence[int]) -> Points:
+        """Return the points of some shots, in that order."""
+        rows = None
+        if self.hicks is not None:
+            rows = tuple(shots if self.rows is None else (self.rows[i] for i in shots))
+        return Points(
             take(self.locations, shots),
             None if self.mask is None else take(self.mask, shots),
+            self.hicks,
+            rows,
         )
 
-    def gather(self, data: Tensor, shots: Shots) -> Tensor:
+    def gather(self, data: Tensor) -> Tensor:
         """Return recordings ``[shot, point, time]`` at the points asked for."""
         if self.hicks is None:
             return data
-        index = list(range(self.n_shots)) if shots is None else list(shots)
-        return self.hicks.receiver(data, torch.as_tensor(index))
+        rows = range(self.n_shots) if self.rows is None else self.rows
+        return self.hicks.receiver(data, torch.as_tensor(list(rows)))
 
     def to(self, device: torch.device) -> Points:
         """Return the same points on another device."""
@@ -89,7 +97,7 @@ class Points:
                 "anew, with Hicks locations on the other device"
             )
         mask = None if self.mask is None else self.mask.to(device)
-        return replace(self, locations=self.locations.to(device), mask=mask)
+        return Points(self.locations.to(device), mask)
 
     def check_inside(self, shape: Sequence[int], what: str) -> None:
         """Raise ValueError unless every active point is inside a model of a shape."""
@@ -108,6 +116,86 @@ class Points:
                 f"{' × '.join(map(str, shape))} cells; locations are cell indices, not "
                 "metres, and start at 0"
             )
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """All of a survey that has a row for each shot.
+
+    Attributes:
+        sources: Amplitudes ``[shot, source, time]`` at the propagation's time step, and
+            where they fire, by channel.
+        receivers: By channel.
+        wavefields: Those that the shots begin with, by the name of deepwave's option.
+    """
+
+    sources: dict[str, tuple[Tensor, Points]]
+    receivers: dict[str, Points]
+    wavefields: dict[str, Tensor]
+
+    @property
+    def amplitudes(self) -> Tensor:
+        """Of the first channel."""
+        return next(iter(self.sources.values()))[0]
+
+    @property
+    def n_shots(self) -> int:
+        """Number of shots."""
+        return int(self.amplitudes.shape[0])
+
+    def select(self, shots: Shots) -> Acquisition:
+        """Return that of some shots, in that order."""
+        if shots is None:
+            return self
+        return Acquisition(
+            {c: (take(a, shots), p.select(shots)) for c, (a, p) in self.sources.items()},
+            {c: points.select(shots) for c, points in self.receivers.items()},
+            {name: take(field, shots) for name, field in self.wavefields.items()},
+        )
+
+    def encode(self, codes: Tensor) -> Acquisition:
+        """Return shots that each fire all sources; receivers as of the first shots.
+
+        Args:
+            codes: Factor of each shot in each encoded one, ``[encoded shot, shot]``.
+        """
+        rows = range(len(codes))
+        return Acquisition(
+            {c: _fire(a, points, codes) for c, (a, points) in self.sources.items()},
+            {c: points.select(rows) for c, points in self.receivers.items()},
+            {},
+        )
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Acquisition:
+        """Return the same with another dtype of the wavelets, or on another device."""
+        moved = device != self.amplitudes.device
+        return Acquisition(
+            {
+                c: (a.to(device, dtype), p.to(device) if moved else p)
+                for c, (a, p) in self.sources.items()
+            },
+            {c: p.to(device) if moved else p for c, p in self.receivers.items()},
+            {name: f.to(device, dtype) for name, f in self.wavefields.items()},
+        )
+
+
+def _fire(amplitudes: Tensor, points: Points, codes: Tensor) -> tuple[Tensor, Points]:
+    """Return the amplitudes and places of all shots' sources at once.
+
+    Sources that share a cell add up there, since a shot may fire a cell only once.
+    """
+    fired = (codes.to(amplitudes)[:, :, None, None] * amplitudes).flatten(1, 2)
+    # amplitudes of a Hicks source are on its support already
+    locations = points.locations.flatten(0, 1)
+    if points.mask is not None:
+        active = points.mask.flatten()[:, None]
+        fired = fired * active
+        ignored = torch.full_like(locations, deepwave.IGNORE_LOCATION)
+        locations = torch.where(active, locations, ignored)
+    cells, place = torch.unique(locations, dim=0, return_inverse=True)
+    total = fired.new_zeros(len(codes), len(cells), fired.shape[2])
+    total.index_add_(1, place, fired)
+    return total, Points(cells.expand(len(codes), -1, -1).contiguous())
 
 
 def parse_sources(sources: Mapping[str, Any]) -> dict[str, tuple[Tensor, Points]]:

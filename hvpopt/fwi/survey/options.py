@@ -67,17 +67,17 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> N
             )
 
 
-def count_shots_and_dimensions(
+def check_shots_and_dimensions(
     sources: Mapping[str, tuple[Tensor, Points]], receivers: Mapping[str, Points]
-) -> tuple[int, int]:
-    """Return the number of shots and of coordinates, which all channels must share.
+) -> int:
+    """Return the number of coordinates; all channels must share it, and the shots.
 
     Args:
         sources: Amplitudes and points by channel.
         receivers: Points by channel.
 
     Returns:
-        Shots, and spatial dimensions.
+        Spatial dimensions.
 
     Raises:
         ValueError: If channels differ in either, or wavelets in dtype or device.
@@ -95,7 +95,7 @@ def count_shots_and_dimensions(
     kinds = {f"{a.dtype} on {a.device}" for a, _ in sources.values()}
     if len(kinds) > 1:
         raise ValueError(f"wavelets differ: {', '.join(sorted(kinds))}; convert them")
-    return next(iter(shots.values())), next(iter(dimensions.values()))
+    return next(iter(dimensions.values()))
 
 
 def check_channels(kind: str, given: Iterable[str], offered: Sequence[str]) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import deepwave
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.survey.acquisition import Shots, parse_receivers, parse_sources, take
+from hvpopt.fwi.survey.acquisition import (
+    Acquisition,
+    Shots,
+    parse_receivers,
+    parse_sources,
+)
 from hvpopt.fwi.survey.arguments import indices, number, real_dtype, text
 from hvpopt.fwi.survey.options import (
     bare_faces,
     check_channels,
     check_options,
+    check_shots_and_dimensions,
     check_units,
-    count_shots_and_dimensions,
     describe,
     fit_samples,
     samples_of,
@@ -30,13 +35,36 @@ from hvpopt.fwi.survey.physics import (
     check_models,
     find_propagator,
 )
-from hvpopt.fwi.survey.timestep import resolve_time_step
+from hvpopt.fwi.survey.timestep import TimeStep, resolve_time_step
 from hvpopt.model.tensors import Model
 
 #: Recordings by receiver channel, each ``[shot, receiver, time]``.
 Data: TypeAlias = "dict[str, Tensor]"
 
 _RESAMPLING = ("courant_number", "freq_taper_frac", "time_pad_frac", "time_taper")
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What all shots of a survey share.
+
+    Attributes:
+        propagator: Its name.
+        n_dimensions: Of the model.
+        spacing: Cell size in each dimension, metres.
+        resolved: The time step.
+        max_vel: As pinned.
+        pml_freq: As pinned.
+        options: Of deepwave, without those that have a row for each shot.
+    """
+
+    propagator: str
+    n_dimensions: int
+    spacing: list[float]
+    resolved: TimeStep
+    max_vel: float
+    pml_freq: float
+    options: dict[str, Any]
 
 
 class Survey:
@@ -99,91 +127,127 @@ class Survey:
         nt: int | None = None,
         **options: Any,
     ) -> None:
-        self._forward = find_propagator(text("propagator", propagator))
-        self._born = born_twin(propagator)
-        self.propagator = propagator
-        check_options(self._forward, options)
+        forward = find_propagator(text("propagator", propagator))
+        check_options(forward, options)
         parsed = parse_sources(sources)
-        self._receivers = parse_receivers(receivers)
-        self.n_shots, self.n_dimensions = count_shots_and_dimensions(
-            parsed, self._receivers
-        )
+        points = parse_receivers(receivers)
+        n_dimensions = check_shots_and_dimensions(parsed, points)
         spec = deepwave.spec(propagator)
-        if self.n_dimensions not in spec.ndims:
+        if n_dimensions not in spec.ndims:
             raise ValueError(
-                f"locations have {self.n_dimensions} coordinates; {propagator} runs in "
+                f"locations have {n_dimensions} coordinates; {propagator} runs in "
                 f"{', '.join(map(str, spec.ndims))} dimensions"
             )
-        check_channels("source", parsed, spec.source_channels(self.n_dimensions))
-        check_channels(
-            "receiver", self._receivers, spec.receiver_channels(self.n_dimensions)
-        )
-        self.model_names = tuple(spec.model_names(self.n_dimensions))
+        check_channels("source", parsed, spec.source_channels(n_dimensions))
+        check_channels("receiver", points, spec.receiver_channels(n_dimensions))
         amplitudes = next(iter(parsed.values()))[0]
         # as models of this dtype hold it: one at its stated bound is not above it
         fastest = number("max_vel", max_vel, positive=True)
-        rounded = float(torch.tensor(fastest, dtype=amplitudes.dtype))
-        self.max_vel = max(fastest, rounded)
-        self.pml_freq = number("pml_freq", pml_freq, positive=True)
-        self._spacing = spacing_of(grid_spacing, self.n_dimensions)
+        fastest = max(fastest, float(torch.tensor(fastest, dtype=amplitudes.dtype)))
+        pml_freq = number("pml_freq", pml_freq, positive=True)
+        spacing = spacing_of(grid_spacing, n_dimensions)
         dt = number("dt", dt, positive=True)
-        check_units(self._spacing, dt, self.max_vel)
-        self.resolved = resolve_time_step(
-            self._spacing,
+        check_units(spacing, dt, fastest)
+        resolved = resolve_time_step(
+            spacing,
             dt,
             samples_of((a for a, _ in parsed.values()), nt),
-            self.max_vel,
+            fastest,
             **{name: options[name] for name in _RESAMPLING if name in options},
         )
-        self._sources = {
-            channel: (self.resolved.refine(fit_samples(a, self.resolved.nt)), points)
-            for channel, (a, points) in parsed.items()
-        }
-        self._options = options
+        wavefields = {n: value for n, value in options.items() if _per_shot(n, value)}
+        shared = {n: value for n, value in options.items() if n not in wavefields}
+        self._set_up(
+            _Setting(
+                propagator, n_dimensions, spacing, resolved, fastest, pml_freq, shared
+            ),
+            Acquisition(
+                {
+                    channel: (resolved.refine(fit_samples(a, resolved.nt)), where)
+                    for channel, (a, where) in parsed.items()
+                },
+                points,
+                wavefields,
+            ),
+        )
+
+    def _set_up(self, setting: _Setting, acquisition: Acquisition) -> None:
+        self._setting, self._acquisition = setting, acquisition
+        self.propagator = setting.propagator
+        self.n_dimensions, self.n_shots = setting.n_dimensions, acquisition.n_shots
+        self.resolved = setting.resolved
+        self.max_vel, self.pml_freq = setting.max_vel, setting.pml_freq
+        self.model_names = tuple(
+            deepwave.spec(self.propagator).model_names(self.n_dimensions)
+        )
         self.info = describe(
-            f"{propagator}, {self.n_dimensions}-D, {self.n_shots} "
+            f"{self.propagator}, {self.n_dimensions}-D, {self.n_shots} "
             f"shot{'s' if self.n_shots > 1 else ''}",
             self.resolved,
             self.max_vel,
             self.pml_freq,
             self.n_dimensions,
-            options,
+            setting.options,
         )
 
-    # -- what it records --------------------------------------------------------
+    @classmethod
+    def _of(cls, setting: _Setting, acquisition: Acquisition) -> Survey:
+        survey = cls.__new__(cls)
+        survey._set_up(setting, acquisition)
+        return survey
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the wavelets; models and data must have the same."""
-        return next(iter(self._sources.values()))[0].dtype
+    # -- surveys made of it -----------------------------------------------------
 
-    @property
-    def device(self) -> torch.device:
-        """Of the wavelets; models and data must be there."""
-        return next(iter(self._sources.values()))[0].device
+    def select(self, shots: Sequence[int]) -> Survey:
+        """Return the survey of some shots.
 
-    @property
-    def data_shapes(self) -> dict[str, tuple[int, int, int]]:
-        """``(shots, receivers, samples)`` of each receiver channel."""
-        return {
-            channel: (self.n_shots, points.n_points, self.resolved.nt)
-            for channel, points in self._receivers.items()
-        }
+        Args:
+            shots: Indices, each once; the new survey's shots in that order.
 
-    @property
-    def fixed_spread(self) -> bool:
-        """True if every shot has the same receivers."""
-        return all(points.alike for points in self._receivers.values())
+        Returns:
+            A survey with everything else as here; consecutive shots share its memory.
 
-    @property
-    def has_initial_wavefields(self) -> bool:
-        """True if an option gives wavefields that the shots begin with."""
-        return any(_per_shot(name, value) for name, value in self._options.items())
+        Raises:
+            TypeError: If they are no integers in a sequence.
+            ValueError: If there is none, one repeats, or one is not in the survey.
+        """
+        indices("shots", shots, self.n_shots)
+        return self._of(
+            self._setting, self._acquisition.select([int(shot) for shot in shots])
+        )
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The deepwave options that every call is given; a copy."""
-        return dict(self._options)
+    def encode(self, codes: Tensor) -> Survey:
+        """Return a survey whose shots fire all of this one's sources, with factors.
+
+        Args:
+            codes: Factor of each shot in each encoded one, ``[encoded shot, shot]``, at
+                most as many rows as there are shots.
+
+        Returns:
+            A survey of as many shots as codes have rows; recordings are linear in the
+            sources, so each is the coded sum of this survey's.
+
+        Raises:
+            ValueError: For codes of another shape, receivers that differ from shot to
+                shot, or initial wavefields.
+        """
+        n_encoded, n_shots = codes.shape
+        if n_shots != self.n_shots or not 1 <= n_encoded <= n_shots:
+            raise ValueError(
+                f"codes have shape {tuple(codes.shape)}; expected [1 to {self.n_shots}, "
+                f"{self.n_shots}]"
+            )
+        if obstacle := self.why_not_encoded():
+            raise ValueError(f"sources cannot be encoded: {obstacle}")
+        return self._of(self._setting, self._acquisition.encode(codes))
+
+    def why_not_encoded(self) -> str:
+        """Return why shots cannot be encoded, a clause; empty where they can."""
+        if not self.fixed_spread:
+            return "the receivers differ from shot to shot"
+        if self._acquisition.wavefields:
+            return "shots begin with wavefields of their own"
+        return ""
 
     def to(
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
@@ -191,21 +255,40 @@ class Survey:
         """Return the same survey with wavelets of another dtype or on another device."""
         if dtype is not None:
             real_dtype("dtype", dtype)
-        other = copy.copy(self)
         # "cuda" as tensors call it, "cuda:0"
         to = self.device if device is None else torch.empty(0, device=device).device
-        moved = to != self.device
-        other._sources = {
-            channel: (a.to(to, dtype or a.dtype), p.to(to) if moved else p)
-            for channel, (a, p) in self._sources.items()
+        moved = self._acquisition.to(dtype or self.dtype, to)
+        return self._of(self._setting, moved)
+
+    # -- what it records --------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the wavelets; models and data must have the same."""
+        return self._acquisition.amplitudes.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the wavelets; models and data must be there."""
+        return self._acquisition.amplitudes.device
+
+    @property
+    def data_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """``(shots, receivers, samples)`` of each receiver channel."""
+        return {
+            channel: (self.n_shots, points.n_points, self.resolved.nt)
+            for channel, points in self._acquisition.receivers.items()
         }
-        other._options = {
-            name: value.to(to, dtype or value.dtype) if _per_shot(name, value) else value
-            for name, value in self._options.items()
-        }
-        if moved:
-            other._receivers = {c: p.to(to) for c, p in self._receivers.items()}
-        return other
+
+    @property
+    def fixed_spread(self) -> bool:
+        """True if every shot has the same receivers."""
+        return all(points.alike for points in self._acquisition.receivers.values())
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The deepwave options that every call is given; a copy."""
+        return {**self._setting.options, **self._acquisition.wavefields}
 
     # -- waves ------------------------------------------------------------------
 
@@ -246,7 +329,8 @@ class Survey:
         Returns:
             ``[shot, receiver, time]`` at ``dt``, by channel.
         """
-        out = self._forward(*models, **self.arguments(shots, **overrides))
+        forward = getattr(deepwave, self.propagator)
+        out = forward(*models, **self.arguments(shots, **overrides))
         return self._recordings(out.receivers, shots)
 
     def propagate_born(
@@ -266,8 +350,9 @@ class Survey:
             ``F(V)`` and ``F'(V) δV``, each by channel and at ``dt``, and the last
             wavefields, which belong to the same autograd node.
         """
-        assert self._born is not None
-        out = self._born(*models, **self.born_arguments(perturbations, shots))
+        born = born_twin(self.propagator)
+        assert born is not None
+        out = born(*models, **self.born_arguments(perturbations, shots))
         recorded = [*out.bg_receivers.values(), *out.receivers.values()]
         fields = [
             field
@@ -328,9 +413,9 @@ class Survey:
     def check(self, models: Sequence[Tensor]) -> None:
         """Raise ValueError unless models are physical and hold all the points."""
         shape = models[0].shape
-        for channel, (_, points) in self._sources.items():
+        for channel, (_, points) in self._acquisition.sources.items():
             points.check_inside(shape, f"source ({channel})")
-        for channel, points in self._receivers.items():
+        for channel, points in self._acquisition.receivers.items():
             points.check_inside(shape, f"receiver ({channel})")
         by_name = dict(zip(self.model_names, models, strict=True))
         check_models(self.propagator, by_name, self.max_vel)
@@ -344,35 +429,39 @@ class Survey:
             shots: Indices of the shots to run. Default all.
             **overrides: Deepwave options that replace the survey's.
         """
-        if bare_faces(self._options, self.n_dimensions):
+        setting, acquisition = self._setting, self._acquisition.select(shots)
+        if bare_faces(setting.options, self.n_dimensions):
             # The caller asked for a zero width by name. The filter matches warnings
             # attributed to this package alone, so the caller's own calls still warn.
             silence(deepwave.ZeroWidthFaceWarning)
         # Edge cells of a perturbation: what changed since deepwave 0.0.27.
         silence(deepwave.MigrationWarning)
-        options = {
-            name: take(value, shots) if _per_shot(name, value) else value
-            for name, value in self._options.items()
-        }
-        sources = {
-            channel: (take(amplitudes, shots), *points.of(shots))
-            for channel, (amplitudes, points) in self._sources.items()
-        }
         return {
-            "grid_spacing": self._spacing,
+            "grid_spacing": setting.spacing,
             "dt": self.resolved.inner_dt,
-            "sources": sources,
-            "receivers": {c: points.of(shots) for c, points in self._receivers.items()},
+            "sources": {
+                channel: (amplitudes, points.locations, points.mask)
+                for channel, (amplitudes, points) in acquisition.sources.items()
+            },
+            "receivers": {
+                channel: (points.locations, points.mask)
+                for channel, points in acquisition.receivers.items()
+            },
             "max_vel": self.max_vel,
             "pml_freq": self.pml_freq,
-            **options,
+            **setting.options,
+            **acquisition.wavefields,
             **overrides,
         }
 
     def _recordings(self, recorded: Mapping[str, Tensor], shots: Shots) -> Data:
         return {
-            channel: self.resolved.coarsen(points.gather(recorded[channel], shots))
-            for channel, points in self._receivers.items()
+            channel: self.resolved.coarsen(
+                (points if shots is None else points.select(shots)).gather(
+                    recorded[channel]
+                )
+            )
+            for channel, points in self._acquisition.receivers.items()
         }
 
     def __repr__(self) -> str:
