@@ -10,13 +10,12 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from distributed_worker import problem
+from distributed_worker import Spoilt, problem
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import hvpopt
 from hvpopt import distributed
 from hvpopt.distributed import exchange
-from hvpopt.fwi import Survey
 from hvpopt.run import files
 from hvpopt.run.signals import acknowledge
 
@@ -109,59 +108,13 @@ def happen(how):
         raise OSError("the disk of this rank is gone")
 
 
-def several(seed, runs):
-    """Run several inversions one after the other; what each told."""
-    return [invert(seed, **run) for run in runs]
-
-
-class Spoilt:
-    """Makes the data of one shot NaN, wherever it runs.
-
-    Args:
-        shot: Its index.
-        after: Propagations with a perturbation, of any shot, before it begins.
-    """
-
-    def __init__(self, shot, after=0):
-        self.shot, self.left = shot, after
-        self.patches = []
-
-    def spoil(self, name):
-        original = getattr(Survey, name)
-        born = name == "propagate_born"
-
-        def call(survey, *args, **kwargs):
-            found = original(survey, *args, **kwargs)
-            self.left -= born
-            place = 2 if born else 1
-            shots = args[place] if len(args) > place else kwargs["shots"]
-            if self.left > 0 or survey.n_shots != 7 or self.shot not in shots:
-                return found
-            data = found[0] if born else found
-            factor = torch.ones(len(shots), 1, 1, dtype=torch.float64)
-            factor[shots.index(self.shot)] = torch.nan
-            spoilt = {channel: factor * d for channel, d in data.items()}
-            return (spoilt, *found[1:]) if born else spoilt
-
-        return call
-
-    def __enter__(self):
-        for name in ("propagate", "propagate_born"):
-            self.patches.append(mock.patch.object(Survey, name, self.spoil(name)))
-            self.patches[-1].start()
-
-    def __exit__(self, *_):
-        for patch in self.patches:
-            patch.stop()
-
-
 def lose(seed, cases, shard=True):
     """Invert while a shot is bad; what is left, and what this rank warned of."""
     found = []
     for shot, after, on_bad_shot in cases:
         misfit, start = problem(seed, on_bad_shot=on_bad_shot)
         objective = distributed.shard(misfit) if shard else misfit
-        with warnings.catch_warnings(record=True) as warned, Spoilt(shot, after):
+        with warnings.catch_warnings(record=True) as warned, Spoilt(shot, after=after):
             if distributed.is_main():  # the session has quietened the others
                 warnings.simplefilter("always", RuntimeWarning)
             try:
@@ -216,21 +169,6 @@ def lack_room(seed):
                 sharded.value_and_gradient(start)
         except distributed.RankError as error:
             return str(error), time.monotonic() - began
-    return None
-
-
-def lose_all(seed):
-    """Ask for the value of a model at which every shot is bad; the error."""
-    misfit, start = problem(seed, on_bad_shot="drop")
-    sharded = distributed.shard(misfit)
-    every = [Spoilt(shot) for shot in range(7)]
-    with ExitStack() as stack:
-        for spoilt in every:
-            stack.enter_context(spoilt)
-        try:
-            sharded.value(start)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}", sharded.left_out
     return None
 
 

@@ -141,11 +141,3 @@ def test_what_fails_within_a_sum_parts_from_the_others():
     with pytest.raises(KeyboardInterrupt), exchange._in_step():
         raise KeyboardInterrupt
     assert exchange.failure is not None
-
-
-def test_if_every_shot_of_all_ranks_fails_none_is_dropped(run):
-    found = run("rank_runs.lose_all", 2).all()
-    assert "every shot fails" in found[0][0]
-    assert "shot 6: the misfit is nan" in found[0][0]
-    assert found[0] == found[1]
-    assert found[0][1] == {}

@@ -25,7 +25,18 @@ from torch import Tensor
 from hvpopt.model.counts import Counts
 
 #: What a sum can be of; ranks that ask for different ones have parted.
-SUMS = ("value", "gradient", "hessian", "product", "costs", "flag", "end")
+SUMS = (
+    "value",
+    "gradient",
+    "hessian",
+    "product",
+    "shots",
+    "costs",
+    "constants",
+    "data",
+    "flag",
+    "end",
+)
 #: How a rank's part ended.
 FINE, REFUSED, FAILED, INTERRUPTED = range(4)
 #: Bytes of an error's text that other ranks are told.
@@ -298,7 +309,7 @@ class Exchange:
             self._raise(headers, failed, error)
         for name, held in (
             ("are at different evaluations", [(h.step, SUMS[h.what]) for h in headers]),
-            ("hold different models or vectors", [h.agreed for h in headers]),
+            ("hold different models, vectors or data", [h.agreed for h in headers]),
         ):
             usual = Counter(held).most_common(1)[0][0]
             differ = tuple(rank for rank, h in enumerate(held) if h != usual)
