@@ -15,7 +15,7 @@ SEED_VARIABLE = "HVPOPT_SEED"
 used_seed = pytest.StashKey[int]()
 
 #: Files that take longest, begun first so that no process waits for one at the end.
-LONGEST = ("test_published", "test_distributed_runs", "test_sharded_basis", "test_race")
+LONGEST = ("test_published", "test_distributed_runs", "test_race")
 
 
 def pytest_collection_modifyitems(items):

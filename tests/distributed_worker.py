@@ -1,19 +1,23 @@
 """What the ranks of test_distributed.py run, each in a process of its own."""
 
+import gc
 import importlib
 import logging
 import os
 import signal
 import sys
 import time
+import weakref
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 import waves
 
 import hvpopt
 from hvpopt import distributed
+from hvpopt.fwi.hessian.waveforms import Waveforms
 
 METHODS = {
     "quasi-newton": hvpopt.QuasiNewton,
@@ -59,13 +63,12 @@ def evaluate(seed, shard=True, dtype=torch.float64, n_shots=7, costs=None, **opt
     value, found["gradient"] = objective.value_and_gradient(start)
     found["value beside the gradient"] = torch.tensor(value).double()
     before = getattr(objective, "bytes_reduced", 0)
-    some = list(range(n_shots))[: max(1, n_shots // 3)]
     operators = {
         "exact": objective.hessian(start),
         "gauss-newton": objective.hessian(start, "gauss-newton"),
         "sketch": objective.sketch(start, seed=3),
         "encoded": objective.encoded_hessian(start, "exact", 2, seed=5),
-        "some shots": objective.hessian(start, shots=some),
+        "drawn": objective.draw(max(1, n_shots // 3), seed=7).hessian(start),
     }
     for name, operator in operators.items():
         found[f"{name} product"] = operator @ w
@@ -76,11 +79,192 @@ def evaluate(seed, shard=True, dtype=torch.float64, n_shots=7, costs=None, **opt
     return found, costs_of(objective)[0], reduced / len(operators)
 
 
+def weights(n_shots, n_receivers):
+    """Return weights that differ from shot to shot and from receiver to receiver."""
+    count = torch.arange(n_shots * n_receivers, dtype=torch.float64)
+    return 1.0 + (count % 5).reshape(n_shots, n_receivers)
+
+
+#: Data misfits that ranks normalise together; a function of some shots' weights.
+MISFITS = {
+    "l2": lambda _: "l2",
+    "weighted": lambda weights: hvpopt.fwi.L2(trace_weights=weights),
+    "huber": lambda _: "huber",
+    "envelope": lambda _: "envelope",
+    "correlation": lambda _: "normalised-correlation",
+    "function": lambda _: lambda d, o: (d - o).pow(4).sum(),
+}
+
+
+def own_data(seed, misfit, shard=True):
+    """Evaluate the misfit of data of which no rank sees those of other ranks' shots.
+
+    Shots 2 and 5 have larger data, so that what normalises the others differs from what
+    normalises all; they are dropped one after the other.
+
+    Args:
+        seed: Of the problem.
+        misfit: A key of MISFITS.
+        shard: Run on ranks. Otherwise the whole misfit on this process.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    survey = waves.survey(n_shots=7, dtype=torch.float64)
+    (v_true,) = waves.models_of("scalar", generator, torch.float64)
+    (start,) = waves.perturbed((v_true,), generator)
+    data = survey.simulate(v_true)
+    for shot in (2, 5):
+        data[shot] *= shot
+    of_all = weights(*data.shape[:2])
+    if shard:
+        shots = distributed.own_shots(survey.n_shots)
+        objective = hvpopt.fwi.WaveformMisfit(
+            survey.select(shots), data[shots].clone(), MISFITS[misfit](of_all[shots])
+        )
+        objective = distributed.shard(objective, survey=survey, shots=shots)
+        data.fill_(torch.nan)
+    else:
+        objective = hvpopt.fwi.WaveformMisfit(survey, data, MISFITS[misfit](of_all))
+    w = torch.randn(start.numel(), generator=generator).double()
+    found = {}
+    for dropped in ("", "shot 5", "shot 2"):
+        if dropped:
+            objective = objective.without({dropped: "too large"})
+        value, gradient = objective.value_and_gradient(start)
+        found[f"value without {dropped}"] = torch.tensor(value)
+        found[f"gradient without {dropped}"] = gradient
+        for kind in ("exact", "gauss-newton"):
+            product = objective.hessian(start, kind) @ w
+            found[f"{kind} product without {dropped}"] = product
+        if misfit == "l2":
+            encoded = objective.encoded_hessian(start, "exact", 2, seed=3)
+            found[f"encoded product without {dropped}"] = encoded @ w
+    return found
+
+
+def rows_held(seed):
+    """Share out a misfit, and forget it; how many rows of the data this rank holds."""
+    misfit, start = problem(seed)
+    whole = weakref.ref(misfit.waveforms.observed["u"])
+    sharded = distributed.shard(misfit)
+    sharded.value(start)
+    del misfit
+    gc.collect()
+    (rows,) = sharded.part.waveforms.observed.values()
+    held = rows.untyped_storage().nbytes() // rows[0].nbytes
+    return whole() is None, held, sharded.shots
+
+
+def differ_in_shots(seed, how):
+    """Let ranks have other shots or data than they must; the error."""
+    misfit, _ = problem(seed)
+    survey, data = misfit.survey, misfit.waveforms.observed["u"]
+    shots = distributed.own_shots(7)
+    other = distributed.rank() == 1
+    try:
+        if how == "data":
+            data = data * (1 + other)
+            distributed.shard(hvpopt.fwi.WaveformMisfit(survey, data))
+        else:
+            if how == "missing" and other:
+                shots = shots[1:]
+            if how == "twice" and other:
+                shots = [0, *shots[1:]]
+            own = hvpopt.fwi.WaveformMisfit(survey.select(shots), data[shots])
+            if how == "counts" and other:
+                shots = shots[1:]
+            distributed.shard(own, survey=survey, shots=shots)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def meet_bad_shots(seed, cases):
+    """Evaluate while shots are bad; the errors, and the misfits without the shots.
+
+    Args:
+        seed: Of the problem.
+        cases: Bad shots and ``on_bad_shot``.
+    """
+    found = []
+    for bad, on_bad_shot in cases:
+        misfit, start = problem(seed, on_bad_shot=on_bad_shot)
+        objective = distributed.shard(misfit)
+        w = torch.ones(start.numel(), dtype=torch.float64)
+        with Spoilt(*bad):
+            errors = [
+                bad_shots(objective.value, start),
+                bad_shots(objective.value_and_gradient, start),
+                bad_shots(objective.hessian(start).matvec, w),
+            ]
+        left = None
+        if parts := errors[0][1]:
+            before = objective.counts.snapshot()
+            other = objective.without(parts)
+            value, gradient = other.value_and_gradient(start)
+            product = other.hessian(start) @ w
+            spent = (objective.counts - before).as_dict()
+            left = torch.tensor(value), gradient, product, other.numbers, spent
+            with Spoilt(4):
+                errors.append(bad_shots(other.value, start))
+            again = other.without(errors[-1][1])
+            with Spoilt(5):
+                errors.append(bad_shots(again.value, start))
+        found.append((errors, left))
+    return found
+
+
+def bad_shots(call, argument):
+    """Return what the error of a call says of bad shots."""
+    try:
+        call(argument)
+    except hvpopt.fwi.BadShotError as error:
+        return str(error), error.parts, error.shots
+    return None
+
+
+class Spoilt:
+    """Makes the data of some shots NaN, wherever they run.
+
+    Args:
+        shots: Their numbers.
+        after: Born passes, of any shots, before it begins.
+    """
+
+    def __init__(self, *shots, after=0):
+        self.shots, self.left = shots, after
+        self.patches = []
+
+    def spoil(self, name):
+        original = getattr(Waveforms, name)
+
+        def call(waveforms, data, *args):
+            self.left -= name == "derivatives"
+            numbers = waveforms.shots.of(args[0 if name == "data_loss" else 1])
+            if self.left <= 0 and waveforms.shots.unit == "shot":
+                factor = torch.ones(len(numbers), 1, 1, dtype=torch.float64)
+                for row, number in enumerate(numbers):
+                    if number in self.shots:
+                        factor[row] = torch.nan
+                data = {channel: factor * d for channel, d in data.items()}
+            return original(waveforms, data, *args)
+
+        return call
+
+    def __enter__(self):
+        for name in ("data_loss", "derivatives"):
+            self.patches.append(mock.patch.object(Waveforms, name, self.spoil(name)))
+            self.patches[-1].start()
+
+    def __exit__(self, *_):
+        for patch in self.patches:
+            patch.stop()
+
+
 def shares_of_survey(seed, n_shots, costs=None, measure=False):
     """Share shots out; this rank's, and the costs."""
     misfit, start = problem(seed, n_shots)
     sharded = distributed.shard(misfit, start if measure else None, costs=costs)
-    return sharded.shots, sharded.costs, sharded.counts.as_dict()
+    return sharded.shots, sharded.counts.as_dict()
 
 
 def fail(seed, how, when="product", minimised=True, max_iter=50):

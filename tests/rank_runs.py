@@ -1,10 +1,5 @@
-"""What the ranks of test_distributed_runs.py run: whole inversions, saved and resumed.
+"""What the ranks of test_distributed_runs.py run: whole inversions, saved and resumed."""
 
-Under torchrun it is a script: ``rank_runs.py SEED FOLDER HOW`` inverts with a checkpoint,
-rank 1 ends in its first life as HOW says, and the next life goes on.
-"""
-
-import logging
 import os
 import signal
 import sys
@@ -15,12 +10,12 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from distributed_worker import problem
+from distributed_worker import Spoilt, problem
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import hvpopt
 from hvpopt import distributed
-from hvpopt.distributed import messages
-from hvpopt.fwi import Survey
+from hvpopt.distributed import exchange
 from hvpopt.run import files
 from hvpopt.run.signals import acknowledge
 
@@ -113,59 +108,13 @@ def happen(how):
         raise OSError("the disk of this rank is gone")
 
 
-def several(seed, runs):
-    """Run several inversions one after the other; what each told."""
-    return [invert(seed, **run) for run in runs]
-
-
-class Spoilt:
-    """Makes the data of one shot NaN, wherever it runs.
-
-    Args:
-        shot: Its index.
-        after: Propagations with a perturbation, of any shot, before it begins.
-    """
-
-    def __init__(self, shot, after=0):
-        self.shot, self.left = shot, after
-        self.patches = []
-
-    def spoil(self, name):
-        original = getattr(Survey, name)
-        born = name == "propagate_born"
-
-        def call(survey, *args, **kwargs):
-            found = original(survey, *args, **kwargs)
-            self.left -= born
-            place = 2 if born else 1
-            shots = args[place] if len(args) > place else kwargs["shots"]
-            if self.left > 0 or survey.n_shots != 7 or self.shot not in shots:
-                return found
-            data = found[0] if born else found
-            factor = torch.ones(len(shots), 1, 1, dtype=torch.float64)
-            factor[shots.index(self.shot)] = torch.nan
-            spoilt = {channel: factor * d for channel, d in data.items()}
-            return (spoilt, *found[1:]) if born else spoilt
-
-        return call
-
-    def __enter__(self):
-        for name in ("propagate", "propagate_born"):
-            self.patches.append(mock.patch.object(Survey, name, self.spoil(name)))
-            self.patches[-1].start()
-
-    def __exit__(self, *_):
-        for patch in self.patches:
-            patch.stop()
-
-
 def lose(seed, cases, shard=True):
     """Invert while a shot is bad; what is left, and what this rank warned of."""
     found = []
     for shot, after, on_bad_shot in cases:
         misfit, start = problem(seed, on_bad_shot=on_bad_shot)
         objective = distributed.shard(misfit) if shard else misfit
-        with warnings.catch_warnings(record=True) as warned, Spoilt(shot, after):
+        with warnings.catch_warnings(record=True) as warned, Spoilt(shot, after=after):
             if distributed.is_main():  # the session has quietened the others
                 warnings.simplefilter("always", RuntimeWarning)
             try:
@@ -204,7 +153,7 @@ def lack_room(seed):
     """Let rank 1 find no memory for its second vector; what the others see, and when."""
     misfit, start = problem(seed, n_shots=3)
     sharded = distributed.shard(misfit)
-    room, calls = messages.Room.__init__, 0
+    room, calls = exchange.Room.__init__, 0
 
     def full(*args):
         nonlocal calls
@@ -214,7 +163,7 @@ def lack_room(seed):
         room(*args)
 
     began = time.monotonic()
-    with mock.patch.object(messages.Room, "__init__", full):
+    with mock.patch.object(exchange.Room, "__init__", full):
         try:
             for _ in range(3):
                 sharded.value_and_gradient(start)
@@ -223,32 +172,50 @@ def lack_room(seed):
     return None
 
 
-def lose_all(seed):
-    """Ask for the value of a model at which every shot is bad; the error."""
-    misfit, start = problem(seed, on_bad_shot="drop")
-    sharded = distributed.shard(misfit)
-    every = [Spoilt(shot) for shot in range(7)]
-    with ExitStack() as stack:
-        for spoilt in every:
-            stack.enter_context(spoilt)
-        try:
-            sharded.value(start)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}", sharded.left_out
-    return None
+def live(seed, folder):
+    """Invert with a checkpoint, and end in the first two lives of these ranks.
 
+    Rank 1 raises in the first and is killed in the second; the third goes on to the end.
 
-if __name__ == "__main__":
-    seed, folder, how = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    logging.basicConfig()
+    Args:
+        seed: Of the problem.
+        folder: Of the checkpoint and of what each rank tells.
+    """
     torch.set_num_threads(1)
+    number = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    path = folder / "run.safetensors"
+    there = path.exists()
     with distributed.session(timeout=20):
-        life = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-        path = folder / "run.safetensors"
-        there = path.exists()
-        (x, fun, status, _), written = invert(
-            seed, path, ending=how if life == 0 else None, resume=there, max_iter=3
-        )
-        print(f"rank {distributed.rank()} in life {life}, state {there}: {status}")
+        ending = ("raised", "killed", None)[number]
+        (x, _, status, _), _ = invert(seed, path, ending=ending, resume=there, max_iter=3)
+        name = f"{distributed.rank()} in life {number}"
+        (folder / name).write_text(f"state {there}: {status}")
         if distributed.is_main():
             torch.save(x, folder / "model.pt")
+
+
+def restarted(seed, folder):
+    """Run ``live`` on two ranks under torchrun's agent, with two restarts.
+
+    The ranks are forked from this process, which has imported everything; the agent and
+    what it tells them are those of the command.
+
+    Args:
+        seed: Of the problem.
+        folder: Is given ``out``, what the agent and the ranks write.
+    """
+    out = os.open(folder / "out", os.O_WRONLY | os.O_CREAT)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="fork",
+        max_restarts=2,
+    )
+    elastic_launch(config, live)(seed, folder)

@@ -106,18 +106,19 @@ def gap(a, b):
 
 @pytest.mark.parametrize("method", worker.METHODS)
 def test_one_two_and_four_ranks_invert_alike(run, seed, method):
-    x, fun, status, counts, _ = worker.invert(seed, method, shard=False)
+    alone = worker.invert(seed, method, shard=False)
+    assert same_bits(worker.invert(seed, method), alone)
+    x, fun, status, counts, _ = alone
     assert counts["gradients"] == 4
     assert counts["products"] > 0
-    for size in (1, 2, 4):
+    for size in (2, 4):
         found = run("invert", size, method=method).all()
         assert all(same_bits(found[0], other) for other in found)
         there, value, ended, spent, reduced = found[0]
         assert gap(there, x) <= SAME_INVERSION
         assert abs(value - fun) <= SAME_INVERSION * fun
         assert (ended, spent) == (status, counts)
-        vectors = spent["products"] + spent["gradients"] if size > 1 else 0
-        assert reduced == 8 * CELLS * vectors
+        assert reduced == 8 * CELLS * (spent["products"] + spent["gradients"])
 
 
 @pytest.mark.parametrize(
@@ -150,20 +151,7 @@ def test_float32_waves_reduce_float32_vectors(run, seed):
     assert reduced == 4 * CELLS
 
 
-@pytest.mark.parametrize("product_shots", ["rotating", "random", "encoded"])
-def test_products_of_some_shots_follow_the_same_draws(run, seed, product_shots):
-    options = {"product_shots": product_shots, "shots_per_product": 3}
-    x, _, _, counts, _ = worker.invert(seed, "trust-region", shard=False, **options)
-    found = run("invert", 2, method="trust-region", **options).all()
-    assert same_bits(found[0], found[1])
-    assert gap(found[0][0], x) <= SAME_INVERSION
-    assert found[0][3] == counts
-
-
 def test_without_other_ranks_it_is_the_misfit(seed):
-    for method in worker.METHODS:
-        alone = worker.invert(seed, method, shard=False)
-        assert same_bits(worker.invert(seed, method), alone)
     misfit, start = worker.problem(seed)
     sharded = distributed.shard(misfit)
     assert torch.equal(sharded(start), misfit(start))
@@ -172,14 +160,6 @@ def test_without_other_ranks_it_is_the_misfit(seed):
     assert (distributed.rank(), distributed.size(), distributed.is_main()) == (0, 1, True)
     assert distributed.any_rank(True)
     assert not distributed.any_rank(False)
-
-
-def test_draws_of_the_misfit_are_its_own(seed):
-    misfit, start = worker.problem(seed, product_shots="rotating", shots_per_product=2)
-    sharded = distributed.shard(misfit)
-    drawn = [sharded.hessian(start).shots for _ in range(3)]
-    assert drawn == [misfit.hessian(start).shots for _ in range(3)]
-    assert drawn[0] != drawn[1]
 
 
 def test_sum_with_a_regulariser(seed):
@@ -223,15 +203,13 @@ def test_unequal_costs_are_balanced(generator):
 
 def test_measured_costs_are_the_same_everywhere(run):
     found = run("shares_of_survey", 3, n_shots=7, measure=True).all()
-    assert sorted(flat(shots for shots, _, _ in found)) == list(range(7))
-    assert found[0][1] == found[1][1] == found[2][1]
-    assert min(found[0][1]) > 1e-6  # seconds: no shot was left out
-    assert found[0][2]["propagations"] == 7 + 3
+    assert sorted(flat(shots for shots, _ in found)) == list(range(7))
+    assert [counts["propagations"] for _, counts in found] == [7 + 3] * 3
 
 
 def test_more_ranks_than_shots_leave_some_idle(run):
     ran = run("shares_of_survey", 3, n_shots=2)
-    assert [shots for shots, _, _ in ran.all()] == [[0], [1], []]
+    assert [shots for shots, _ in ran.all()] == [[0], [1], []]
     assert "1 of 3 ranks have no shot" in ran.told[0]
     assert ran.told[1:] == ["", ""]
 
@@ -251,6 +229,122 @@ def test_only_waveform_misfits_are_sharded(seed):
         distributed.shard(misfit + misfit)
     with pytest.raises(ValueError, match="not both"):
         distributed.shard(misfit, start, costs=[1.0] * 7)
+
+
+# -- each rank its own data -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("misfit", worker.MISFITS)
+def test_no_rank_needs_the_data_of_others(run, seed, misfit):
+    whole = worker.own_data(seed, misfit, shard=False)
+    found = run("own_data", 2, misfit=misfit).all()
+    assert same_bits(*found)
+    assert found[0].keys() == whole.keys()
+    for name, expected in whole.items():
+        assert gap(found[0][name], expected) <= SAME_INVERSION, name
+
+
+def test_no_rank_keeps_the_data_of_others(run):
+    found = run("rows_held", 3).all()
+    assert found == [
+        (True, 3, [0, 1, 2]),
+        (True, 2, [3, 4]),
+        (True, 2, [5, 6]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("data", "RankError: ranks hold different models, vectors or data: rank 1 of 3"),
+        ("missing", "each of the 7 must be on one rank"),
+        ("twice", "each of the 7 must be on one rank"),
+        ("counts", "rank 1: ValueError: the misfit's survey records"),
+    ],
+)
+def test_ranks_whose_shots_do_not_fit_are_told(run, how, told):
+    ran = run("differ_in_shots", 3, how=how)
+    assert all(told in text for text in ran.found), ran.found
+
+
+def test_constants_that_do_not_merge_are_refused(seed):
+    class Largest(hvpopt.fwi.L2):
+        def constants(self, observed):
+            largest = max(float(d.abs().max()) for d in observed.values())
+            return {**super().constants(observed), "largest": largest}
+
+    class Merged(Largest):
+        def merged(self, constants):
+            largest = max(c["largest"] for c in constants)
+            return {**super().merged(constants), "largest": largest}
+
+    misfit, start = worker.problem(seed)
+    survey, (data,) = misfit.survey, misfit.waveforms.observed.values()
+    parts = {"shot 1": "it is noise"}
+    other = distributed.shard(hvpopt.fwi.WaveformMisfit(survey, data, Merged()))
+    assert other.without(parts).value(start) == misfit.without(parts).value(start)
+    other = distributed.shard(hvpopt.fwi.WaveformMisfit(survey, data, Largest()))
+    with pytest.raises(ValueError, match=r"'largest'.*merged"):
+        other.without(parts)
+
+
+def test_own_shots_go_with_the_whole_survey(seed):
+    misfit, start = worker.problem(seed)
+    for options, told in (
+        ({"shots": [0]}, "together"),
+        ({"survey": misfit.survey}, "together"),
+        ({"survey": misfit.survey, "shots": range(7), "model": start}, "own_shots"),
+        ({"survey": misfit.survey, "shots": range(6)}, "survey records"),
+        ({"survey": misfit.survey, "shots": range(7, 14)}, "shots"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            distributed.shard(misfit, **options)
+    shots = distributed.own_shots(7)
+    sharded = distributed.shard(misfit, survey=misfit.survey, shots=shots)
+    assert sharded.value(start) == misfit.value(start)
+
+
+# -- bad shots ------------------------------------------------------------------------
+
+
+def test_bad_shots_of_one_rank_are_told_alike_by_all(run, seed):
+    cases = [
+        ([3], "drop"),
+        ([0, 6], "drop"),  # on two ranks, and the only shot of one
+        ([3], "raise"),
+        (range(7), "drop"),
+    ]
+    alone = worker.meet_bad_shots(seed, cases)
+    found = run("meet_bad_shots", 4, cases=cases).all()
+    assert all(same_bits(found[0], other) for other in found)
+    for (bad, on_bad_shot), there, here in zip(cases, found[0], alone, strict=True):
+        errors, left = there
+        for text, parts, shots in errors[:3]:
+            assert shots == list(bad)
+            may_drop = on_bad_shot == "drop" and len(shots) < 7
+            assert parts.keys() == ({f"shot {s}" for s in shots} if may_drop else set())
+            assert "every shot fails" in text or len(shots) < 7
+        # one process meets them in groups as the ranks do: one shot each
+        assert errors == here[0]
+        assert (left is None) == (not errors[0][1])
+        if left is not None:
+            assert all(map(lambda a, b: gap(a, b) <= PRODUCT, left[:3], here[1][:3]))
+            assert left[3:] == here[1][3:]
+            assert [shots for *_, shots in errors[3:]] == [[4], [5]]
+
+
+def test_shots_that_are_not_there_cannot_be_dropped(seed):
+    misfit, _ = worker.problem(seed)
+    sharded = distributed.shard(misfit)
+    for parts, told in (
+        ({"shot 7": "why"}, "has no shot 7"),
+        ({f"shot {shot}": "why" for shot in range(7)}, "would have no shot"),
+    ):
+        for objective in (misfit, sharded):
+            with pytest.raises(ValueError, match=told):
+                objective.without(parts)
+    with pytest.raises(TypeError, match="parts"):
+        sharded.without("shot 3")
 
 
 # -- failing together -----------------------------------------------------------------
@@ -321,7 +415,7 @@ def test_ranks_that_hold_something_else_are_named(run, what):
     ran = run("differ", 3, what=what, **AT_ONCE)
     for ranks, text in ran.found:
         assert ranks == (1,)
-        assert "hold different models or vectors" in text
+        assert "hold different models, vectors or data" in text
     assert ran.exits == [1, 1, 1]
 
 

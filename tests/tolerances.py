@@ -24,5 +24,3 @@ TRUST_REGION_STEP = 1e-8
 PUBLISHED_MINIMUM = 1e-4
 #: Models of the same few steps on one and on several ranks: other rounding in each sum.
 SAME_INVERSION = 1e-10
-#: A Krylov basis in slices against dense matrices of up to 40 unknowns.
-SHARED_BASIS = 1e-11

@@ -14,21 +14,20 @@ What runs beside the misfit (a regulariser, preconditioners, the linear algebra)
 every rank, and must be deterministic there. Every evaluation compares a checksum of its
 input among the ranks, and raises where they differ. What differs by nature is decided
 together: after each evaluation ranks tell each other whether ``max_seconds`` have passed
-or a signal has come, and a shot that is bad on one is dropped by all. A callback runs on
-every rank and must answer alike; ``any_rank`` makes it so.
+or a signal has come, and all raise the same ``BadShotError``, whichever rank has met bad
+shots. A callback runs on every rank and must answer alike; ``any_rank`` makes it so.
 
-Every rank holds whole models and vectors. A Lanczos basis that is too large for that is
-held in slices, ``shard(misfit, share_basis=True)``: n·k/W numbers on each of W ranks.
+Every rank holds whole models and vectors, and the observed data of its own shots alone;
+see ``shard`` for how it need not load those of the others either.
 
 Rank 0 alone writes checkpoint and history, shows progress and logs. All ranks read the
 checkpoint in ``resume``, so it must lie where all can see it.
 """
 
-from hvpopt.distributed.messages import RankError
-from hvpopt.distributed.products import ShardedHessian
+from hvpopt.distributed.exchange import RankError
 from hvpopt.distributed.ranks import any_rank, device, is_main, rank, session, size
-from hvpopt.distributed.sharded import ShardedMisfit
-from hvpopt.distributed.sharding import shard
+from hvpopt.distributed.sharded import ShardedHessian, ShardedMisfit
+from hvpopt.distributed.sharding import own_shots, shard
 
 __all__ = [
     "RankError",
@@ -37,6 +36,7 @@ __all__ = [
     "any_rank",
     "device",
     "is_main",
+    "own_shots",
     "rank",
     "session",
     "shard",

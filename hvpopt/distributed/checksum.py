@@ -12,7 +12,7 @@ _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def checksum(*tensors: Tensor) -> int:
+def checksum(*tensors: Tensor, start: int = 0) -> int:
     """Return a number that tensors of other bits have with a chance of about 2⁻⁶⁴.
 
     The bits of entry i are multiplied by an odd number that depends on i and added
@@ -21,11 +21,12 @@ def checksum(*tensors: Tensor) -> int:
 
     Args:
         *tensors: Of real floating-point dtypes, on any device.
+        start: A checksum of what came before. Default of nothing.
 
     Returns:
         A signed integer of 64 bits.
     """
-    total = 0
+    total = start
     for tensor in tensors:
         flat = tensor.detach().reshape(-1)
         bits = flat.contiguous().view(_INTEGERS[flat.element_size()])
@@ -35,11 +36,6 @@ def checksum(*tensors: Tensor) -> int:
             place = torch.arange(first, first + block.numel(), device=bits.device)
             # tensors of 64-bit integers wrap around
             mixed += (block * (place * _GOLDEN | 1)).sum()
-        total = combined(total, int(mixed))
+        total = (31 * total + int(mixed)) % (1 << 64)
+        total -= (1 << 64) if total >= 1 << 63 else 0
     return total
-
-
-def combined(first: int, second: int) -> int:
-    """Return a checksum of two checksums in their order."""
-    wrapped = (31 * first + second) % (1 << 64)
-    return wrapped - (1 << 64) if wrapped >= 1 << 63 else wrapped

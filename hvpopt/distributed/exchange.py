@@ -5,37 +5,125 @@ rank's part succeeded, what it was asked for and the checksum of its input; it c
 the scalar part as well. Only if all agree do vectors follow: each rank adds one slice of
 them, in float64 and in the order of ranks, and sends the sum to all. That is the traffic
 of a ring all-reduce, 2 (W − 1)/W vectors out of each of W ranks, and no rank holds more
-than two vectors for it. What ranks hold in parts is gathered behind the same first
-message.
+than two vectors for it.
 """
 
 from __future__ import annotations
 
+import struct
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hvpopt.distributed.messages import (
-    FINE,
-    INTERRUPTED,
-    REFUSED,
-    SUMS,
-    Header,
-    Part,
-    RankError,
-    Room,
-    status_of,
-)
 from hvpopt.model.counts import Counts
 
+#: What a sum can be of; ranks that ask for different ones have parted.
+SUMS = (
+    "value",
+    "gradient",
+    "hessian",
+    "product",
+    "shots",
+    "costs",
+    "constants",
+    "data",
+    "flag",
+    "end",
+)
+#: How a rank's part ended.
+FINE, REFUSED, FAILED, INTERRUPTED = range(4)
 #: Bytes of an error's text that other ranks are told.
 _TEXT = 2048
+
+
+class RankError(RuntimeError):
+    """A rank failed, is lost, or differs from the others; raised alike on every rank.
+
+    Args:
+        message: What happened.
+        ranks: Those that it happened to.
+        ends_run: True if no further sum is possible; False for a model that was refused.
+
+    Attributes:
+        ranks: As given; empty where that is not known.
+        ends_run: As given.
+    """
+
+    def __init__(
+        self, message: str, ranks: tuple[int, ...] = (), *, ends_run: bool = True
+    ) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+        self.ends_run = ends_run
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank contributes to a sum, or the sum.
+
+    Attributes:
+        value: A scalar.
+        vector: ``[n]``, of the same dtype on every rank; or None.
+    """
+
+    value: float = 0.0
+    vector: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first message of a rank, of 48 bytes.
+
+    Attributes:
+        status: How its part ended.
+        what: Place in ``SUMS``.
+        step: Number of the sum.
+        agreed: Checksum of what all ranks must hold alike.
+        value: Of its part.
+        propagations: Wave propagations that its work took.
+    """
+
+    status: int
+    what: int
+    step: int
+    agreed: int
+    value: float
+    propagations: int
+
+    def pack(self) -> Tensor:
+        """Return it as a row of 64-bit integers."""
+        raw = struct.pack("<4qdq", *vars(self).values())
+        return torch.frombuffer(bytearray(raw), dtype=torch.int64)
+
+    @classmethod
+    def unpack(cls, row: Tensor) -> Header:
+        """Return the header of such a row."""
+        return cls(*struct.unpack("<4qdq", row.numpy().tobytes()))
+
+
+class Room:
+    """Where a vector is summed: two of its size, and a slice in float64.
+
+    Args:
+        vector: This rank's.
+        size: Ranks.
+        device: Where messages are made.
+    """
+
+    def __init__(self, vector: Tensor, size: int, device: torch.device) -> None:
+        self.n, self.home = vector.numel(), vector.device
+        each = -(-self.n // size)
+        self.sent = vector.new_zeros(size * each, device=device)
+        self.sent[: self.n] = vector
+        self.parts = torch.empty_like(self.sent)
+        self.total = self.sent.new_empty(each, dtype=torch.float64)
 
 
 class Exchange:
@@ -122,33 +210,6 @@ class Exchange:
         with self._in_step():
             return Part(value, self._sum(room).to(room.home))
 
-    def gather(self, row: Tensor, agreed: int) -> Tensor:
-        """Return a row of numbers of every rank, for what ranks hold in parts.
-
-        As before a sum, a header first says whether all ranks are here. A single number
-        travels in it; more than one take a second message.
-
-        Args:
-            row: ``[k]``, as long on every rank.
-            agreed: Checksum of what all ranks must hold alike.
-
-        Returns:
-            ``[W, k]`` in float64, the same bits on every rank.
-
-        Raises:
-            RankError: If a rank failed, is lost, or differs.
-        """
-        if self.size == 1:
-            return row.double().reshape(1, -1)
-        if self.failure is not None:
-            raise RankError(str(self.failure), self.failure.ranks)
-        alone = row.numel() == 1
-        headers = self._agree("basis", agreed, float(row) if alone else 0.0)
-        if alone:
-            return row.new_tensor([[h.value] for h in headers], dtype=torch.float64)
-        with self._in_step():
-            return self._rows(row.double()).to(row.device)
-
     def largest(self, number: float) -> float:
         """Return the largest of the numbers that ranks give; one message.
 
@@ -162,7 +223,8 @@ class Exchange:
             return number
         if self.failure is not None:
             raise RankError(str(self.failure), self.failure.ranks)
-        headers = self._agree("flag", 0, number)
+        headers = self._headers("flag", 0, number)
+        self._check(headers, None)
         return max(h.value for h in headers)
 
     def tell(self, text: str) -> list[str]:
@@ -210,12 +272,6 @@ class Exchange:
 
     # -- inside -----------------------------------------------------------------
 
-    def _agree(self, what: str, agreed: int, value: float) -> list[Header]:
-        """Exchange the first message; return every rank's, all fine and alike."""
-        headers = self._headers(what, agreed, value)
-        self._check(headers, None)
-        return headers
-
     def _headers(
         self,
         what: str,
@@ -226,7 +282,7 @@ class Exchange:
     ) -> list[Header]:
         self._step += 1
         place = SUMS.index(what)
-        header = Header(status_of(error), place, self._step, agreed, value, spent)
+        header = Header(_status_of(error), place, self._step, agreed, value, spent)
         with self._in_step():
             return [Header.unpack(row) for row in self._gather(header.pack())]
 
@@ -253,7 +309,7 @@ class Exchange:
             self._raise(headers, failed, error)
         for name, held in (
             ("are at different evaluations", [(h.step, SUMS[h.what]) for h in headers]),
-            ("hold different models or vectors", [h.agreed for h in headers]),
+            ("hold different models, vectors or data", [h.agreed for h in headers]),
         ):
             usual = Counter(held).most_common(1)[0][0]
             differ = tuple(rank for rank, h in enumerate(held) if h != usual)
@@ -299,14 +355,10 @@ class Exchange:
 
     def _gather(self, row: Tensor) -> Tensor:
         """Return a row of every rank ``[W, k]``, on the CPU."""
-        return self._rows(row).cpu()
-
-    def _rows(self, row: Tensor) -> Tensor:
-        """Return a row of every rank ``[W, k]``, where messages are made."""
         sent = row.to(self._device)
         rows = sent.new_empty(self.size, sent.numel())
         self._call(dist.all_gather, list(rows.unbind(0)), sent)
-        return rows
+        return rows.cpu()
 
     def _sum(self, room: Room) -> Tensor:
         self._call(dist.all_to_all_single, room.parts, room.sent)
@@ -336,6 +388,15 @@ class Exchange:
         if dist.get_backend() == "nccl":
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
+
+
+def _status_of(error: BaseException | None) -> int:
+    """Return how a part ended that raised an error, or None."""
+    if error is None:
+        return FINE
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return REFUSED if isinstance(error, (ValueError, ArithmeticError)) else FAILED
 
 
 def default_group() -> Any:

@@ -2,83 +2,102 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.distributed.checksum import checksum
-from hvpopt.distributed.dropping import Dropping
-from hvpopt.distributed.exchange import Exchange
-from hvpopt.distributed.messages import Part, RankError
-from hvpopt.distributed.part import MisfitOfShots
-from hvpopt.distributed.products import ShardedHessian
+from hvpopt.distributed.exchange import Exchange, Part, RankError
 from hvpopt.distributed.ranks import Ranks
 from hvpopt.distributed.shares import shares
-from hvpopt.distributed.slices import Slices
+from hvpopt.fwi.data.data_misfits import Constants
 from hvpopt.fwi.hessian.bad_shots import BadShotError
 from hvpopt.fwi.hessian.born import WaveformHessian
 from hvpopt.fwi.hessian.waveforms import Waveforms
-from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
+from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit, drawn_shots, random_codes
 from hvpopt.fwi.survey.survey import Survey
+from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, copy_model, named_tensors, rebuild
-from hvpopt.operators.holding import WHOLE, Holding
+from hvpopt.operators.symmetric import SymmetricOperator
 from hvpopt.problem.objective import Kind, Objective
 from hvpopt.problem.processes import Processes
+
+
+@dataclass
+class Traffic:
+    """What a misfit and those made of it have sent.
+
+    Attributes:
+        bytes_reduced: Sizes of the vectors that this rank has put into sums.
+    """
+
+    bytes_reduced: int = 0
 
 
 class ShardedMisfit(Objective):
     """A waveform misfit as the sum of what each rank's shots contribute.
 
-    Made by ``shard``. Value, gradient, products (exact and Gauss-Newton, of all shots,
-    of subsets and encoded) are those of the whole survey, the same bits on every rank.
+    Made by ``shard``. Value, gradient and products (exact and Gauss-Newton, of all shots
+    and encoded) are those of the whole survey, the same bits on every rank.
 
     Values, gradients and products count once, as in the misfit itself; propagations are
-    summed over ranks. All ranks count the same.
+    summed over ranks. All ranks count the same. Every rank must make the same calls.
 
     Args:
-        misfit: Of the whole survey.
-        costs: Of each shot.
+        part: The misfit of this rank's shots, normalised like the whole. On a rank with
+            no shot that of a shot that runs elsewhere, which is never evaluated.
+        survey: The whole survey.
+        numbers: What each shot of the survey is called.
+        own: Places in ``numbers`` of this rank's shots.
         exchange: With the other ranks.
-        share_basis: Share the vectors of a Lanczos basis out over ranks.
+        traffic: Is told what is sent. Default a new one.
 
     Attributes:
-        part: This rank's shots; its ``counts`` are this rank's own work.
-        costs: As given, or measured, seconds.
-        bytes_reduced: Sizes of the vectors that this rank has put into sums: one model
-            vector for each gradient and product, none without a process group. What
-            leaves the rank is 2 (W − 1)/W of that, and 48 bytes to each other rank for
-            every sum.
-        bytes_gathered: Sizes of the vectors that were put together from slices of a
-            shared basis: one in float64 for each product and each vector that the basis
-            returns. What leaves the rank is (W − 1)/W of that.
+        part: As given; its ``counts`` are this rank's own work.
+        survey: As given.
+        numbers: As given.
+        exchange: As given.
+        traffic: As given.
     """
 
     def __init__(
         self,
-        misfit: WaveformMisfit,
-        costs: list[float],
+        part: WaveformMisfit,
+        survey: Survey,
+        numbers: Sequence[int],
+        own: Sequence[int],
         exchange: Exchange,
-        *,
-        share_basis: bool = False,
+        traffic: Traffic | None = None,
     ) -> None:
-        super().__init__(misfit.name)
-        self.exchange = exchange
-        self.costs = costs
-        live = misfit.live_shots
-        places = shares([costs[shot] for shot in live], exchange.size)[exchange.rank]
-        mine = None if exchange.size == 1 else [live[place] for place in places]
-        self.part = MisfitOfShots(misfit, mine)
-        self._dropping = Dropping(self.part, exchange, misfit.on_bad_shot)
-        self.share_basis = share_basis
-        self.bytes_reduced = self.bytes_gathered = 0
+        super().__init__(part.name)
+        self.part, self.survey, self.exchange = part, survey, exchange
+        self.numbers = tuple(numbers)
+        self._own = list(own)
+        self.traffic = Traffic() if traffic is None else traffic
+
+    @property
+    def bytes_reduced(self) -> int:
+        """Sizes of the vectors that this rank has put into sums.
+
+        One model vector for each gradient and product, those of misfits made of this one
+        included; none without a process group. What leaves the rank is 2 (W − 1)/W of
+        that, and 48 bytes to each other rank for every sum. The data of encoded shots,
+        summed once, are not in it.
+        """
+        return self.traffic.bytes_reduced
 
     @property
     def has_gauss_newton(self) -> bool:
         """True, as of every waveform misfit."""
-        return self.part.has_gauss_newton
+        return True
 
     @property
     def processes(self) -> Processes:
@@ -87,49 +106,141 @@ class ShardedMisfit(Objective):
 
     @property
     def on_bad_shot(self) -> str:
-        """As of the misfit: ``"raise"``, or ``"drop"`` on all ranks."""
-        return self._dropping.on_bad_shot
+        """``"raise"`` or ``"drop"``, as of the misfit."""
+        return self.part.on_bad_shot
 
     @property
     def shots(self) -> list[int]:
-        """Those of this rank."""
-        return self.part.shots
+        """The numbers of this rank's shots."""
+        return [self.numbers[place] for place in self._own]
 
-    @property
-    def left_out(self) -> dict[str, str]:
-        """The dropped shots of all ranks, and why."""
-        return self.part.left_out
+    # -- misfits made of it -----------------------------------------------------
 
-    def leave_out(self, what: Mapping[str, str]) -> None:
-        """Drop the shots that another run of this misfit has dropped."""
-        self.part.leave_out(what)
+    def without(self, parts: Mapping[str, str]) -> ShardedMisfit:
+        """Return the misfit of the survey without some shots; see ``WaveformMisfit``.
 
-    def state(self) -> dict[str, int]:
-        """Return how many subsets and codes have been drawn, the same on every rank."""
-        return self.part.state()
-
-    def restore(self, state: dict[str, int]) -> None:
-        """Go back to a state."""
-        self.part.restore(state)
-
-    @property
-    def survey(self) -> Survey:
-        """The whole survey."""
-        return self.part.survey
-
-    @property
-    def waveforms(self) -> Waveforms:
-        """The misfit in its parts, of the whole survey."""
-        return self.part.waveforms
-
-    def groups(self, model: Model, shots: Sequence[int] | None = None) -> list[list[int]]:
-        """Return the groups that shots run in here; see ``WaveformMisfit.groups``.
+        Shots stay on their ranks, so that a rank may be left with none. What normalises
+        the misfit is reduced over ranks. Every rank must call it.
 
         Args:
-            model: Where to measure.
-            shots: Indices. Default those of this rank.
+            parts: Why each shot is dropped, by name: ``{"shot 3": "the misfit is nan"}``.
+
+        Raises:
+            TypeError: If the parts are no such mapping.
+            ValueError: If there is no such shot, or none would be left.
+            RankError: If a rank failed, or is lost.
         """
-        return self.part.groups(model, shots)
+        checks.instance("parts", parts, Mapping, "pass a dict {'shot 3': why}")
+        unit = self.part.waveforms.shots.unit
+        names = [f"{unit} {number}" for number in self.numbers]
+        if unknown := sorted(set(parts) - set(names)):
+            raise ValueError(
+                f"{self.name!r} has no {', '.join(unknown)}; its {unit}s are "
+                f"{list(self.numbers)}"
+            )
+        left = [place for place, name in enumerate(names) if name not in parts]
+        if not left:
+            raise ValueError(f"{self.name!r} without {sorted(parts)} would have no shot")
+        made = self._select(left)
+        constants = common_constants(made.part, not made.shots, self.exchange)
+        return made._with(constants=constants)
+
+    def encode(self, codes: Tensor) -> ShardedMisfit:
+        """Return the misfit of simultaneous sources; see ``WaveformMisfit.encode``.
+
+        The data of encoded shots are summed over ranks. They are shared out like others,
+        so that one alone runs on rank 0. Every rank must call it.
+
+        Args:
+            codes: Factor of each shot in each encoded one, ``[encoded shot, shot]``.
+
+        Raises:
+            ValueError: If the shots cannot be encoded, or for codes of another shape.
+            RankError: If a rank failed, or is lost.
+        """
+        whole = self._of_all()
+        empty = {channel: d[:0] for channel, d in whole.observed.items()}
+        whole.encode(codes, empty)  # refuses what cannot be encoded before any message
+        shapes = {channel: (len(codes), *d.shape[1:]) for channel, d in empty.items()}
+
+        def work() -> Part:
+            own = codes[:, self._own] if self._own else torch.zeros(len(codes), 1)
+            return Part(
+                0.0, torch.cat([d.reshape(-1) for d in whole.coded(own).values()])
+            )
+
+        found = self.total("data", checksum(codes), work, self.part.counts)
+        assert found.vector is not None
+        rows = torch.split(found.vector, [math.prod(s) for s in shapes.values()])
+        coded = {c: row.reshape(shapes[c]) for c, row in zip(shapes, rows, strict=True)}
+        misfit = self.part.with_waveforms(whole.encode(codes, coded))
+        own = shares([1.0] * len(codes), self.exchange.size)[self.exchange.rank]
+        return self._made(
+            misfit.select(own or [0]), misfit.survey, range(len(codes)), own
+        )
+
+    def draw(self, n_shots: int, *, seed: int = 0) -> ShardedMisfit:
+        """Return the misfit of some shots drawn at random; see ``WaveformMisfit.draw``.
+
+        They run on the ranks that have them.
+
+        Args:
+            n_shots: How many, drawn without replacement.
+            seed: Of the choice.
+
+        Raises:
+            ValueError: If there are not so many.
+        """
+        there, waveforms = len(self.numbers), self.part.waveforms
+        return self._select(drawn_shots(there, n_shots, seed))._with(
+            weight=waveforms.weight * (there / n_shots),
+            cost=waveforms.cost * n_shots / there,
+        )
+
+    def cheap_sample(self, *, seed: int = 0) -> ShardedMisfit:
+        """Return one encoded shot, or a third of the shots where they cannot be encoded.
+
+        Args:
+            seed: Of the signs, or of the choice of shots.
+        """
+        n_shots = len(self.numbers)
+        if self._of_all().why_not_encoded():
+            return self.draw(-(-n_shots // 3), seed=seed)
+        return self.encode(random_codes(1, n_shots, seed))
+
+    def _of_all(self) -> Waveforms:
+        """Return the misfit in its parts with the whole survey, without others' data."""
+        return replace(self.part.waveforms, survey=self.survey)
+
+    def _select(self, places: Sequence[int]) -> ShardedMisfit:
+        """Return the part of some shots, each on the rank that has it."""
+        here = [i for i, place in enumerate(self._own) if place in places]
+        return self._made(
+            self.part.select(here or [0]),
+            self.survey.select(places),
+            [self.numbers[place] for place in places],
+            [places.index(self._own[i]) for i in here],
+        )
+
+    def _made(
+        self,
+        part: WaveformMisfit,
+        survey: Survey,
+        numbers: Sequence[int],
+        own: Sequence[int],
+    ) -> ShardedMisfit:
+        """Return another misfit on the same ranks, which counts here too."""
+        made = ShardedMisfit(part, survey, numbers, own, self.exchange, self.traffic)
+        made.counts = self.counts.child()
+        return made
+
+    def _with(self, **changes: Any) -> ShardedMisfit:
+        """Return this misfit with other fields of ``Waveforms``."""
+        waveforms = replace(self.part.waveforms, **changes)
+        self.part = self.part.with_waveforms(waveforms)
+        return self
+
+    # -- value, gradient and products -------------------------------------------
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the misfit as a differentiable scalar; without other ranks only.
@@ -152,18 +263,18 @@ class ShardedMisfit(Objective):
             model: The unknowns, the same on every rank.
 
         Raises:
+            BadShotError: If shots of any rank keep failing; the same on every rank.
             RankError: If a rank failed, is lost, or holds another model.
         """
 
         def work() -> Part:
-            if self.shots:
+            if self._own:
                 return Part(self.part.value(model))
-            self._check(model)
+            self._refuse(model)
             return Part()
 
         self.counts.tally(values=1)
-        total = self._total("value", self._agreed(model), work)
-        return total.value
+        return self.total("value", self._agreed(model), work, self.part.counts).value
 
     def value_and_gradient(self, model: Model) -> tuple[float, Model]:
         """Return the misfit of all shots and its gradient, shaped like the model.
@@ -172,36 +283,31 @@ class ShardedMisfit(Objective):
             model: The unknowns, the same on every rank.
 
         Raises:
+            BadShotError: If shots of any rank keep failing; the same on every rank.
             RankError: If a rank failed, is lost, or holds another model.
         """
         tensors = _tensors(model)
 
         def work() -> Part:
-            if self.shots:
+            if self._own:
                 value, gradient = self.part.value_and_gradient(model)
-                rows = [row.reshape(-1) for row in _tensors(gradient)]
-                return Part(value, torch.cat(rows))
-            self._check(model)
+                return Part(value, torch.cat([g.reshape(-1) for g in _tensors(gradient)]))
+            self._refuse(model)
             zeros = [torch.zeros_like(t.detach()).reshape(-1) for t in tensors]
             return Part(0.0, torch.cat(zeros))
 
         self.counts.tally(gradients=1)
-        total = self._total("gradient", self._agreed(model), work)
-        self._note_reduced(total.vector)
-        assert total.vector is not None
-        rows = torch.split(total.vector, [t.numel() for t in tensors])
-        return total.value, rebuild(
+        agreed = self._agreed(model)
+        found = self.total("gradient", agreed, work, self.part.counts)
+        assert found.vector is not None
+        rows = torch.split(found.vector, [t.numel() for t in tensors])
+        return found.value, rebuild(
             model,
             [r.reshape(t.shape).to(t.dtype) for r, t in zip(rows, tensors, strict=True)],
         )
 
     def hessian(
-        self,
-        model: Model,
-        kind: Kind = "exact",
-        *,
-        space: ModelSpace | None = None,
-        shots: Sequence[int] | None = None,
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
     ) -> ShardedHessian:
         """Return the Hessian of all shots, by products; see ``WaveformMisfit.hessian``.
 
@@ -209,11 +315,21 @@ class ShardedMisfit(Objective):
             model: Where to linearise, the same on every rank.
             kind: ``"exact"`` or ``"gauss-newton"``.
             space: Flat coordinates. Default ``ModelSpace(model)``.
-            shots: Those that take part, shared out anew. Default as for the misfit.
+
+        Raises:
+            ValueError: As for ``WaveformMisfit.hessian``, if all ranks refuse it.
+            RankError: If a rank failed, is lost, or holds another model.
         """
-        return self._share_out(
-            model, lambda: self.part.hessian(model, kind, space=space, shots=shots)
-        )
+        made: list[WaveformHessian] = []
+
+        def work() -> Part:
+            made.append(self.part.hessian(model, kind, space=space))
+            return Part()
+
+        agreed = self._agreed(model)
+        self.total("hessian", agreed, work, self.part.counts)
+        wire = reduce(torch.promote_types, [t.dtype for t in _tensors(model)])
+        return ShardedHessian(made[0], self, agreed, wire)
 
     def encoded_hessian(
         self,
@@ -224,9 +340,7 @@ class ShardedMisfit(Objective):
         space: ModelSpace | None = None,
         seed: int = 0,
     ) -> ShardedHessian:
-        """Return the estimate of ``WaveformMisfit.encoded_hessian``.
-
-        Encoded shots are shared out like others: one alone runs on rank 0.
+        """Return an estimate of the Hessian from simultaneous sources; see ``encode``.
 
         Args:
             model: Where to linearise, the same on every rank.
@@ -235,12 +349,8 @@ class ShardedMisfit(Objective):
             space: Flat coordinates. Default ``ModelSpace(model)``.
             seed: Of the signs.
         """
-        return self._share_out(
-            model,
-            lambda: self.part.encoded_hessian(
-                model, kind, n_encoded, space=space, seed=seed
-            ),
-        )
+        codes = random_codes(n_encoded, len(self.numbers), seed)
+        return self.encode(codes).hessian(model, kind, space=space)
 
     def sketch(
         self,
@@ -251,83 +361,176 @@ class ShardedMisfit(Objective):
         seed: int = 0,
     ) -> ShardedHessian:
         """Return a cheap estimate of the Hessian; see ``WaveformMisfit.sketch``."""
-        return self._share_out(
-            model, lambda: self.part.sketch(model, kind, space=space, seed=seed)
-        )
+        return self.cheap_sample(seed=seed).hessian(model, kind, space=space)
 
-    def measure(self, model: Model) -> list[float]:
-        """Return the seconds of each shot's value, measured on the rank that runs it.
+    # -- sums over ranks --------------------------------------------------------
+
+    def total(
+        self,
+        what: str,
+        agreed: int,
+        work: Callable[[], Part],
+        own: Counts,
+        counts: Counts | None = None,
+    ) -> Part:
+        """Return the sum of every rank's part, or raise what all ranks must raise.
 
         Args:
-            model: Where to measure. It takes one propagation a shot, and one on top.
+            what: One of ``SUMS``.
+            agreed: Checksum of what all ranks must hold alike.
+            work: Returns this rank's part.
+            own: Counts the propagations of this rank's work.
+            counts: Is told those of all ranks. Default the misfit's.
+
+        Raises:
+            BadShotError: If shots of any rank are bad: the same on every rank.
+            RankError: If a rank failed, is lost, or differs.
         """
-
-        def work() -> Part:
-            return Part(0.0, self.part.seconds(model, self.shots))
-
-        total = self._total("costs", self._agreed(model), work)
-        assert total.vector is not None
-        return [float(s) for s in total.vector.clamp(min=1e-9)]
-
-    # -- inside -----------------------------------------------------------------
-
-    def _check(self, model: Model) -> None:
-        # an idle rank refuses a model as the others do
-        with torch.no_grad():
-            self.waveforms.models(copy_model(model))
-
-    def _total(self, what: str, agreed: int, work: Callable[[], Part]) -> Part:
-        """Return a sum over ranks, without the shots that were dropped in it."""
+        counts = self.counts if counts is None else counts
         try:
-            return self.exchange.total(
-                what, agreed, work, own=self.part.counts, whole=self.counts
-            )
+            found = self.exchange.total(what, agreed, work, own=own, whole=counts)
         except (RankError, BadShotError) as error:
-            if not self._dropping.settle(error):
+            if isinstance(error, RankError) and error.ends_run:
                 raise
-        return self._total(what, agreed, work)
+            if bad := self._bad_shots(error):
+                raise bad from error
+            raise
+        if self.exchange.size > 1 and found.vector is not None and what != "data":
+            self.traffic.bytes_reduced += found.vector.nbytes
+        return found
 
-    def _note_reduced(self, vector: Tensor | None) -> None:
-        if vector is not None and self.exchange.size > 1:
-            self.bytes_reduced += vector.numel() * vector.element_size()
+    def _bad_shots(self, error: Exception) -> BadShotError | None:
+        """Return the error that names the bad shots of all ranks; two messages.
 
-    def _note_gathered(self, vector: Tensor) -> None:
-        self.bytes_gathered += vector.numel() * vector.element_size()
-
-    def _holding(self, agreed: int) -> Holding:
-        if not self.share_basis or self.exchange.size == 1:
-            return WHOLE
-        return Slices(self.exchange, agreed, self._note_gathered)
-
-    def _share_out(
-        self, model: Model, make: Callable[[], WaveformHessian]
-    ) -> ShardedHessian:
-        made: list[WaveformHessian] = []
-
-        def work() -> Part:
-            made[:] = [make()]
-            return Part()
-
-        agreed = self._agreed(model)
-        self._total("hessian", agreed, work)
-        (operator,) = made
-        encoded = operator._waveforms.survey is not self.survey
-        costs = [1.0 if encoded else self.costs[shot] for shot in operator.shots]
-        return ShardedHessian(
-            operator,
-            shares(costs, self.exchange.size)[self.exchange.rank],
-            self.exchange,
-            agreed=agreed,
-            wire=reduce(torch.promote_types, [t.dtype for t in _tensors(model)]),
-            counts=self.counts.child(),
-            note_reduced=self._note_reduced,
-            dropping=self._dropping,
-            holding=self._holding(agreed),
+        Args:
+            error: What a sum raised here: on every rank its own, or a RankError.
+        """
+        own = error.__cause__ if isinstance(error, RankError) else error
+        bad: list[Any] = []
+        if isinstance(own, BadShotError):
+            bad = [own.quantity, own.reasons, own.group, own.parameter, own.unit]
+        told = [json.loads(text) for text in self.exchange.tell(json.dumps(bad))]
+        told = [bad for bad in told if bad]
+        if not told:
+            return None
+        quantity, _, group, parameter, unit = told[0]
+        reasons = {int(n): why for _, some, *_ in told for n, why in some.items()}
+        return BadShotError(
+            quantity,
+            reasons,
+            group=group,
+            parameter=parameter,
+            unit=unit,
+            to_blame=len(reasons) < len(self.numbers),
+            may_drop=self.on_bad_shot == "drop",
         )
 
+    def _refuse(self, model: Model) -> None:
+        """Raise what ranks with shots raise for a model that does not fit."""
+        with torch.no_grad():
+            self.part.waveforms.models(copy_model(model))
+
     def _agreed(self, model: Model) -> int:
-        alone = self.exchange.size == 1
-        return 0 if alone else checksum(*_tensors(model))
+        return 0 if self.exchange.size == 1 else checksum(*_tensors(model))
+
+
+class ShardedHessian(SymmetricOperator):
+    """The Hessian of a ShardedMisfit; a product is one sum over ranks.
+
+    Made by ``ShardedMisfit.hessian``. Each rank holds what its own shots need.
+
+    Args:
+        part: Of this rank's shots.
+        misfit: Makes the sums.
+        agreed: Checksum of the model.
+        wire: Dtype that products are sent in, the model's: float32 waves have no more
+            digits, whatever the dtype of flat vectors.
+
+    Attributes:
+        kind: ``"exact"`` or ``"gauss-newton"``.
+        shots: The numbers of those that take part, on all ranks.
+        part: As given.
+    """
+
+    def __init__(
+        self,
+        part: WaveformHessian,
+        misfit: ShardedMisfit,
+        agreed: int,
+        wire: torch.dtype,
+    ) -> None:
+        super().__init__(
+            part.size,
+            dtype=part.dtype,
+            device=part.device,
+            space=part.space,
+            counts=misfit.counts.child(),
+            noise=part.noise,
+        )
+        self.cost, self.kind = part.cost, part.kind
+        self.shots = list(misfit.numbers)
+        self.part = part
+        self._misfit, self._agreed, self._wire = misfit, agreed, wire
+
+    @property
+    def engine(self) -> str:
+        """What makes the products: ``"born"``, ``"double-backprop"`` or ``"eager"``."""
+        return self.part.engine
+
+    @property
+    def engine_reason(self) -> str:
+        """Why this engine."""
+        return self.part.engine_reason
+
+    @property
+    def curvature(self) -> str:
+        """What serves as the curvature in the data."""
+        return self.part.curvature
+
+    def _product(self, vector: Tensor) -> Tensor:
+        self.counts.tally(products=1)
+        misfit = self._misfit
+
+        def work() -> Part:
+            row = self.part.matvec(vector) if misfit.shots else torch.zeros_like(vector)
+            return Part(0.0, row.to(self._wire))
+
+        alone = misfit.exchange.size == 1
+        agreed = 0 if alone else checksum(vector, start=self._agreed)
+        total = misfit.total("product", agreed, work, self.part.counts, self.counts)
+        assert total.vector is not None
+        return total.vector
+
+    def close(self) -> None:
+        """Release what this rank's operator holds. No message is sent."""
+        self.part.close()
+
+
+def common_constants(misfit: WaveformMisfit, idle: bool, exchange: Exchange) -> Constants:
+    """Return what normalises a misfit, from the data of all ranks.
+
+    Args:
+        misfit: Of this rank's shots.
+        idle: True if it has none, and the misfit's data are not to be looked at.
+        exchange: With the other ranks.
+
+    Raises:
+        ValueError: If constants of the data misfit do not merge.
+        RankError: If a rank failed, or is lost.
+    """
+    data_misfit, observed = misfit.waveforms.data_misfit, misfit.waveforms.observed
+    found: list[Constants] = []
+
+    def work() -> Part:
+        if not idle:
+            data_misfit.check_merges(observed)
+            found.append(data_misfit.take_constants(observed))
+        return Part()
+
+    exchange.total("constants", 0, work)
+    told = exchange.tell(json.dumps([dict(some) for some in found]))
+    constants = [some for text in told for some in json.loads(text)]
+    return constants[0] if len(constants) == 1 else data_misfit.merged(constants)
 
 
 def _tensors(model: Model) -> list[Tensor]:

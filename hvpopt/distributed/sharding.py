@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
 
 from hvpopt import checks
+from hvpopt.distributed.checksum import checksum
+from hvpopt.distributed.exchange import Exchange, Part
 from hvpopt.distributed.ranks import current_exchange
-from hvpopt.distributed.sharded import ShardedMisfit
+from hvpopt.distributed.sharded import ShardedMisfit, common_constants
+from hvpopt.distributed.shares import shares
 from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
-from hvpopt.model.tensors import Model
+from hvpopt.fwi.survey.survey import Survey
+from hvpopt.model.counts import Counts
+from hvpopt.model.tensors import Model, copy_model, named_tensors
 
 logger = logging.getLogger(__name__)
+
+
+def own_shots(n_shots: int, costs: Sequence[float] | None = None) -> list[int]:
+    """Return the shots that this rank takes of a survey, for loading their data alone.
+
+    Shots need not divide by ranks. No message is sent.
+
+    Args:
+        n_shots: Of the whole survey.
+        costs: Of each shot, relative, the same on every rank. Default all cost the same.
+
+    Returns:
+        Indices in order; none on the last ranks if there are more ranks than shots.
+
+    Raises:
+        TypeError: If costs are no numbers.
+        ValueError: If they are not positive, or not one for each shot.
+    """
+    n_shots = checks.integer("n_shots", n_shots, least=1)
+    exchange = current_exchange()
+    return shares(_checked_costs(costs, n_shots), exchange.size)[exchange.rank]
 
 
 def shard(
@@ -20,24 +51,37 @@ def shard(
     model: Model | None = None,
     *,
     costs: Sequence[float] | None = None,
-    share_basis: bool = False,
+    survey: Survey | None = None,
+    shots: Sequence[int] | None = None,
 ) -> ShardedMisfit:
     """Return a waveform misfit whose shots are shared out over the ranks.
 
-    Call it on every rank, with the same misfit of the whole survey. Shots need not divide
-    by ranks; where there are more ranks than shots, the last ranks stay idle and a
-    warning says so. Without a process group it behaves like the misfit itself.
+    Call it on every rank, with the same misfit of the whole survey: each rank keeps a
+    copy of its own shots' data, and nothing of the others'. Shots need not divide by
+    ranks; where there are more ranks than shots, the last ranks stay idle and a warning
+    says so. Without a process group it behaves like the misfit itself.
+
+    A rank need not load the data of the others. It then gives the misfit of its own
+    shots, with the whole survey and the shots' places in it:
+
+        shots = distributed.own_shots(survey.n_shots)
+        own = fwi.WaveformMisfit(survey.select(shots), load(shots))
+        misfit = distributed.shard(own, survey=survey, shots=shots)
+
+    What normalises the misfit is then merged over ranks, which holds for every data
+    misfit of this package, and for others whose ``constants`` add up over shots or that
+    say in ``merged`` how they merge. Weights are those of the rank's own shots. Every
+    rank needs a shot, and every shot one rank.
 
     Args:
-        misfit: Of the whole survey, whose constants and weights stay those of all shots.
-        model: Where to measure the seconds of each shot, by one value on the rank that
-            would run it, so that ranks take equally long. Default: all cost the same,
-            and ranks get equal numbers.
+        misfit: Of the whole survey, whose constants and weights stay those of all shots;
+            or, with ``survey`` and ``shots``, of this rank's own shots.
+        model: Where to measure the seconds of each shot, by one value on one of the
+            ranks, so that ranks take equally long. Default: all cost the same, and ranks
+            get equal numbers.
         costs: Of each shot, relative; instead of a measurement.
-        share_basis: Hold of each vector of a Lanczos basis only ⌈n/W⌉ entries on each of
-            W ranks. It saves memory where the basis is large, and costs about half a
-            sum of a float64 vector for each product. All ranks must then make the same
-            calls of the basis. Default False.
+        survey: The whole survey, without whose sources no shots can be encoded.
+        shots: Places in ``survey`` of the misfit's shots, in their order.
 
     Returns:
         An objective; its parts are summed over ranks.
@@ -45,16 +89,16 @@ def shard(
     Raises:
         TypeError: For anything but a WaveformMisfit, or costs that are no numbers.
         ValueError: For costs that do not fit; a survey with ``survey_pad`` on several
-            ranks, whose waves depend on which shots run together.
+            ranks, whose waves depend on which shots run together; own shots that do not
+            fit the survey or leave some out.
+        RankError: If ranks give different misfits, or one failed or is lost.
     """
     if not isinstance(misfit, WaveformMisfit):
         raise TypeError(
             f"shard() takes a WaveformMisfit, got {type(misfit).__name__}; of a sum "
             "shard the waveform terms and add the others, which run on every rank"
         )
-    share_basis = checks.flag("share_basis", share_basis)
     exchange = current_exchange()
-    n_shots, n_live = misfit.survey.n_shots, len(misfit.live_shots)
     if exchange.size > 1 and misfit.survey.options.get("survey_pad") is not None:
         raise ValueError(
             "a survey with survey_pad cannot be shared out: its waves depend on which "
@@ -62,21 +106,103 @@ def shard(
         )
     if costs is not None and model is not None:
         raise ValueError("give costs, or a model to measure them at, not both")
+    if (survey is None) != (shots is None):
+        raise ValueError("give survey and shots together, for a misfit of own shots")
+    if survey is not None and shots is not None:
+        if costs is not None or model is not None:
+            raise ValueError(
+                "own shots have been shared out already; give costs to own_shots()"
+            )
+        return _of_own(misfit, survey, list(shots), exchange)
+    return _of_whole(
+        misfit, model, _checked_costs(costs, misfit.survey.n_shots), exchange
+    )
+
+
+def _of_whole(
+    misfit: WaveformMisfit, model: Model | None, costs: list[float], exchange: Exchange
+) -> ShardedMisfit:
+    n_shots, size, rank = len(costs), exchange.size, exchange.rank
+    counts = Counts()
+    if size > 1:
+        exchange.total("shots", checksum(*misfit.waveforms.observed.values()), Part)
+        if model is not None:
+            costs = _measured(misfit, model, exchange, counts)
+    if size > n_shots and rank == 0:
+        logger.warning("%d of %d ranks have no shot and stay idle", size - n_shots, size)
+    own = shares(costs, size)[rank]
+    part = misfit.select(own or [0])
+    if size > 1:  # a view would keep the data of all shots
+        rows = {channel: d.clone() for channel, d in part.waveforms.observed.items()}
+        part = part.with_waveforms(replace(part.waveforms, observed=rows))
+    numbers = misfit.waveforms.shots.numbers
+    sharded = ShardedMisfit(part, misfit.survey, numbers, own, exchange)
+    sharded.counts.tally(**counts.as_dict())
+    return sharded
+
+
+def _of_own(
+    misfit: WaveformMisfit, survey: Survey, shots: list[int], exchange: Exchange
+) -> ShardedMisfit:
+    checks.instance("survey", survey, Survey, "pass the whole hvpopt.fwi.Survey")
+
+    def work() -> Part:
+        expected = survey.select(shots).data_shapes
+        if misfit.survey.data_shapes != expected:
+            raise ValueError(
+                f"the misfit's survey records {misfit.survey.data_shapes}; shots {shots} "
+                f"of the whole one record {expected}"
+            )
+        return Part()
+
+    exchange.total("shots", survey.n_shots, work)
+    told = [json.loads(text) for text in exchange.tell(json.dumps(shots))]
+    every = sorted(shot for some in told for shot in some)
+    if every != list(range(survey.n_shots)):
+        raise ValueError(
+            f"ranks have shots {told}; each of the {survey.n_shots} must be on one rank"
+        )
+    waveforms = replace(
+        misfit.waveforms,
+        constants=common_constants(misfit, False, exchange),
+        shots=misfit.waveforms.shots.renamed(shots),
+    )
+    part = misfit.with_waveforms(waveforms)
+    return ShardedMisfit(part, survey, range(survey.n_shots), shots, exchange)
+
+
+def _measured(
+    misfit: WaveformMisfit, model: Model, exchange: Exchange, counts: Counts
+) -> list[float]:
+    """Return the seconds of each shot's value, each measured on one rank.
+
+    It takes one propagation a shot, and one on top for each rank: the first value also
+    pays for libraries.
+    """
+    n_shots, own = misfit.survey.n_shots, Counts()
+
+    def work() -> Part:
+        seconds = torch.zeros(n_shots, dtype=torch.float64)
+        mine = shares([1.0] * n_shots, exchange.size)[exchange.rank]
+        with torch.no_grad():
+            models = misfit.waveforms.models(copy_model(model))
+            for shot in [*mine[:1], *mine]:
+                began = time.perf_counter()
+                own.tally(propagations=1)
+                float(misfit.waveforms.loss(models, [shot]))
+                seconds[shot] = time.perf_counter() - began
+        return Part(0.0, seconds)
+
+    agreed = checksum(*named_tensors(model).values())
+    total = exchange.total("costs", agreed, work, own=own, whole=counts)
+    assert total.vector is not None
+    return [float(s) for s in total.vector.clamp(min=1e-9)]
+
+
+def _checked_costs(costs: Sequence[float] | None, n_shots: int) -> list[float]:
     given = [1.0] * n_shots
     if costs is not None:
         given = [float(c) for c in checks.numbers_of("costs", costs).reshape(-1)]
     if len(given) != n_shots or not all(0 < c < math.inf for c in given):
         raise ValueError(f"costs must be {n_shots} positive numbers, one for each shot")
-    if exchange.size > n_live and exchange.rank == 0:
-        logger.warning(
-            "%d of %d ranks have no shot and stay idle",
-            exchange.size - n_live,
-            exchange.size,
-        )
-    sharded = ShardedMisfit(misfit, given, exchange, share_basis=share_basis)
-    if model is None or exchange.size == 1:
-        return sharded
-    seconds = sharded.measure(model)
-    measured = ShardedMisfit(misfit, seconds, exchange, share_basis=share_basis)
-    measured.counts.tally(**sharded.counts.as_dict())
-    return measured
+    return given

@@ -7,8 +7,9 @@ of shots does not depend on the groups.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -61,6 +62,17 @@ class DataMisfit(ABC):
             "samples": float(sum(d.numel() for d in observed.values())),
             "traces": float(sum(d[..., 0].numel() for d in observed.values())),
         }
+
+    def merged(self, constants: Sequence[Constants]) -> Constants:
+        """Return the constants of all shots, of which several have some each.
+
+        Default the sums. A subclass whose ``constants`` do not add up over shots
+        overrides it, or ranks cannot share a survey out without loading all of its data.
+
+        Args:
+            constants: What ``constants`` returned for the shots of each.
+        """
+        return {name: sum(some[name] for some in constants) for name in constants[0]}
 
     @abstractmethod
     def of_shots(
@@ -241,6 +253,30 @@ class DataMisfit(ABC):
                 "(reduction='sum'), divided by a constant if it is to be a mean"
             )
 
+    def check_merges(self, observed: Data) -> None:
+        """Raise ValueError unless ``merged`` gives the constants of all these shots.
+
+        Args:
+            observed: By channel, some shots.
+
+        Raises:
+            ValueError: If it does not, with the names of those that differ.
+        """
+        n_shots = len(next(iter(observed.values())))
+        own = type(self)
+        if n_shots == 1 or own.constants is DataMisfit.constants:
+            return
+        first, rest = (
+            self.take_constants({c: d[rows] for c, d in observed.items()})
+            for rows in (slice(1), slice(1, None))
+        )
+        whole, merged = self.take_constants(observed), self.merged([first, rest])
+        if differ := [n for n in whole if not math.isclose(whole[n], merged[n])]:
+            raise ValueError(
+                f"the misfit {self.name!r} has constants {differ} that do not add up "
+                "over shots; give it a method merged(constants) that returns those of all"
+            )
+
 
 class _Weighted(DataMisfit):
     """A sum over samples, each with its weight, divided by their number."""
@@ -364,6 +400,14 @@ class Huber(_Weighted):
         energy = sum(float(d.double().square().sum()) for d in observed.values())
         if energy == 0:
             raise ValueError("the observed data are zero; give Huber its delta=")
+        return {**counts, "delta": (energy / counts["samples"]) ** 0.5}
+
+    def merged(self, constants: Sequence[Constants]) -> Constants:
+        """Return the number of all samples, and their root mean square for δ."""
+        counts = super().merged(constants)
+        if self._delta is not None:
+            return {**counts, "delta": self._delta}
+        energy = sum(some["delta"] ** 2 * some["samples"] for some in constants)
         return {**counts, "delta": (energy / counts["samples"]) ** 0.5}
 
     def of_shots(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,12 @@ class Envelope(DataMisfit):
                 raise ValueError(f"the observed data of channel {channel!r} are zero")
             found[f"damping {channel}"] = self._damping * largest
         return found
+
+    def merged(self, constants: Sequence[Constants]) -> Constants:
+        """Return the number of all samples, and the largest ε of each channel."""
+        counts = super().merged(constants)
+        largest = {n: max(some[n] for some in constants) for n in counts}
+        return {n: largest[n] if n.startswith("damping") else counts[n] for n in counts}
 
     def of_shots(
         self, simulated: Data, observed: Data, shots: Shots, constants: Constants

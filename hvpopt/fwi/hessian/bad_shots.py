@@ -85,22 +85,35 @@ class ShotNames:
         may_drop: True if a minimiser may go on without bad shots.
         some: True if the sum has other shots too, evaluated elsewhere: all of these may
             then be bad while the model is good.
+        rows: Of each shot in the weights of the data misfit. Default the numbers.
     """
 
     numbers: tuple[int, ...]
     unit: str = "shot"
     may_drop: bool = False
     some: bool = False
+    rows: tuple[int, ...] | None = None
 
     def select(self, shots: Sequence[int], *, some: bool) -> ShotNames:
         """Return those of some shots, of a sum that has others or not."""
         numbers = tuple(self.numbers[shot] for shot in shots)
-        return replace(self, numbers=numbers, some=some)
+        rows = None if self.rows is None else tuple(self.rows[shot] for shot in shots)
+        return replace(self, numbers=numbers, some=some, rows=rows)
+
+    def renamed(self, numbers: Sequence[int]) -> ShotNames:
+        """Return other names for these shots, as part of a larger sum."""
+        rows = self.numbers if self.rows is None else self.rows
+        return replace(self, numbers=tuple(numbers), some=True, rows=rows)
 
     def of(self, shots: Sequence[int] | None) -> list[int]:
         """Return the numbers of some shots. Default all."""
         every = range(len(self.numbers))
         return [self.numbers[shot] for shot in (every if shots is None else shots)]
+
+    def rows_of(self, shots: Sequence[int] | None) -> list[int]:
+        """Return the rows of some shots in the data misfit's weights. Default all."""
+        rows = self.numbers if self.rows is None else self.rows
+        return list(rows) if shots is None else [rows[shot] for shot in shots]
 
     def error(
         self,

@@ -66,7 +66,18 @@ class Waveforms:
             shots=self.shots.select(shots, some=self.shots.some),
         )
 
-    def encode(self, codes: Tensor) -> Waveforms:
+    def coded(self, codes: Tensor) -> Data:
+        """Return the coded sums of the observed data, ``[encoded shot, receiver, time]``.
+
+        Args:
+            codes: Factor of each shot in each encoded one, ``[encoded shot, shot]``.
+        """
+        return {
+            channel: torch.einsum("ks,srt->krt", codes.to(d), d)
+            for channel, d in self.observed.items()
+        }
+
+    def encode(self, codes: Tensor, coded: Data | None = None) -> Waveforms:
         """Return the misfit of shots that fire all sources at once, with factors.
 
         With codes ``c`` of ±1, one encoded shot records ``Σ_s c_s F_s(V)``. For a misfit
@@ -78,6 +89,7 @@ class Waveforms:
 
         Args:
             codes: Factor of each shot in each encoded one, ``[encoded shot, shot]``.
+            coded: The coded sums of the observed data. Default those of the data here.
 
         Returns:
             The mean over as many encoded shots as there are rows of codes.
@@ -91,10 +103,7 @@ class Waveforms:
         return replace(
             self,
             survey=self.survey.encode(codes),
-            observed={
-                channel: torch.einsum("ks,srt->krt", codes.to(d), d)
-                for channel, d in self.observed.items()
-            },
+            observed=self.coded(codes) if coded is None else coded,
             shots=ShotNames(tuple(range(n_encoded)), "encoded shot"),
             weight=self.weight / n_encoded,
             cost=self.cost * n_encoded / n_shots,
@@ -165,16 +174,16 @@ class Waveforms:
 
     def data_loss(self, data: Data, shots: Shots = None) -> Tensor:
         """Return the part of ``ℓ(d)`` that some shots contribute, a scalar."""
-        numbers = self.shots.of(shots)
-        return self.data_misfit.evaluate(data, self._rows(shots), numbers, self.constants)
+        rows = self.shots.rows_of(shots)
+        return self.data_misfit.evaluate(data, self._rows(shots), rows, self.constants)
 
     def derivatives(
         self, data: Data, perturbation: Data, shots: Shots, kind: Kind
     ) -> tuple[Data, Data]:
         """Return ``∇ℓ(d)`` and its derivative along δd, for the rows of some shots."""
-        numbers = self.shots.of(shots)
+        rows = self.shots.rows_of(shots)
         return self.data_misfit.derivatives(
-            data, perturbation, self._rows(shots), numbers, self.constants, kind
+            data, perturbation, self._rows(shots), rows, self.constants, kind
         )
 
     def _rows(self, shots: Shots) -> Data:

@@ -131,13 +131,6 @@ class WaveformMisfit(Objective):
         self.engine = engine
         self._runner = runner
 
-    def _with(self, waveforms: Waveforms) -> WaveformMisfit:
-        """Return a misfit of other waveforms, which counts here too."""
-        misfit = WaveformMisfit.__new__(WaveformMisfit)
-        misfit._set_up(self.name, waveforms, self.engine, self._runner)
-        misfit.counts = self.counts.child()
-        return misfit
-
     @property
     def has_gauss_newton(self) -> bool:
         """True: every data misfit has some curvature in the data."""
@@ -160,6 +153,17 @@ class WaveformMisfit(Objective):
 
     # -- misfits made of it -----------------------------------------------------
 
+    def with_waveforms(self, waveforms: Waveforms) -> WaveformMisfit:
+        """Return a misfit with these options and memory plan, which counts here too.
+
+        Args:
+            waveforms: The new misfit in its parts.
+        """
+        misfit = WaveformMisfit.__new__(WaveformMisfit)
+        misfit._set_up(self.name, waveforms, self.engine, self._runner)
+        misfit.counts = self.counts.child()
+        return misfit
+
     def select(self, shots: Sequence[int]) -> WaveformMisfit:
         """Return what some shots contribute to this misfit, a misfit of its own.
 
@@ -173,7 +177,7 @@ class WaveformMisfit(Objective):
             TypeError: If they are no integers in a sequence.
             ValueError: If there is none, one repeats, or one is not in the survey.
         """
-        return self._with(self.waveforms.select(shots))
+        return self.with_waveforms(self.waveforms.select(shots))
 
     def without(self, parts: Mapping[str, str]) -> WaveformMisfit:
         """Return the misfit of the survey without some shots; this one stays as it is.
@@ -201,7 +205,7 @@ class WaveformMisfit(Objective):
         left = [i for name, i in indices.items() if name not in parts]
         if not left:
             raise ValueError(f"{self.name!r} without {sorted(parts)} would have no shot")
-        return self._with(self.waveforms.only(left))
+        return self.with_waveforms(self.waveforms.only(left))
 
     def encode(self, codes: Tensor) -> WaveformMisfit:
         """Return the misfit of simultaneous sources, their mean over the encoded shots.
@@ -217,7 +221,7 @@ class WaveformMisfit(Objective):
                 weights, receivers that differ from shot to shot, initial wavefields; or
                 for codes of another shape.
         """
-        return self._with(self.waveforms.encode(codes))
+        return self.with_waveforms(self.waveforms.encode(codes))
 
     def draw(self, n_shots: int, *, seed: int = 0) -> WaveformMisfit:
         """Return the misfit of some shots drawn at random, scaled up for the others.
@@ -232,12 +236,9 @@ class WaveformMisfit(Objective):
             ValueError: If there are not so many.
         """
         there = self.survey.n_shots
-        whole("n_shots", n_shots, 1, there)
-        generator = torch.Generator().manual_seed(whole("seed", seed, 0))
-        shots = torch.randperm(there, generator=generator)[:n_shots]
-        part = self.waveforms.select(sorted(shots.tolist()))
+        part = self.waveforms.select(drawn_shots(there, n_shots, seed))
         weight, cost = part.weight * (there / n_shots), part.cost * n_shots / there
-        return self._with(replace(part, weight=weight, cost=cost))
+        return self.with_waveforms(replace(part, weight=weight, cost=cost))
 
     def cheap_sample(self, *, seed: int = 0) -> WaveformMisfit:
         """Return one encoded shot, or a third of the shots where they cannot be encoded.
@@ -487,6 +488,13 @@ def random_codes(n_encoded: int, n_shots: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(whole("seed", seed, 0))
     signs = torch.randint(0, 2, (n_encoded, n_shots), generator=generator)
     return 2.0 * signs.double() - 1.0
+
+
+def drawn_shots(n_shots: int, n_drawn: int, seed: int) -> list[int]:
+    """Return indices of shots drawn at random without replacement, in order."""
+    whole("n_shots", n_drawn, 1, n_shots)
+    generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+    return sorted(torch.randperm(n_shots, generator=generator)[:n_drawn].tolist())
 
 
 def _default_group(survey: Survey) -> int:
