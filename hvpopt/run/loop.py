@@ -258,7 +258,7 @@ class Loop:
         )
         self.recorder.add(step, after, before.vector, size)
         if self._left_out() == left_out:
-            state = self.method.remember(state, before, after, step)
+            state = self.method.update(state, before, after, step)
         else:  # points of different sums tell a method nothing of one another
             state = self.method.start(self.problem)
         self._commit(state)
