@@ -59,7 +59,9 @@ def test_shot_that_is_bad_from_the_start(problem, monkeypatch, name, where):
     assert len(warned) == 1
     assert found.nit == expected.nit == 2
     assert found.fun == pytest.approx(expected.fun, rel=1e-8)
-    assert dropped(found) == [(k, [f"waveforms: {NAME}"]) for k in range(3)]
+    # a bad product is met where the first point is known already
+    whole = [(0, [])] if where == "scattered" else []
+    assert dropped(found) == whole + [(k, [f"waveforms: {NAME}"]) for k in range(3)]
     assert f"dropped from the objective (waveforms: {NAME}: " in found.message
 
 
@@ -234,15 +236,18 @@ def test_sharded_misfit_counts_what_failed_too(problem, monkeypatch, where):
     there, observed, v, _ = problem
     methods = {"data": hvpopt.QuasiNewton, "scattered": hvpopt.TrustRegionNewton}
     found = []
-    for wrap in (lambda misfit: misfit, shard, lambda misfit: 1.0 * shard(misfit)):
+    for kind in ("misfit", "sharded", "sum"):
+        misfit = dropping(there, observed)
+        misfit = misfit if kind == "misfit" else shard(misfit)
+        ran = there if kind == "misfit" else misfit.part.survey
         with monkeypatch.context() as patch, pytest.warns(RuntimeWarning):
             found.append(
                 hvpopt.minimize(
-                    wrap(dropping(there, observed)),
+                    1.0 * misfit if kind == "sum" else misfit,
                     v,
                     method=methods[where](),
                     max_iter=2,
-                    callback=spoil_after(patch, there, 1, where),
+                    callback=spoil_after(patch, ran, 1, where),
                 ).counts
             )
     assert found[0] == found[1] == found[2]

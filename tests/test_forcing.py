@@ -19,7 +19,7 @@ ADAPTIVE = [EisenstatWalker2(), SquareRoot()]
 def after(forcing, *facts):
     state = forcing.start()
     for before, now in facts:
-        state = forcing.remember(state, before, now)
+        state = forcing.update(state, before, now)
     return forcing.tolerance(state)
 
 

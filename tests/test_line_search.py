@@ -349,3 +349,18 @@ def test_max_products_bounds_each_step(generator):
 def test_bad_options_are_refused(options, error):
     with pytest.raises(error, match=next(iter(options)).split("_")[0] + "|tol|kind"):
         LineSearchNewton(**options)
+
+
+def test_next_stage_keeps_the_preconditioner_and_asks_for_a_rough_solve_again(generator):
+    start = torch.randn(8, generator=generator, dtype=F64)
+    problem = Problem(TorchObjective(rosenbrock), hvpopt.ModelSpace(start))
+    method = LineSearchNewton(pairs=3, cg_pairs=3)
+    point, state = problem.linearise(start, "exact"), method.start(problem)
+    for _ in range(4):
+        step = method.step(problem, point, state, Budget())
+        after = problem.linearise(step.vector, "exact")
+        state, point = method.update(state, point, after, step), after
+    begun = method.next_stage(problem, state)
+    assert begun.preconditioner is state.preconditioner
+    assert begun.preconditioner.solve_pairs
+    assert begun.forcing == method.start(problem).forcing != state.forcing

@@ -106,8 +106,8 @@ def test_state_is_plain_and_bounded(generator, options):
     states = []
 
     class Watched(LineSearchNewton):
-        def remember(self, state, before, after, step):
-            states.append(super().remember(state, before, after, step))
+        def update(self, state, before, after, step):
+            states.append(super().update(state, before, after, step))
             return states[-1]
 
     build = {"preconditioner": lambda _, point: probed(point, 3)}

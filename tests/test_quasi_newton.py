@@ -1,5 +1,6 @@
 """QuasiNewton: minima against scipy, costs, bounds, and the curvature it begins with."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -339,3 +340,58 @@ def test_one_number_serves_where_the_diagonal_promises_less(generator, spread):
     step = hvpopt.HessianDiagonal().preconditioner(state).apply(b)
     best = direction * float(b @ direction) / float(direction @ H @ direction)
     assert (step - best).norm() <= 1e-9 * best.norm()
+
+
+# -- stages -------------------------------------------------------------------------
+
+
+def walk(method, problem, point, state, n_steps):
+    """Return the points of some steps, taken by hand, and the state after them."""
+    points = [point]
+    for _ in range(n_steps):
+        step = method.step(problem, points[-1], state, Budget())
+        points.append(problem.linearise(step.vector, None))
+        state = method.update(state, *points[-2:], step)
+    return points, state
+
+
+def test_next_stage_keeps_curvature_and_makes_no_pair_of_two_objectives(generator):
+    loss, x = quartic(generator, 12)
+    drift = torch.randn(12, generator=generator, dtype=D)
+    first, second = (
+        Problem(hvpopt.TorchObjective(f, convex=True), hvpopt.ModelSpace(x))
+        for f in (loss, lambda t: loss(t) + drift @ t)
+    )
+    method = hvpopt.QuasiNewton()
+    points, state = walk(
+        method, first, first.linearise(x, None), method.start(first), n_steps=3
+    )
+    kept = method.next_stage(second, state)
+    assert state.pairs
+    assert kept.pairs is state.pairs
+    assert kept.initial is state.initial
+    begun = second.linearise(points[-1].vector, None)
+    points, last = walk(method, second, begun, kept, n_steps=2)
+    assert second.objective.counts.products == 0, "nothing is measured again"
+    assert points[-1].value < begun.value
+    new = last.pairs[len(state.pairs) :]
+    assert new
+    for (s, y), (a, b) in zip(new, itertools.pairwise(points), strict=True):
+        assert torch.equal(s, b.vector - a.vector)
+        assert torch.equal(y, b.gradient - a.gradient)
+
+
+def test_curvature_of_another_stage_is_measured_anew_where_the_search_fails(generator):
+    loss, x = quartic(generator, 12)
+    problem = Problem(hvpopt.TorchObjective(loss, convex=True), hvpopt.ModelSpace(x))
+    method = hvpopt.QuasiNewton()
+    point = problem.linearise(x, None)
+    step = method.step(problem, point, method.start(problem), Budget())
+    assert step.memo.age == 0
+    other = hvpopt.TorchObjective(lambda t: -loss(t), convex=True)
+    other = Problem(other, hvpopt.ModelSpace(x))
+    kept = method.next_stage(other, step.memo)
+    # with the gradient of the other sum no trial lowers this one
+    stuck = dataclasses.replace(point, value=-point.value)
+    assert method.step(other, stuck, kept, Budget()).vector is None
+    assert other.objective.counts.products > 0

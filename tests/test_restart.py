@@ -538,12 +538,12 @@ def test_skeleton_of_another_make_is_refused():
 
 def test_state_that_can_no_longer_be_saved_is_warned_of(start, path, caplog):
     class Odd(hvpopt.ShiftedNewton):
-        def remember(self, state, before, after, step):
+        def update(self, state, before, after, step):
             taken.append(1)
             return (
                 object()
                 if len(taken) >= 3
-                else super().remember(state, before, after, step)
+                else super().update(state, before, after, step)
             )
 
         def step(self, problem, point, state, budget):

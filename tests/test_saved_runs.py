@@ -105,7 +105,7 @@ def test_a_method_whose_state_no_file_holds_is_refused(start, path, when):
         def start(self, problem):
             return super().start(problem) if when else object()
 
-        def remember(self, *_):
+        def update(self, *_):
             return object()
 
     objective = hvpopt.TorchObjective(rosenbrock)

@@ -260,3 +260,9 @@ def test_asymmetric_products_have_no_smallest_eigenvalue():
         pytest.raises(ValueError, match="the operator is not symmetric"),
     ):
         hvpopt.smallest_eigenvalue(operator)
+
+
+def test_next_stage_looks_for_negative_curvature_where_it_was():
+    lowest = torch.ones(3, dtype=torch.float64)
+    assert hvpopt.ShiftedNewton("cg").next_stage(None, lowest) is lowest
+    assert hvpopt.ShiftedNewton("cg").next_stage(None, None) is None

@@ -29,7 +29,7 @@ def step_of(loss, x, **options):
     before = problem.objective.counts.snapshot()
     step = method.step(problem, point, state, Budget())
     spent = problem.objective.counts.snapshot() - before
-    return step, spent, point, method.remember(state, point, point, step)
+    return step, spent, point, method.update(state, point, point, step)
 
 
 def products_for(point, radius, tol, probe):
@@ -515,3 +515,15 @@ def test_escape_of_a_minimum_says_so():
     outcome = method.escape(problem, point, method.start(problem), Budget())
     assert isinstance(outcome, Stationary)
     assert outcome.minimum
+
+
+def test_next_stage_keeps_the_radius_and_asks_for_a_rough_step_again(generator):
+    x = torch.randn(6, generator=generator, dtype=torch.float64)
+    *_, state = step_of(rosenbrock, x, radius=0.3)
+    problem = Problem(hvpopt.TorchObjective(rosenbrock), hvpopt.ModelSpace(x))
+    method = hvpopt.TrustRegionNewton(radius=0.3)
+    begun = method.next_stage(problem, dataclasses.replace(state, stalled=True))
+    first = method.start(problem)
+    assert begun.radius == state.radius
+    assert begun.forcing == first.forcing != state.forcing
+    assert not begun.stalled

@@ -43,12 +43,12 @@ class Forcing(ABC):
         """Return η in (0, 1): solve until ``‖H h + g‖ ≤ η ‖g‖``.
 
         Args:
-            state: From ``start`` or the last ``remember``.
+            state: From ``start`` or the last ``update``.
         """
         return state.tol
 
     @abstractmethod
-    def remember(self, state: ForcingState, before: float, after: float) -> ForcingState:
+    def update(self, state: ForcingState, before: float, after: float) -> ForcingState:
         """Return the state after an accepted step.
 
         Args:
@@ -78,7 +78,7 @@ class Constant(Forcing):
         """Return the state of a run that has taken no step."""
         return ForcingState(self.tol)
 
-    def remember(self, state: ForcingState, before: float, after: float) -> ForcingState:
+    def update(self, state: ForcingState, before: float, after: float) -> ForcingState:
         """Return the state after an accepted step: the same."""
         return state
 
@@ -126,7 +126,7 @@ class EisenstatWalker2(Forcing):
         """Return the state of a run that has taken no step."""
         return ForcingState(self.initial)
 
-    def remember(self, state: ForcingState, before: float, after: float) -> ForcingState:
+    def update(self, state: ForcingState, before: float, after: float) -> ForcingState:
         """Return the state after an accepted step."""
         wanted = self._wanted(state.tol, before, after)
         return ForcingState(min(max(wanted, self.floor), self.cap))
@@ -176,7 +176,7 @@ class SquareRoot(Forcing):
         """Return the state of a run that has taken no step."""
         return ForcingState(self.cap)
 
-    def remember(self, state: ForcingState, before: float, after: float) -> ForcingState:
+    def update(self, state: ForcingState, before: float, after: float) -> ForcingState:
         """Return the state after an accepted step."""
         first = before if state.first_norm is None else state.first_norm
         if not (first > 0.0 and math.isfinite(after)):

@@ -180,7 +180,7 @@ class LineSearchNewton(SecondOrderMethod):
         Args:
             problem: For a builder of preconditioners.
             point: With its Hessian.
-            state: From ``start`` or the last ``remember``.
+            state: From ``start`` or the last ``update``.
             budget: What may still be spent.
         """
         prepared, budget = self.preconditioning.prepare(
@@ -232,7 +232,14 @@ class LineSearchNewton(SecondOrderMethod):
         """Return the state that a run begins with."""
         return LineSearchState(self.forcing.start())
 
-    def remember(
+    def next_stage(self, problem: Problem, state: LineSearchState) -> LineSearchState:
+        """Return the state with the preconditioner that is known, and a new tolerance.
+
+        A tolerance follows the gradients of one objective.
+        """
+        return replace(state, forcing=self.forcing.start())
+
+    def update(
         self, state: LineSearchState, before: Point, after: Point, step: Step
     ) -> LineSearchState:
         """Return the state after an accepted step."""
@@ -242,10 +249,10 @@ class LineSearchNewton(SecondOrderMethod):
         forcing = state.forcing
         if solved:
             norms = (euclidean_norm(p.projected_gradient) for p in (before, after))
-            forcing = self.forcing.remember(forcing, *norms)
+            forcing = self.forcing.update(forcing, *norms)
         return LineSearchState(
             forcing=forcing,
-            preconditioner=self.preconditioning.remember(
+            preconditioner=self.preconditioning.update(
                 memo.preconditioner if solved else state.preconditioner,
                 before,
                 after,
@@ -391,7 +398,7 @@ class _Preconditioning:
             return whole
         return RestrictedPreconditioner(whole, free.restrict, free.extend)
 
-    def remember(
+    def update(
         self,
         state: PreconditionerState,
         before: Point,

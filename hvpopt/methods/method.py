@@ -110,7 +110,7 @@ class Step:
         direction: What was searched.
         reason: Why no trial was acceptable, a sentence; empty otherwise.
         point: The end with its gradient, where the search has evaluated that already.
-        memo: What the method wants to remember of this step.
+        memo: What the method's ``update`` is to know of this step.
     """
 
     vector: Tensor | None
@@ -155,7 +155,7 @@ class Method(ABC):
         Args:
             problem: For trial values.
             point: Where to step from, with its Hessian.
-            state: What ``start`` returned, or the last ``remember``.
+            state: What ``start`` returned, or the last ``update``.
             budget: What may still be spent.
         """
 
@@ -202,7 +202,7 @@ class Method(ABC):
         """
         return self.start(problem)
 
-    def remember(self, state: Any, before: Point, after: Point, step: Step) -> Any:
+    def update(self, state: Any, before: Point, after: Point, step: Step) -> Any:
         """Return the state after an accepted step. Default unchanged."""
         return state
 

@@ -26,7 +26,7 @@ from hvpopt.methods.saddle import SecondOrderMethod
 
 @dataclass(frozen=True)
 class QuasiNewtonState:
-    """What a run remembers.
+    """What one step leaves to the next.
 
     Attributes:
         pairs: Steps and changes of the gradient, oldest first.
@@ -107,6 +107,15 @@ class QuasiNewton(SecondOrderMethod):
         # what was measured
         return QuasiNewtonState(gradient_first=True)
 
+    def next_stage(self, problem: Problem, state: QuasiNewtonState) -> QuasiNewtonState:
+        """Return the state with the pairs and the initial curvature of the last stage.
+
+        Both are curvature, which a sum that is nearly the same has too. Each pair is of
+        two gradients of one objective, and the next one will be.
+        """
+        # measured elsewhere: a search that fails has it measured anew
+        return replace(state, age=max(state.age, 1))
+
     def step(
         self, problem: Problem, point: Point, state: QuasiNewtonState, budget: Budget
     ) -> Step:
@@ -153,7 +162,7 @@ class QuasiNewton(SecondOrderMethod):
             base=self.initial.preconditioner(state.initial),
         )
 
-    def remember(
+    def update(
         self, state: QuasiNewtonState, before: Point, after: Point, step: Step
     ) -> QuasiNewtonState:
         """Return the state with the step's pair."""

@@ -145,7 +145,11 @@ class ShiftedNewton(SecondOrderMethod):
             negative_curvature=None if below is None else free.extend(below),
         )
 
-    def remember(
+    def next_stage(self, problem: Problem, state: Tensor | None) -> Tensor | None:
+        """Return the same: where negative curvature was, it is looked for first."""
+        return state
+
+    def update(
         self, state: Any, before: Point, after: Point, step: Step
     ) -> Tensor | None:
         """Return the direction of negative curvature that the step met, if any."""

@@ -141,6 +141,13 @@ class TrustRegionNewton(SecondOrderMethod):
         """Return the state that a run begins with."""
         return TrustRegionState(self.radius, self.forcing.start())
 
+    def next_stage(self, problem: Problem, state: TrustRegionState) -> TrustRegionState:
+        """Return the state with the radius that was trusted last, and a new tolerance.
+
+        A tolerance follows the gradients of one objective.
+        """
+        return TrustRegionState(state.radius, self.forcing.start())
+
     def step(
         self, problem: Problem, point: Point, state: TrustRegionState, budget: Budget
     ) -> Step:
@@ -151,7 +158,7 @@ class TrustRegionNewton(SecondOrderMethod):
         )
         return search.run(state.radius)
 
-    def remember(
+    def update(
         self, state: TrustRegionState, before: Point, after: Point, step: Step
     ) -> TrustRegionState:
         """Return the state after an accepted step."""
@@ -166,7 +173,7 @@ class TrustRegionNewton(SecondOrderMethod):
         return replace(
             state,
             radius=memo.radius,
-            forcing=self.forcing.remember(state.forcing, norm_before, norm_after),
+            forcing=self.forcing.update(state.forcing, norm_before, norm_after),
             stalled=memo.below_rounding and norm_after > GRADIENT_PROGRESS * norm_before,
         )
 

@@ -261,7 +261,7 @@ class Newton(torch.optim.Optimizer):
             point = self._problem.with_hessian(step.point, kind)
         else:
             point = self._problem.linearise(self._vector, kind)
-        self._state = self.method.remember(self._state, before, point, step)
+        self._state = self.method.update(self._state, before, point, step)
         self._taken = None
         return point
 

@@ -406,7 +406,7 @@ class Run:
             self.space, self.first, before.vector, after.vector - before.vector
         )
         self._record(step, before.vector, size)
-        self._commit(self.method.remember(state, before, after, step))
+        self._commit(self.method.update(state, before, after, step))
 
     def _next_stage(self) -> None:
         self._release()
