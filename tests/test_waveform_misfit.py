@@ -1,5 +1,8 @@
 """WaveformMisfit: values and gradients against plain torch, data misfits, bad input."""
 
+import functools
+import sys
+
 import deepwave
 import pytest
 import torch
@@ -548,3 +551,42 @@ def test_hessian_of_an_ignored_unknown_is_refused(generator):
     misfit = WaveformMisfit(there, observed, parameterisation=lambda a, _: a)
     with pytest.raises(ValueError, match="ignores '1'"):
         misfit.hessian((v, v))
+
+
+# -- layers -----------------------------------------------------------------------------
+
+
+def frames_to(monkeypatch, function, call):
+    """Return the names of the Python frames from a call to a function of deepwave."""
+    original, seen = getattr(deepwave, function), []
+
+    def spy(*args, **kwargs):
+        frame = sys._getframe(1)
+        names = [function]
+        while frame is not None and frame.f_code.co_name != "frames_to":
+            names.append(frame.f_code.co_name)
+            frame = frame.f_back
+        seen.append(names[::-1])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(deepwave, function, spy)
+    call()
+    return max(seen, key=len)
+
+
+# attributed to the spy, which calls deepwave here
+@pytest.mark.filterwarnings("ignore::deepwave.MigrationWarning")
+@pytest.mark.parametrize("kind", ["exact", "gauss-newton"])
+def test_few_frames_lie_between_a_call_and_deepwave(generator, monkeypatch, kind):
+    v = models_of("scalar", generator)[0]
+    there = survey()
+    misfit = WaveformMisfit(there, there.simulate(1.02 * v))
+    operator = misfit.hessian(v, kind)
+    unit = torch.ones(operator.size, dtype=D)
+    for function, call in (
+        ("scalar", functools.partial(misfit.value, v)),
+        ("scalar", functools.partial(misfit.linearise, v, kind)),
+        ("scalar_born", functools.partial(operator.matvec, unit)),
+    ):
+        names = frames_to(monkeypatch, function, call)
+        assert len(names) <= 6, names

@@ -32,7 +32,9 @@ class DataMisfit(ABC):
     """A misfit in the data, twice differentiable, that adds over shots.
 
     A subclass supplies ``of_shots``; with ``residual`` it also has a Gauss-Newton
-    curvature that is never negative, whether or not the misfit is convex.
+    curvature that is never negative, whether or not the misfit is convex. Its methods
+    take simulated and observed data of the same shots, each a dict by receiver channel of
+    tensors ``[shot, receiver, time]``.
 
     Attributes:
         name: For reports.
@@ -81,8 +83,8 @@ class DataMisfit(ABC):
         """Return the part of ``ℓ`` that some shots contribute, a scalar.
 
         Args:
-            simulated: By channel, the rows of ``shots``.
-            observed: Likewise.
+            simulated: The rows of ``shots``.
+            observed: The rows of ``shots``.
             shots: Which shots of the whole survey the rows are; None for all.
             constants: What ``constants`` returned for all of them.
         """
@@ -92,14 +94,7 @@ class DataMisfit(ABC):
     ) -> Tensor:
         """Return ``of_shots`` of data that stay as they are, whatever it does to them.
 
-        Args:
-            simulated: As for ``of_shots``.
-            observed: Likewise.
-            shots: Likewise.
-            constants: Likewise.
-
-        Returns:
-            A scalar.
+        The arguments are those of ``of_shots``.
 
         Raises:
             WrittenError: If it writes to simulated data where autograd cannot see it.
@@ -125,11 +120,7 @@ class DataMisfit(ABC):
     ) -> list[Tensor] | None:
         """Return ρ with ``ℓ = Σ ρ²`` up to a constant, or None where there is none.
 
-        Args:
-            simulated: As for ``of_shots``.
-            observed: Likewise.
-            shots: Likewise.
-            constants: Likewise.
+        The arguments are those of ``of_shots``.
         """
         del simulated, observed, shots, constants
         return None
@@ -158,10 +149,10 @@ class DataMisfit(ABC):
         """Return ``∇ℓ`` and its derivative along a perturbation of the data.
 
         Args:
-            simulated: Where, by channel; only the rows of ``shots``, as all that follow.
-            perturbation: δd, likewise.
-            observed: Likewise.
-            shots: Which shots the rows are.
+            simulated: Where; the rows of ``shots``.
+            perturbation: δd, shaped like ``simulated``.
+            observed: The rows of ``shots``.
+            shots: Which shots of the whole survey the rows are; None for all.
             constants: Of all the observed data.
             kind: ``"exact"`` for ``∇²ℓ δd``; ``"gauss-newton"`` for the curvature that
                 ``gauss_newton`` tells.
@@ -322,7 +313,7 @@ class L2(_Weighted):
         trace_weights: Factors of the squares ``[shot, receiver]``, one tensor or one by
             channel; of the data's dtype and device. Default 1.
         sample_weights: Factors of the squares, ``[time]`` or ``[shot, receiver, time]``,
-            likewise. Default 1.
+            one tensor or one by channel; of the data's dtype and device. Default 1.
 
     Raises:
         ValueError: When it meets the data, for weights that are negative or not finite,
@@ -371,8 +362,9 @@ class Huber(_Weighted):
     Args:
         delta: Where squares turn into absolute values, in units of the data. Default the
             root mean square of all the observed data.
-        trace_weights: As for L2.
-        sample_weights: As for L2.
+        trace_weights: Factors of the terms ``[shot, receiver]``, as of L2. Default 1.
+        sample_weights: Factors of the terms, ``[time]`` or ``[shot, receiver, time]``, as
+            of L2. Default 1.
 
     Raises:
         ValueError: If ``delta`` is not positive, or data that should give it are zero.
@@ -418,8 +410,8 @@ class Huber(_Weighted):
         for c, d in simulated.items():
             square = ((d - observed[c]) / constants["delta"]).square()
             # √(1 + x²) − 1 without its cancellation for small x
-            bent = square / (1 + (1 + square).sqrt())
-            parts.append((bent * self._factor(c, shots)).sum())
+            smooth = square / (1 + (1 + square).sqrt())
+            parts.append((smooth * self._factor(c, shots)).sum())
         return torch.stack(parts).sum() * (
             2 * constants["delta"] ** 2 / constants["samples"]
         )

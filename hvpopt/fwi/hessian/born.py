@@ -149,11 +149,11 @@ class BornHessian(WaveformHessian):
         leaves, steps = self._leaves(), self._steps(vector)
         with torch.enable_grad():
             models = self._waveforms.models(rebuild(self._model, leaves), check=False)
-        # inputs of the waves, cut from V's graph so that groups can add to one gradient
+        # detached from V's graph, so that groups of shots add to one gradient
         inputs = [m.detach().requires_grad_(m.requires_grad) for m in models]
-        bent = self._curved and self.kind == "exact"
+        curved = self._curved and self.kind == "exact"
         pushes = [
-            d.detach().requires_grad_(bent and m.requires_grad)
+            d.detach().requires_grad_(curved and m.requires_grad)
             for d, m in zip(self._deltas(models, leaves, steps), models, strict=True)
         ]
         part = self._exact if self.kind == "exact" else self._gauss_newton
@@ -161,8 +161,8 @@ class BornHessian(WaveformHessian):
         task = self._task(partial(part, inputs, pushes), names, PROPAGATIONS)
         gradients = self._runner.total(task, self._groups)
         in_models, in_pushes = gradients[: len(models)], gradients[len(models) :]
-        rows = _pulled(models, leaves, in_models, retain_graph=bent)
-        if bent:
+        rows = _pulled(models, leaves, in_models, retain_graph=curved)
+        if curved:
             with torch.enable_grad():
                 back = _pulled(models, leaves, in_pushes, create_graph=True)
             seconds = vjp(back, leaves, steps)
@@ -193,7 +193,7 @@ class BornHessian(WaveformHessian):
             # what the backward pass does not read must not lie beside its histories
             del data, scattered, r, q
             _pull_back(outputs, weights, fields)
-        return [cut.grad for cut in (*inputs, *pushes)]
+        return [leaf.grad for leaf in (*inputs, *pushes)]
 
     def _gauss_newton(
         self, inputs: list[Tensor], pushes: list[Tensor], group: list[int]
@@ -207,7 +207,7 @@ class BornHessian(WaveformHessian):
         with torch.enable_grad():
             data = survey.propagate(inputs, group)
             _pull_back(list(data.values()), [q[channel] for channel in data], [])
-        return [cut.grad for cut in (*inputs, *pushes)]
+        return [leaf.grad for leaf in (*inputs, *pushes)]
 
 
 def _clear(*leaves: list[Tensor]) -> None:

@@ -49,13 +49,13 @@ class DoubleBackpropHessian(WaveformHessian):
     shot, its graph two (once, or for each product where shots run in groups).
 
     Args:
-        waveforms: As for WaveformHessian, like all that follow but one.
-        model: Likewise.
-        kind: Likewise.
-        groups: Likewise.
-        runner: Likewise.
+        waveforms: The misfit in its parts.
+        model: Where to linearise; it is copied.
+        kind: ``"exact"`` or ``"gauss-newton"``.
+        groups: Shots that run together, group by group.
+        runner: Runs the groups, and knows how large they may be.
         overrides: Deepwave options for these propagations, such as the eager backend.
-        **options: Likewise.
+        **options: Of ``WaveformHessian``.
     """
 
     engine = "double-backprop"

@@ -180,7 +180,7 @@ class GroupRunner:
         self.plan = replace(plan, measured=measured, shots_per_group=largest)
 
     def split(self, groups: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return groups, those cut that are known not to fit."""
+        """Return groups, those that are known not to fit split into smaller ones."""
         if self.largest is None:
             return [list(group) for group in groups]
         return [part for group in groups for part in groups_of(group, self.largest)]

@@ -34,7 +34,7 @@ class MemoryPlan:
         measured: Bytes that one shot's product used at its peak, or None where that
             was not or cannot be measured.
         how: What measured it.
-        group: Bytes that the first full group's product used at its peak, likewise.
+        group: Bytes that the first full group's product used at its peak, or None.
     """
 
     limit: int | None

@@ -17,19 +17,20 @@ the new one is complete.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hvpopt.fwi.io.gathers import Array, Gathers, as_array, check_dt
-from hvpopt.fwi.io.raw import ByteOrder, Order, format_of, read_array, write_array
 from hvpopt.fwi.io.segy import (
+    ByteOrder,
     gather_headers,
     read_segy_gathers,
     read_segy_model,
@@ -39,6 +40,9 @@ from hvpopt.fwi.survey.arguments import flag, instance, lengths, real_dtype, tex
 from hvpopt.fwi.survey.arguments import path as check_path
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
+Order: TypeAlias = "Literal['C', 'F']"
+
+FORMATS = {".npy": "npy", ".bin": "bin", ".sgy": "segy", ".segy": "segy"}
 
 
 class _Unit(NamedTuple):
@@ -76,7 +80,7 @@ def read_model(
             for the others. Two axes read a SEG-Y cube as one section, trace by trace.
         file_dtype: Number type of a raw file, by its NumPy name.
         order: Which axis of a raw file runs fastest: the last (``"C"``) or depth
-            (``"F"``, as of seismic traces).
+            (``"F"``, as in seismic traces).
         byte_order: Of a raw file (default little-endian) or SEG-Y (default big-endian).
         dtype: Of the result.
 
@@ -94,12 +98,12 @@ def read_model(
     real_dtype("dtype", dtype)
     shape = None if shape is None else lengths("shape", shape)
     factor = _factor(units)
-    if format_of(file) == "segy":
+    if _format_of(file) == "segy":
         array = read_segy_model(
             file, byte_order, flat=shape is not None and len(shape) < 3
         )
     else:
-        array = read_array(file, shape, file_dtype, order, byte_order)
+        array = _read_array(file, shape, file_dtype, order, byte_order)
     _check_shape(file, array, shape, (1, 2, 3), "a model: [depth, distance] or so")
     if units is not None:
         _check_units(file, array, units)
@@ -146,8 +150,8 @@ def write_model(
     if units is not None:
         _check_units("the model", array, units)
     with _replacing(path, overwrite=overwrite) as file:
-        if format_of(Path(path)) != "segy":
-            write_array(file, array, file_dtype, order, byte_order)
+        if _format_of(Path(path)) != "segy":
+            _write_array(file, array, file_dtype, order, byte_order)
             return
         lines = array.shape[-1]
         traces = np.moveaxis(array, 0, -1).reshape(-1, array.shape[0])
@@ -201,12 +205,12 @@ def read_gathers(
         check_dt(dt)
     text("shot_key", shot_key)
     flag("pad", pad)
-    if format_of(file) == "segy":
+    if _format_of(file) == "segy":
         gathers = read_segy_gathers(file, dt, byte_order, shot_key, dtype, pad=pad)
         array = gathers.data.numpy()
         _check_shape(file, array, shape, (3,), "gathers: [shot, receiver, time]")
         return gathers
-    array = read_array(file, shape, file_dtype, order, byte_order)
+    array = _read_array(file, shape, file_dtype, order, byte_order)
     _check_shape(file, array, shape, (3,), "gathers: [shot, receiver, time]")
     if dt is None:
         raise ValueError(f"{file} does not hold its sampling; pass dt=..., in seconds")
@@ -247,8 +251,8 @@ def write_gathers(
     array = as_array(gathers.data)
     _check_shape("the data", array, None, (3,), "gathers: [shot, receiver, time]")
     with _replacing(path, overwrite=overwrite) as file:
-        if format_of(Path(path)) != "segy":
-            write_array(file, array, file_dtype, order, byte_order)
+        if _format_of(Path(path)) != "segy":
+            _write_array(file, array, file_dtype, order, byte_order)
             return
         interval = round(gathers.dt * 1e6)
         if abs(interval - gathers.dt * 1e6) > 1e-3 or not 1 <= interval <= 32767:
@@ -263,13 +267,100 @@ def write_gathers(
         write_segy(file, array[live], headers, interval, file_dtype, byte_order)
 
 
+# -- plain arrays -------------------------------------------------------------------
+
+
+def _read_array(
+    path: Path,
+    shape: Sequence[int] | None,
+    file_dtype: str,
+    order: Order,
+    byte_order: ByteOrder,
+) -> Array:
+    """Return the real numbers of a ``.npy`` or ``.bin`` file."""
+    if _format_of(path) == "npy":
+        try:
+            array: Array = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path} is no .npy file of plain numbers: {error}"
+            ) from error
+    else:
+        array = _read_raw(path, shape, _raw_dtype(file_dtype, byte_order), order)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{path} holds {array.dtype}, not real numbers; convert it first")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _read_raw(
+    path: Path, shape: Sequence[int] | None, stored: np.dtype[Any], order: Order
+) -> Array:
+    if shape is None:
+        raise ValueError(f"{path} does not hold its shape; pass shape=(...)")
+    cells, found = math.prod(shape), path.stat().st_size
+    if found != cells * stored.itemsize:
+        names = ("float32", "float64")
+        fits = [n for n in names if cells * np.dtype(n).itemsize == found]
+        raise ValueError(
+            f"{path} has {found:,} bytes; shape {tuple(shape)} of {stored.name} takes "
+            f"{cells * stored.itemsize:,}; "
+            + (f"pass file_dtype={fits[0]!r}" if fits else "check shape and file_dtype")
+        )
+    return np.fromfile(path, stored).reshape(tuple(shape), order=_order(order))
+
+
+def _write_array(
+    path: Path, array: Array, file_dtype: str | None, order: Order, byte_order: ByteOrder
+) -> None:
+    """Write real numbers as ``.npy`` or ``.bin``."""
+    stored = _raw_dtype(file_dtype or array.dtype.name, byte_order)
+    if stored.name not in ("float32", "float64"):
+        # others would cut digits or overflow without a word
+        raise ValueError(f"file_dtype is {stored.name!r}; write 'float32' or 'float64'")
+    with path.open("wb") as file:
+        if _format_of(path) == "npy":
+            np.save(file, array.astype(stored.newbyteorder("=")), allow_pickle=False)
+        else:
+            file.write(array.astype(stored).tobytes(order=_order(order)))
+
+
+def _raw_dtype(name: str, byte_order: ByteOrder) -> np.dtype[Any]:
+    if not isinstance(name, str):
+        raise TypeError(f"file_dtype is {name!r}; it must be a name such as 'float32'")
+    if byte_order not in (None, "little", "big"):
+        raise ValueError(f"byte_order is {byte_order!r}; it must be 'little' or 'big'")
+    try:
+        stored = np.dtype(name)
+    except TypeError as error:
+        raise ValueError(f"file_dtype is {name!r}: {error}") from error
+    if stored.kind not in "fiu":
+        raise ValueError(f"file_dtype is {name!r}; it must be real, such as 'float32'")
+    ordered: np.dtype[Any] = stored.newbyteorder(">" if byte_order == "big" else "<")
+    return ordered
+
+
+def _order(order: Order) -> Order:
+    if order not in ("C", "F"):
+        raise ValueError(f"order is {order!r}; it must be 'C' or 'F'")
+    return order
+
+
+def _format_of(path: Path) -> str:
+    """Return which format a path's suffix names, or raise ValueError."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(
+            f"{path} has the suffix {path.suffix!r}; known are {', '.join(FORMATS)}"
+        )
+    return FORMATS[path.suffix.lower()]
+
+
 # -- checks -----------------------------------------------------------------------
 
 
 def _existing(path: PathLike) -> Path:
     check_path("path", path)
     file = Path(path)
-    format_of(file)
+    _format_of(file)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
     return file
@@ -280,7 +371,7 @@ def _replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
     """Yield a path to write to, moved to ``path`` once the block has succeeded."""
     flag("overwrite", overwrite)
     target = Path(path)
-    format_of(target)
+    _format_of(target)
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; pass overwrite=True to replace it")
     if not target.parent.is_dir():

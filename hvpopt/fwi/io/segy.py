@@ -7,13 +7,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from hvpopt.fwi.io.gathers import Array, Gathers, as_array
-from hvpopt.fwi.io.raw import ByteOrder
+
+ByteOrder: TypeAlias = "Literal['little', 'big'] | None"
 
 # SEG-Y rev 1 stores coordinates as integers with a power of ten beside them.
 _SCALARS = (1000, 100, 10, 1)

@@ -102,7 +102,7 @@ class SubRegion(Parameterisation):
     def bounds(
         self, lower: PerParameter = None, upper: PerParameter = None
     ) -> tuple[PerParameter, PerParameter]:
-        """Return the bounds inside the region; numbers stay, tensors are cut out."""
+        """Return the bounds inside the region; numbers stay, of tensors its cells."""
 
         def extract(bound: Any) -> Any:
             tensor = torch.as_tensor(bound)
@@ -191,7 +191,7 @@ class CoarseGrid(Parameterisation):
 
         Args:
             lower: Numbers, one for all or one per parameter.
-            upper: Likewise.
+            upper: Numbers, one for all or one per parameter.
 
         Returns:
             ``lower`` and ``upper``.

@@ -58,7 +58,7 @@ class Parameterisation(ABC):
         Args:
             lower: Lower bounds in the models' units, as for ModelSpace: a number or
                 tensor for all, or one per parameter as a sequence or mapping.
-            upper: Upper bounds, likewise.
+            upper: Upper bounds, in the same form.
 
         Returns:
             Lower and upper bounds on the unknowns, to be passed on to ModelSpace. A

@@ -66,7 +66,7 @@ class _Cellwise(Parameterisation):
 
         Args:
             lower: Lower bounds, 0 or more.
-            upper: Upper bounds, likewise.
+            upper: Upper bounds, in the same form.
 
         Returns:
             Lower and upper bounds on the unknowns, as float64 tensors.

@@ -75,9 +75,9 @@ def gauss_newton_diagonal(
 
     The estimate is Bekas, Kokiopoulou and Saad's, smoothed over cells; see
     ``hvpopt.krylov.diagonal``. Entries that the probes leave negative count as zero:
-    of several parameters that may be all of the weaker one, whose own curvature drowns in
-    its coupling to the stronger. Scale them to be about equal, or spend more probes.
-    It counts ``n_probes`` products, of four propagations a shot, in the misfit.
+    of several parameters that may be all of the weaker one, whose own curvature is small
+    beside its coupling to the stronger. Scale them to be about equal, or spend more
+    probes. It counts ``n_probes`` products, of four propagations a shot, in the misfit.
 
     Args:
         misfit: Any waveform misfit; of some of its shots by ``misfit.select(shots)``.

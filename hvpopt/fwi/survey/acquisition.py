@@ -154,7 +154,7 @@ class Acquisition:
         )
 
     def encode(self, codes: Tensor) -> Acquisition:
-        """Return shots that each fire all sources; receivers as of the first shots.
+        """Return shots that each fire all sources; receivers are the first shots'.
 
         Args:
             codes: Factor of each shot in each encoded one, ``[encoded shot, shot]``.

@@ -343,7 +343,7 @@ class Survey:
 
         Args:
             models: In the propagator's order.
-            perturbations: Of each model, likewise.
+            perturbations: One of each model, in the same order.
             shots: Indices of the shots to run. Default all.
 
         Returns:

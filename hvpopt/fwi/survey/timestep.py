@@ -27,8 +27,8 @@ class TimeStep:
         inner_nt: Steps of the propagation, ``nt · step_ratio``.
         step_ratio: Propagation steps for each sample; 1 where ``dt`` is stable.
         freq_taper_frac: Deepwave's option for the resampling. Default 0.
-        time_pad_frac: Likewise. Default 0.
-        time_taper: Likewise. Default False.
+        time_pad_frac: Deepwave's option for the resampling. Default 0.
+        time_taper: Deepwave's option for the resampling. Default False.
     """
 
     dt: float
@@ -81,8 +81,8 @@ def resolve_time_step(
         max_vel: The fastest wave speed allowed, metres per second.
         courant_number: Deepwave's option. Default deepwave's own.
         freq_taper_frac: Deepwave's option for the resampling. Default 0.
-        time_pad_frac: Likewise. Default 0.
-        time_taper: Likewise. Default False.
+        time_pad_frac: Deepwave's option for the resampling. Default 0.
+        time_taper: Deepwave's option for the resampling. Default False.
 
     Returns:
         The time step; its step ratio is the one that deepwave would take by itself.
