@@ -313,8 +313,12 @@ class Run:
             if fresh:
                 self._announce()
             while True:
-                self._run_stage(bar)
-                self._next_stage()
+                try:
+                    self._step(bar)
+                except Stop as stop:  # noqa: PERF203 - a stage ends once
+                    if stop.status in ENDING or self._stage == len(self.stages) - 1:
+                        raise
+                    self._next_stage()
         except Stop as stop:
             return self._result(stop.status, stop.detail)
         except KeyboardInterrupt:
@@ -334,49 +338,46 @@ class Run:
             self._release()
             self._finish(discard=discard)
 
-    def _run_stage(self, bar: tqdm[Any]) -> None:
-        """Step to the end of the stage; raise Stop unless another one follows."""
-        try:
-            while True:
-                self._step(bar)
-        except Stop as stop:
-            if stop.status in ENDING or self._stage == len(self.stages) - 1:
-                raise
-
     def _step(self, bar: tqdm[Any]) -> None:
         """Take a step, or stop; where a bad part is met, begin a stage without it."""
         assert self.state is not None
-        state, step = self.state.method, None
+        step: Step | Stationary | None = None
+        taken: Step | None = None
         try:
-            try:
-                step = self._next_step(state)
-            except SecondOrderError as error:
-                self._without_products(error)
-                return
-            self._advance(step, state)
+            tolerance, budget = self._tolerance(), self._budget()
+            self._check_limits(self.state.method, tolerance)
+            step = next_step(
+                self.problem,
+                self.method,
+                Iterate(self.point, self.state.method),
+                budget,
+                tolerance,
+            )
+            taken = self._accepted(step)
+            self._advance(taken, self.state.method)
         except BadPartError as error:
             self._drop(error)
             self._release()
-            end = self.point.vector if step is None else step.vector
+            end = self.point.vector if taken is None else taken.vector
             assert end is not None
-            self._enter(end, step)
+            self._enter(end, taken)
             self._pending = None
+        except SecondOrderError as error:
+            if taken is not None:
+                raise
+            self._without_products(error)
+            return
         except OutOfBudget as out:
             raise Stop(Status.MAX_PRODUCTS, str(out)) from None
         except TimeoutError as late:
             raise Stop(Status.MAX_SECONDS, str(late)) from None
         # the state is whole before anybody else's code runs
         self._announce()
-        bar.update(step is not None)
+        bar.update(taken is not None)
         bar.set_postfix(loss=f"{self.point.value:.4g}", refresh=False)
 
-    def _next_step(self, state: Any) -> Step:
-        """Return an acceptable step, or stop."""
-        tolerance = self._tolerance()
-        self._check_limits(state, tolerance)
-        step = next_step(
-            self.problem, self.method, self.point, state, self._budget(), tolerance
-        )
+    def _accepted(self, step: Step | Stationary) -> Step:
+        """Return a step that was accepted, or stop."""
         if isinstance(step, Stationary):
             status = Status.CONVERGED if step.minimum else Status.STATIONARY
             raise Stop(status, step.reason)
