@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hvpopt.methods.convergence import (
+    Iterate,
     Tolerance,
     next_step,
     relative_size,
@@ -214,9 +215,7 @@ class Loop:
         """Return an acceptable step, or stop."""
         tolerance = self._tolerance()
         self._check_limits(state, tolerance)
-        step = next_step(
-            self.problem, self.method, self.point, state, self._budget(), tolerance
-        )
+        step = next_step(self._iterate(state, tolerance))
         if isinstance(step, Stationary):
             status = Status.CONVERGED if step.minimum else Status.STATIONARY
             raise Stop(status, step.reason)
@@ -224,6 +223,11 @@ class Loop:
             self._look_again()
             raise Stop(Status.NO_DECREASE, step.reason)
         return step
+
+    def _iterate(self, state: Any, tolerance: Tolerance) -> Iterate:
+        return Iterate(
+            self.problem, self.method, self.point, state, tolerance, self._budget()
+        )
 
     def _look_again(self) -> None:
         """Raise SumChanged if what failed in trials fails, and is left out, here too."""
@@ -362,9 +366,7 @@ class Loop:
         self.watch.raise_if_signalled()
         last = self.steps >= self.limits.max_iter
         if last or self._spent_out():
-            known = without_products(
-                self.problem, self.method, self.point, state, tolerance
-            )
+            known = without_products(self._iterate(state, tolerance))
             if known is not None:
                 status = Status.CONVERGED if known.minimum else Status.STATIONARY
                 raise Stop(status, known.reason)
