@@ -23,7 +23,8 @@ eigenvalue, by default with no more products than half the run's evaluations so 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,101 +117,129 @@ class Tolerance:
         return norm <= self.gtol * self.largest
 
 
-def next_step(
-    problem: Problem,
-    method: Method,
-    point: Point,
-    state: object,
-    budget: Budget,
-    tolerance: Tolerance,
-) -> Step | Stationary:
+@dataclass(frozen=True)
+class Iterate:
+    """Where a run is when it asks for its next step.
+
+    Attributes:
+        problem: For values and products.
+        method: How to step.
+        point: Where the run is.
+        state: Of the method.
+        tolerance: When the run has converged.
+        budget: What may still be spent. Default without limits.
+    """
+
+    problem: Problem
+    method: Method
+    point: Point
+    state: Any
+    tolerance: Tolerance
+    budget: Budget = field(default_factory=Budget)
+
+    @property
+    def trusted(self) -> bool:
+        """True if λ_min is not looked at: curvature that is positive by construction.
+
+        So it is also of a misfit, which others minimise without that look.
+        """
+        examines = self.method.examines_curvature
+        return not examines or self.problem.objective.has_gauss_newton
+
+    @property
+    def gradient_ratio(self) -> float:
+        """The norm of the projected gradient, relative to the largest that was met."""
+        return euclidean_norm(self.point.projected_gradient) / self.tolerance.largest
+
+    @property
+    def begun_here(self) -> bool:
+        """True if a run began where it is, so that its gradients are no measure."""
+        start = self.tolerance.start
+        moved = self.point.vector - start
+        size = relative_size(self.problem.space, start, start, moved)
+        return size <= math.sqrt(self.tolerance.gtol)
+
+    def predicted_step(self) -> Tensor | None:
+        """Return the step that the method foresees without any product, if it does."""
+        return self.method.predicted_step(self.problem, self.point, self.state)
+
+
+def next_step(at: Iterate) -> Step | Stationary:
     """Return the method's next step, or what is known of a point that needs none.
 
     A step that was found on the way and is not small is returned: nothing is spent twice.
 
     Args:
-        problem: For values and products.
-        method: How to step.
-        point: Where the run is.
-        state: Of the method.
-        budget: What may still be spent.
-        tolerance: When the run has converged.
+        at: Where the run is.
     """
-    before = problem.counts.products
-
-    def left() -> Budget:
-        return budget.without(problem.counts.products - before)
+    point, tolerance, method = at.point, at.tolerance, at.method
+    counts = at.problem.counts
+    before = counts.products
 
     def examine(told: str, negative: bool) -> Step | Stationary:
-        spent = problem.counts.products - before
-        return _examine(
-            problem, method, point, state, left(), tolerance, spent, told, negative
-        )
+        return _examine(at, counts.products - before, told, negative)
 
     if euclidean_norm(point.projected_gradient) == 0.0:
         return examine("the projected gradient is zero", negative=False)
     if not tolerance.gradient_met(point):
-        step = method.step(problem, point, state, budget)
-        told = _small(problem, point, step.direction, tolerance, or_hidden=False)
-        if step.vector is None and told and _begun_here(problem, point, tolerance):
+        step = method.step(at.problem, point, at.state, at.budget)
+        told = _small(at, step.direction, or_hidden=False)
+        if step.vector is None and told and at.begun_here:
             return examine(told, step.direction.negative_curvature is not None)
         return step
-    foreseen = method.predicted_step(problem, point, state)
+    foreseen = at.predicted_step()
     if foreseen is not None:
         # of a guess, what was taken must have been small too
-        told = _small(problem, point, Direction(foreseen), tolerance)
+        told = _small(at, Direction(foreseen))
         if told and tolerance.rested(GUESSES):
             return examine(told, negative=False)
-        step = method.step(problem, point, state, budget)
+        step = method.step(at.problem, point, at.state, at.budget)
         # a step of no decrease is no proof either, unless one before it was small or
         # nothing is left of the gradient
         norm = euclidean_norm(point.projected_gradient)
         vanished = norm <= VANISHED * tolerance.largest
         spent_out = step.vector is None and (tolerance.rested(1) or vanished)
         return examine(told, negative=False) if told and spent_out else step
-    if _trusted(problem, method) and not tolerance.certify:
+    if at.trusted and not tolerance.certify:
         # of waveforms a Newton step costs too much to be asked for its size alone
         if tolerance.rested(1):
-            return examine(_at_rest(point, tolerance), negative=False)
-        return method.step(problem, point, state, budget)
+            return examine(_at_rest(at), negative=False)
+        return method.step(at.problem, point, at.state, at.budget)
     # only the size of the step is asked for, and unknowns may hide in its residual
-    proof = budget.at_most(max(tolerance.allowance, 1))
+    proof = at.budget.at_most(max(tolerance.allowance, 1))
     try:
-        step = method.step(problem, point, state, replace(proof, accuracy=ACCURACY))
+        step = method.step(at.problem, point, at.state, replace(proof, accuracy=ACCURACY))
     except OutOfBudget:  # a dense matrix is made whole or not at all
-        step = method.step(problem, point, state, left())
+        step = method.step(
+            at.problem, point, at.state, at.budget.without(counts.products - before)
+        )
     direction = step.direction
-    told = _small(problem, point, direction, tolerance)
+    told = _small(at, direction)
     known = _accurate(direction) or tolerance.rested(1)
     if not (told and known):
         return step
     return examine(told, direction.negative_curvature is not None)
 
 
-def without_products(
-    problem: Problem, method: Method, point: Point, state: object, tolerance: Tolerance
-) -> Stationary | None:
+def without_products(at: Iterate) -> Stationary | None:
     """Return what is known of a point where a run must end; None if that is nothing.
 
     Args:
-        problem: For the space; nothing is evaluated.
-        method: As for ``next_step``.
-        point: As for ``next_step``.
-        state: Of the method.
-        tolerance: When the run has converged.
+        at: Where the run is; nothing is evaluated there.
     """
+    point, tolerance = at.point, at.tolerance
     if euclidean_norm(point.projected_gradient) == 0.0:
         told = "the projected gradient is zero, and its curvature was not examined"
         return Stationary(False, told)
-    proven = _trusted(problem, method) and not tolerance.certify
+    proven = at.trusted and not tolerance.certify
     if not (proven and tolerance.gradient_met(point) and tolerance.steps):
         return None
-    foreseen = method.predicted_step(problem, point, state)
+    foreseen = at.predicted_step()
     told = ""
     if foreseen is None and tolerance.rested(1):
-        told = _at_rest(point, tolerance)
+        told = _at_rest(at)
     elif foreseen is not None and tolerance.rested(GUESSES):
-        told = _small(problem, point, Direction(foreseen), tolerance)
+        told = _small(at, Direction(foreseen))
     return Stationary(True, told) if told else None
 
 
@@ -220,92 +249,66 @@ def _accurate(direction: Direction) -> bool:
     return floor or not direction.residual > 2.0 * ACCURACY
 
 
-def _begun_here(problem: Problem, point: Point, tolerance: Tolerance) -> bool:
-    """True if a run began where it is, so that its gradients are no measure."""
-    moved = point.vector - tolerance.start
-    size = relative_size(problem.space, tolerance.start, tolerance.start, moved)
-    return size <= math.sqrt(tolerance.gtol)
-
-
-def _at_rest(point: Point, tolerance: Tolerance) -> str:
-    ratio = euclidean_norm(point.projected_gradient) / tolerance.largest
+def _at_rest(at: Iterate) -> str:
+    gtol = at.tolerance.gtol
     return (
-        f"its norm is {ratio:.2g} of the largest met (gtol {tolerance.gtol:g}), and the "
-        f"last step changed no parameter by more than {tolerance.gtol:g} of its size"
+        f"its norm is {at.gradient_ratio:.2g} of the largest met (gtol {gtol:g}), and "
+        f"the last step changed no parameter by more than {gtol:g} of its size"
     )
 
 
-def _small(
-    problem: Problem,
-    point: Point,
-    direction: Direction,
-    tolerance: Tolerance,
-    *,
-    or_hidden: bool = True,
-) -> str:
+def _small(at: Iterate, direction: Direction, *, or_hidden: bool = True) -> str:
     """Say in words that a step is small and how small; empty if it is not."""
     if not math.isfinite(direction.unbounded):
         return ""
+    space, point, tolerance = at.problem.space, at.point, at.tolerance
     # of the step that the trust region would not have cut
-    moved = problem.space.project(point.vector + direction.vector) - point.vector
+    moved = space.project(point.vector + direction.vector) - point.vector
     size = direction.unbounded * relative_size(
-        problem.space, tolerance.start, point.vector, moved
+        space, tolerance.start, point.vector, moved
     )
-    hidden = or_hidden and _hidden(problem, point, direction)
+    promised = 0.5 * direction.unbounded * abs(float(point.gradient @ direction.vector))
+    hidden = or_hidden and promised <= rounding_of(at.problem, point)
     if not (size <= tolerance.gtol or hidden):
         return ""
-    ratio = euclidean_norm(point.projected_gradient) / tolerance.largest
     told = (
-        f"its norm is {ratio:.2g} of the largest met (gtol {tolerance.gtol:g}), and the "
-        f"next step would change no parameter by more than {size:.2g} of its size"
+        f"its norm is {at.gradient_ratio:.2g} of the largest met (gtol "
+        f"{tolerance.gtol:g}), and the next step would change no parameter by more than "
+        f"{size:.2g} of its size"
     )
     if size > tolerance.gtol:
         told += (
-            f" and lower the loss by {_promised(point, direction):.2g}, which is below "
-            f"the rounding of its value {point.value:.6g}"
+            f" and lower the loss by {promised:.2g}, which is below the rounding of its "
+            f"value {point.value:.6g}"
         )
     return told
 
 
-def _promised(point: Point, direction: Direction) -> float:
-    """Return the decrease that the whole step promises, ½|g·h|."""
-    slope = abs(float(point.gradient @ direction.vector))
-    return 0.5 * direction.unbounded * slope
+def _examine(at: Iterate, spent: int, told: str, negative: bool) -> Step | Stationary:
+    """Look for negative curvature as far as a run may.
 
+    Args:
+        at: Where the run is.
+        spent: Products that the question has cost so far.
+        told: What is known.
+        negative: True if negative curvature was met.
 
-def _hidden(problem: Problem, point: Point, direction: Direction) -> bool:
-    """True if what a step promises is below the rounding of the loss."""
-    return _promised(point, direction) <= rounding_of(problem, point)
-
-
-def _trusted(problem: Problem, method: Method) -> bool:
-    # curvature that is positive by construction, or a misfit that others minimise so
-    return not method.examines_curvature or problem.objective.has_gauss_newton
-
-
-def _examine(
-    problem: Problem,
-    method: Method,
-    point: Point,
-    state: object,
-    budget: Budget,
-    tolerance: Tolerance,
-    spent: int,
-    told: str,
-    negative: bool,
-) -> Step | Stationary:
-    """Look for negative curvature as far as a run may; ``told`` is what is known."""
+    Returns:
+        A step along it, or what is known of the point.
+    """
+    problem, tolerance = at.problem, at.tolerance
+    budget = at.budget.without(spent)
     known = tolerance.steps > 0 and not negative
     if not tolerance.certify:
-        if problem.objective.has_gauss_newton and point.value == 0.0:
+        if problem.objective.has_gauss_newton and at.point.value == 0.0:
             return Stationary(True, f"{told}, and so is the misfit")
-        if tolerance.steps and _trusted(problem, method):
+        if tolerance.steps and at.trusted:
             told += "; λ_min was not looked at (certify=True does)"
             return Stationary(True, told)
         # at the start the products of a step were no proof, and the first look is whole
         used = spent if tolerance.steps else 0
         budget = budget.at_most(max(tolerance.allowance - used, 0))
-    found = method.escape(problem, point, state, budget)
+    found = at.method.escape(problem, at.point, at.state, budget)
     if isinstance(found, Step):
         return found
     minimum = found.minimum

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -36,10 +37,13 @@ from hvpopt.methods.forcing import (
 )
 from hvpopt.methods.method import Direction, InnerStatus, OutOfBudget, Step
 from hvpopt.methods.points import Budget, FreeCells, Point, Problem
-from hvpopt.methods.saddle import SecondOrderMethod
+from hvpopt.methods.saddle import SecondOrderMethod, SecondOrderOptions
 from hvpopt.methods.wolfe import Wolfe
 from hvpopt.model.scale import euclidean_norm
 from hvpopt.problem.objective import Kind, check_kind
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: Builds a preconditioner for all cells at a point; may use the point's Hessian.
 PreconditionerBuilder = Callable[[Problem, Point], Preconditioner]
@@ -98,12 +102,8 @@ class LineSearchNewton(SecondOrderMethod):
         refresh: Build again after this many steps. Default never.
         pairs: Steps whose ``(s, y)`` correct the base. Default 0.
         cg_pairs: Directions of the last solves that do. Default 0.
-        max_products: Products for one linear solve, and for one look at λ_min. Default
-            100.
-        eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero when
-            a stationary point is examined. Default 1e-6.
-        confidence: With which a minimum is certified. Default 0.99.
-        seed: Of the random probe of a stationary point.
+        **options: ``max_products``, ``eigenvalue_floor``, ``confidence`` and ``seed`` of
+            a ``SecondOrderMethod``; ``max_products`` is 100 by default.
 
     Raises:
         ValueError: For a number out of range or an unknown Hessian.
@@ -127,10 +127,7 @@ class LineSearchNewton(SecondOrderMethod):
         refresh: int | None = None,
         pairs: int = 0,
         cg_pairs: int = 0,
-        max_products: int = 100,
-        eigenvalue_floor: float = 1e-6,
-        confidence: float = 0.99,
-        seed: int = 0,
+        **options: Unpack[SecondOrderOptions],
     ) -> None:
         self.forcing = as_forcing(EisenstatWalker2() if forcing is None else forcing)
         check_kind(hessian)
@@ -138,12 +135,8 @@ class LineSearchNewton(SecondOrderMethod):
         self.globalisation = Backtracking() if globalisation is None else globalisation
         use = "pass Backtracking() or Wolfe()"
         checks.having("globalisation", self.globalisation, "search", use)
-        super().__init__(
-            eigenvalue_floor=eigenvalue_floor,
-            confidence=confidence,
-            max_products=max_products,
-            seed=seed,
-        )
+        options.setdefault("max_products", 100)
+        super().__init__(**options)
         self.preconditioning = _Preconditioning(preconditioner, refresh, pairs, cg_pairs)
 
     # -- one step ---------------------------------------------------------------

@@ -10,7 +10,7 @@ is left out, so that no curvature condition has to be paid for in gradients.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -21,7 +21,10 @@ from hvpopt.methods.backtracking import Backtracking
 from hvpopt.methods.initial import HessianDiagonal, InitialCurvature
 from hvpopt.methods.method import Direction, Step
 from hvpopt.methods.points import Budget, Point, Problem
-from hvpopt.methods.saddle import SecondOrderMethod
+from hvpopt.methods.saddle import SecondOrderMethod, SecondOrderOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,9 @@ class QuasiNewton(SecondOrderMethod):
         refresh: Steps after which it is measured anew. Default never; a search that
             fails also has it measured anew, once.
         globalisation: Shortens steps. Default ``Backtracking()``.
-        eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero. This
-            and the next two are read with ``certify=True`` or at a start without
-            gradient alone. Default 1e-6.
-        confidence: With which a minimum is certified. Default 0.99.
-        max_products: Products for one look at λ_min. Default 300.
-        seed: Of the probes.
+        **options: ``seed`` of a ``SecondOrderMethod``, which is that of the probes; and
+            its ``max_products``, ``eigenvalue_floor`` and ``confidence``, which are read
+            only with ``certify=True`` or at a start without gradient.
 
     Raises:
         ValueError: For a number out of range.
@@ -75,18 +75,11 @@ class QuasiNewton(SecondOrderMethod):
         initial: InitialCurvature | None = None,
         refresh: int | None = None,
         globalisation: Backtracking | None = None,
-        eigenvalue_floor: float = 1e-6,
-        confidence: float = 0.99,
-        max_products: int = 300,
-        seed: int = 0,
+        **options: Unpack[SecondOrderOptions],
     ) -> None:
-        super().__init__(
-            eigenvalue_floor=eigenvalue_floor,
-            confidence=confidence,
-            max_products=max_products,
-            # each measurement of the curvature takes the next seed
-            seed=checks.seed("seed", seed, spare=2**32),
-        )
+        super().__init__(**options)
+        # each measurement of the curvature takes the next seed
+        self.seed = checks.seed("seed", self.seed, spare=2**32)
         self.memory = checks.integer("memory", memory, least=1)
         self.initial = HessianDiagonal() if initial is None else initial
         use = "pass an InitialCurvature, such as hvpopt.HessianDiagonal()"

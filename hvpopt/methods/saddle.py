@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -40,21 +40,38 @@ EIGENVALUE_TOL = 0.1
 SIGNIFICANT = 10.0
 
 
+class SecondOrderOptions(TypedDict, total=False):
+    """The options of a SecondOrderMethod, which its subclasses take as they are."""
+
+    max_products: int
+    eigenvalue_floor: float
+    confidence: float
+    seed: int
+
+
 class SecondOrderMethod(Method):
     """A method that can tell a minimum from a saddle by λ_min of the exact Hessian.
 
     Args:
+        max_products: Products for one step, and for one look at λ_min. Default 300.
         eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero.
-        confidence: With which a minimum is certified.
-        max_products: Products for one look at λ_min.
-        seed: Of its random start.
+            Default 1e-6.
+        confidence: Probability with which a minimum is one where it is certified, and
+            with which the lower bounds on λ_min hold. Default 0.99.
+        seed: Of all random vectors. Default 0.
 
     Raises:
+        TypeError: For an option of the wrong type.
         ValueError: For a number out of range.
     """
 
     def __init__(
-        self, *, eigenvalue_floor: float, confidence: float, max_products: int, seed: int
+        self,
+        *,
+        max_products: int = 300,
+        eigenvalue_floor: float = 1e-6,
+        confidence: float = 0.99,
+        seed: int = 0,
     ) -> None:
         self.eigenvalue_floor = checks.number(
             "eigenvalue_floor", eigenvalue_floor, least=0.0, below=1.0

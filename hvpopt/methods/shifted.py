@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -37,10 +37,13 @@ from hvpopt.methods.method import (
     Step,
 )
 from hvpopt.methods.points import Budget, FreeCells, Point, Problem
-from hvpopt.methods.saddle import SecondOrderMethod
+from hvpopt.methods.saddle import SecondOrderMethod, SecondOrderOptions
 from hvpopt.model.scale import euclidean_norm
 from hvpopt.operators.dense import DenseHessian
 from hvpopt.operators.symmetric import DENSE_MEMORY_LIMIT, ShiftedOperator
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SOLVERS = ("lanczos", "cg", "cholesky")
 
@@ -58,15 +61,12 @@ class ShiftedNewton(SecondOrderMethod):
         eigenvalue_tol: Relative residual that a negative λ_min is asked for. Default
             1e-2, which puts the error of λ_min near its square. Of a positive one the
             Lanczos solver only certifies the sign, since τ = 0 whatever its size.
-        eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero.
-            Default 1e-6.
-        confidence: With which H + τI is certified positive definite. Default 0.99.
-        max_products: Products for one step. Default 300.
         preconditioner: Of conjugate gradients, in flat coordinates; solver ``"cg"``
             only. Default none. (For Lanczos, choose the ModelSpace's scale.)
         globalisation: Shortens steps. Default ``Backtracking()``.
         memory_limit: Of the dense matrix, bytes.
-        seed: Of the random probe.
+        **options: ``max_products``, ``eigenvalue_floor``, ``confidence`` and ``seed`` of
+            a ``SecondOrderMethod``.
 
     Raises:
         TypeError: For an option of the wrong type.
@@ -80,13 +80,10 @@ class ShiftedNewton(SecondOrderMethod):
         factor: float = 1.5,
         tol: float = 1e-3,
         eigenvalue_tol: float = 1e-2,
-        eigenvalue_floor: float = 1e-6,
-        confidence: float = 0.99,
-        max_products: int = 300,
         preconditioner: Preconditioner | None = None,
         globalisation: Backtracking | None = None,
         memory_limit: float = DENSE_MEMORY_LIMIT,
-        seed: int = 0,
+        **options: Unpack[SecondOrderOptions],
     ) -> None:
         self.solver = checks.choice("solver", solver, SOLVERS)
         says = "H + τI is definite only for factor > 1"
@@ -97,12 +94,7 @@ class ShiftedNewton(SecondOrderMethod):
         self.eigenvalue_tol = checks.number(
             "eigenvalue_tol", eigenvalue_tol, above=0.0, below=1.0
         )
-        super().__init__(
-            eigenvalue_floor=eigenvalue_floor,
-            confidence=confidence,
-            max_products=max_products,
-            seed=seed,
-        )
+        super().__init__(**options)
         if preconditioner is not None and solver != "cg":
             raise ValueError(
                 f"a preconditioner goes with solver='cg', not {solver!r}; for Lanczos "

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -38,9 +38,12 @@ from hvpopt.methods.forcing import (
 )
 from hvpopt.methods.method import Direction, InnerStatus, Step
 from hvpopt.methods.points import Budget, Point, Problem
-from hvpopt.methods.saddle import SecondOrderMethod
+from hvpopt.methods.saddle import SecondOrderMethod, SecondOrderOptions
 from hvpopt.model.scale import euclidean_norm
 from hvpopt.problem.objective import Kind, check_kind
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Ratios actual / predicted decrease, and factors of the radius, of Conn, Gould and Toint,
 # §6.1.
@@ -88,12 +91,9 @@ class TrustRegionNewton(SecondOrderMethod):
             tolerance of the solve. It lets the space see negative curvature that the
             gradient says nothing of (the hard case), and is how far, relative to the
             step, unknowns move of which the loss says nothing. Default 1e-4.
-        max_products: Products for one step. Default 300.
         max_trials: Values for one step. Default 30.
-        eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min of a stationary
-            point counts as zero. Default 1e-6.
-        confidence: With which a minimum is certified. Default 0.99.
-        seed: Of the random parts.
+        **options: ``max_products``, ``eigenvalue_floor``, ``confidence`` and ``seed`` of
+            a ``SecondOrderMethod``.
 
     Raises:
         TypeError: For a tolerance that is neither number nor forcing term.
@@ -115,18 +115,10 @@ class TrustRegionNewton(SecondOrderMethod):
         tol: float | Forcing | None = None,
         radius: float | None = None,
         probe: float = 1e-4,
-        max_products: int = 300,
         max_trials: int = 30,
-        eigenvalue_floor: float = 1e-6,
-        confidence: float = 0.99,
-        seed: int = 0,
+        **options: Unpack[SecondOrderOptions],
     ) -> None:
-        super().__init__(
-            eigenvalue_floor=eigenvalue_floor,
-            confidence=confidence,
-            max_products=max_products,
-            seed=seed,
-        )
+        super().__init__(**options)
         check_kind(hessian)
         self.kind = hessian
         self.forcing = SquareRoot() if tol is None else as_forcing(tol)

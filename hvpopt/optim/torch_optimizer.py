@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.methods.convergence import Tolerance, next_step, relative_size
+from hvpopt.methods.convergence import Iterate, Tolerance, next_step, relative_size
 from hvpopt.methods.method import Method, Stationary, Step, checked_method
-from hvpopt.methods.points import Budget, Point, Problem
+from hvpopt.methods.points import Point, Problem
 from hvpopt.methods.trust_region import TrustRegionNewton
 from hvpopt.model.counts import Counts
 from hvpopt.model.scale import euclidean_norm
@@ -290,7 +290,7 @@ class Newton(torch.optim.Optimizer):
             rests=self._rests,
         )
         return next_step(
-            self._problem, self.method, point, self._state, Budget(), tolerance
+            Iterate(self._problem, self.method, point, self._state, tolerance)
         )
 
     def _count(self, step: Step | Stationary, before: Tensor, spent: Counts) -> None:

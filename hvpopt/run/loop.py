@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from hvpopt.errors import BadPartError
 from hvpopt.methods.convergence import (
+    Iterate,
     Tolerance,
     next_step,
     relative_size,
@@ -344,15 +345,16 @@ class Run:
         step: Step | Stationary | None = None
         taken: Step | None = None
         try:
-            tolerance, budget = self._tolerance(), self._budget()
-            self._check_limits(self.state.method, tolerance)
-            step = next_step(
+            at = Iterate(
                 self.problem,
                 self.method,
-                Iterate(self.point, self.state.method),
-                budget,
-                tolerance,
+                self.point,
+                self.state.method,
+                self._tolerance(),
+                self._budget(),
             )
+            self._check_limits(at)
+            step = next_step(at)
             taken = self._accepted(step)
             self._advance(taken, self.state.method)
         except BadPartError as error:
@@ -475,12 +477,10 @@ class Run:
         """What the run has spent."""
         return self._earlier + self._meter
 
-    def _check_limits(self, state: Any, tolerance: Tolerance) -> None:
+    def _check_limits(self, at: Iterate) -> None:
         self.watch.raise_if_signalled()
         if self._at_limit():
-            known = without_products(
-                self.problem, self.method, self.point, state, tolerance
-            )
+            known = without_products(at)
             if known is not None:
                 status = Status.CONVERGED if known.minimum else Status.STATIONARY
                 raise Stop(status, known.reason)
