@@ -1,6 +1,5 @@
-"""Waveform runs that are stopped and resumed, with shots that move between steps."""
+"""Waveform runs that are stopped and resumed."""
 
-import pytest
 import torch
 from waves import arguments, models_of, one_thread
 
@@ -9,22 +8,14 @@ from hvpopt.fwi import Survey, WaveformMisfit
 
 __all__ = ["one_thread"]
 
-SHOTS = {
-    "all": {},
-    "rotating": {"product_shots": "rotating", "shots_per_product": 1},
-    "random": {"product_shots": "random", "shots_per_product": 2},
-    "encoded": {"product_shots": "encoded", "shots_per_product": 1},
-}
 
-
-@pytest.mark.parametrize("shots", SHOTS)
-def test_resumed_run_is_bitwise_the_uninterrupted_one(shots, generator, tmp_path):
+def test_resumed_run_is_bitwise_the_uninterrupted_one(generator, tmp_path):
     survey = Survey("scalar", **arguments("scalar", 3))
     observed = survey.simulate(models_of("scalar", generator))
     (start,) = models_of("scalar", generator)
 
     def run(**options):
-        misfit = WaveformMisfit(survey, observed, **SHOTS[shots])
+        misfit = WaveformMisfit(survey, observed)
         return hvpopt.minimize(
             misfit,
             start,
@@ -37,7 +28,7 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(shots, generator, tmp_path
     whole = run(max_iter=4)
     path = tmp_path / "state"
     run(max_iter=2, checkpoint=path)
-    misfit = WaveformMisfit(survey, observed, **SHOTS[shots])
+    misfit = WaveformMisfit(survey, observed)
     resumed = hvpopt.resume(
         path,
         misfit,
