@@ -118,6 +118,56 @@ def test_off_grid_locations(explicit, generator):
     assert relative(there.simulate(v, shots=[2]), data[2:]) < 1e-14
 
 
+def masked(given, generator):
+    mask = torch.rand(4, 4, generator=generator) < 0.7
+    mask[:, 0] = True
+    given["receivers"] = {"u": (given["receivers"]["u"], mask)}
+
+
+def off_grid(given, generator):
+    source, (amplitudes, places) = next(iter(given["sources"].items()))
+    moves = 0.1 + 0.3 * torch.rand(4, 1, 2, generator=generator, dtype=D)
+    given["sources"] = {
+        source: (amplitudes, deepwave.Hicks(places + moves, halfwidth=2, dtype=D))
+    }
+    spots = given["receivers"]["u"] + moves
+    given["receivers"] = {"u": deepwave.Hicks(spots, halfwidth=2, dtype=D)}
+
+
+def with_wavefields(given, generator):
+    given["wavefield_0"] = torch.rand(4, *SHAPE, generator=generator, dtype=D)
+    given["origin"] = [0, 0]
+
+
+@pytest.mark.filterwarnings("ignore::deepwave.MigrationWarning")
+@pytest.mark.parametrize("change", [masked, off_grid, with_wavefields])
+def test_select_is_the_survey_of_some_shots_in_their_order(change, generator):
+    (v,) = models_of("scalar", generator)
+    given = arguments("scalar", 4)
+    change(given, generator)
+    there = Survey("scalar", **given)
+    some = there.select([3, 0, 2])
+    assert (some.n_shots, some.resolved) == (3, there.resolved)
+    assert some.data_shapes == {"u": (3, 4, NT)}
+    expected = there.simulate(v)
+    assert torch.equal(some.simulate(v), expected[[3, 0, 2]])
+    # of a selection again, one by one, and in another dtype
+    assert torch.equal(some.select([2, 0]).simulate(v), expected[[2, 3]])
+    assert torch.equal(some.simulate(v, shots=[1]), expected[[0]])
+    assert there.n_shots == 4, "the caller's own is as it was"
+    if change is not off_grid:  # a Hicks keeps its dtype
+        low = some.to(torch.float32).simulate(v.float())
+        torch.testing.assert_close(low.double(), expected[[3, 0, 2]], rtol=1e-3, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("shots", "message"), [([], "at least"), ([4], "0 to 3"), ([1, 1], "each index once")]
+)
+def test_bad_selections(shots, message):
+    with pytest.raises(ValueError, match=message):
+        survey(n_shots=4).select(shots)
+
+
 def test_nt_pads_and_cuts_wavelets(generator):
     v = models_of("scalar", generator)[0]
     for nt in (NT - 20, NT + 20):

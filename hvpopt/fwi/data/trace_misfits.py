@@ -17,9 +17,9 @@ from hvpopt.fwi.survey.survey import Data
 class NormalisedCorrelation(DataMisfit):
     """One minus the cosine between simulated and observed trace, mean over traces.
 
-    Blind to each trace's amplitude (Choi and Alkhalifah, Geophysical Prospecting 60,
-    2012). Equal to ``deepwave.misfits.normalised_cross_correlation``; not convex in the
-    data. Since it is ``½ ‖d/‖d‖ − o/‖o‖‖²``, Gauss-Newton takes the curvature of that
+    Independent of each trace's amplitude (Choi and Alkhalifah, Geophysical Prospecting
+    60, 2012). Equal to ``deepwave.misfits.normalised_cross_correlation``; not convex in
+    the data. Since it is ``½ ‖d/‖d‖ − o/‖o‖‖²``, Gauss-Newton takes the curvature of that
     square. A trace that is exactly zero counts 1 and has no derivative.
     """
 

@@ -59,15 +59,20 @@ class BadShotError(BadPartError):
         self.to_blame = to_blame
         self.unit = unit
         named = {f"{unit} {shot}": why for shot, why in self.reasons.items()}
-        super().__init__(self._sentence(named), named if may_drop and to_blame else {})
+        parts = named if may_drop and to_blame else {}
+        super().__init__(self._sentence(named, may_drop=may_drop), parts)
 
-    def _sentence(self, named: Mapping[str, str]) -> str:
+    def _sentence(self, named: Mapping[str, str], *, may_drop: bool) -> str:
         told = "; ".join(f"{name}: {why}" for name, why in named.items())
         sentence = f"the {self.quantity} is not finite, and was not when repeated: {told}"
         if len(self.group) > 1:
             sentence += f" (met in the group of {self.unit}s {self.group})"
         if not self.to_blame:
             return f"{sentence}; every shot fails, so look at the model or the direction"
+        if may_drop:
+            return (
+                f"{sentence}; mend such shots, or go on with misfit.without(error.parts)"
+            )
         if self.unit == "shot":
             sentence += (
                 "; mend or leave out such shots, or allow it with on_bad_shot='drop'"

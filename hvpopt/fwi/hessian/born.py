@@ -12,7 +12,7 @@ Of the first sum, what δV contributes through m is, with g = F'(V)ᵀ r held co
     ∇_m ⟨g, V'(m) w⟩ = ∇_m ⟨V'(m)ᵀ g, w⟩
 
 and is made of two reverse passes as on the right. A differentiated ``V'(m) w`` would be a
-third derivative to autograd, which drops parts of it without a word for layer and batch
+third derivative to autograd, which omits parts of it, with no error, for layer and batch
 normalisation.
 """
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import deepwave
 import torch
 from torch import Tensor
 
+from hvpopt.fwi.hessian.born import BornHessian, WaveformHessian
+from hvpopt.fwi.hessian.double_backprop import DoubleBackpropHessian
+from hvpopt.fwi.hessian.groups import GroupRunner
+from hvpopt.fwi.hessian.memory import PeakMemory
+from hvpopt.fwi.hessian.waveforms import Waveforms, detached
 from hvpopt.fwi.survey.physics import SECOND_ORDER, born_twin
 from hvpopt.fwi.survey.survey import Survey
+from hvpopt.model.counts import Counts
+from hvpopt.model.space import ModelSpace
+from hvpopt.model.tensors import Model
+from hvpopt.problem.objective import Kind
 
 EngineName = Literal["auto", "born", "double-backprop"]
 _NAMES = ("auto", "born", "double-backprop")
@@ -83,36 +94,107 @@ def choose_engine(survey: Survey, models: Sequence[Tensor], asked: str) -> Engin
     )
 
 
-def plan_product(survey: Survey, models: Sequence[Tensor], shots: list[int]) -> int:
-    """Return deepwave's estimate of the bytes that a product needs; a lower bound.
+def _plan_product(survey: Survey, models: Sequence[Tensor]) -> int:
+    """Return deepwave's estimate of the bytes of one shot's product; a lower bound.
 
-    Args:
-        survey: The acquisition.
-        models: The propagator's models.
-        shots: Those that run together.
-
-    Returns:
-        Bytes, of the Born pass where there is one, else of the gradient.
+    Of the Born pass where there is one, else of the gradient.
     """
     # also where a value is computed without graph: a product has histories
     with torch.enable_grad():
         if born_twin(survey.propagator) is not None:
             try:
-                return _bytes(_plan_born(survey, models, shots))
+                return _bytes(_plan_born(survey, models))
             except (deepwave.DeepwaveError, TypeError):
                 pass  # the gradient's is a lower bound too
         live = [m.detach().requires_grad_() for m in models]
-        return _bytes(deepwave.plan(survey.propagator, *live, **survey.arguments(shots)))
+        return _bytes(deepwave.plan(survey.propagator, *live, **survey.arguments([0])))
+
+
+def make_hessian(
+    waveforms: Waveforms,
+    model: Model,
+    kind: Kind,
+    groups: Sequence[Sequence[int]],
+    runner: GroupRunner,
+    asked: str,
+    *,
+    space: ModelSpace | None = None,
+    counts: Counts | None = None,
+) -> WaveformHessian:
+    """Return the Hessian of a waveform misfit, by the engine that holds for it.
+
+    Args:
+        waveforms: The misfit in its parts.
+        model: Where to linearise; it is copied.
+        kind: ``"exact"`` or ``"gauss-newton"``.
+        groups: Shots that run together, group by group.
+        runner: Runs the groups.
+        asked: As for ``choose_engine``.
+        space: Flat coordinates. Default ``ModelSpace(model)``.
+        counts: The tally to advance. Default a new one.
+
+    Raises:
+        ValueError: For a model that does not fit, or an engine that does not hold.
+    """
+    models = waveforms.models(detached(model))
+    engine = choose_engine(waveforms.survey, models, asked)
+    made: Callable[..., WaveformHessian] = BornHessian
+    if engine.name != "born":
+        made = partial(DoubleBackpropHessian, overrides=engine.overrides)
+        if runner.one_graph:
+            groups = [[shot for group in groups for shot in group]]
+    return made(
+        waveforms,
+        model,
+        kind,
+        groups,
+        runner,
+        space=space,
+        counts=counts,
+        reason=engine.reason,
+    )
+
+
+def measure(
+    waveforms: Waveforms, model: Model, runner: GroupRunner, asked: str, counts: Counts
+) -> None:
+    """Let a runner plan its groups by what products at a model use.
+
+    Args:
+        waveforms: The misfit in its parts.
+        model: Where to measure.
+        runner: With a limit.
+        asked: As for ``choose_engine``.
+        counts: Of the propagations that it takes; products are not counted.
+
+    Raises:
+        MemoryError: If not even one shot fits.
+    """
+
+    def peak(n_shots: int) -> tuple[int, str]:
+        groups = [list(range(n_shots))]
+        operator = make_hessian(waveforms, model, "exact", groups, runner, asked)
+        vector = torch.ones(operator.size, dtype=operator.dtype, device=operator.device)
+        # numbers that are not finite take as much memory as others
+        with PeakMemory(operator.device) as used, suppress(FloatingPointError):
+            operator.matvec(vector)
+        operator.close()
+        counts.tally(propagations=operator.counts.propagations)
+        return used.bytes, used.how
+
+    models = waveforms.models(detached(model))
+    estimated = _plan_product(waveforms.survey, models)
+    runner.measure(waveforms.survey.n_shots, estimated, peak)
 
 
 def _bytes(plan: Any) -> int:
     return int(plan.memory["total_bytes_lower_bound"])
 
 
-def _plan_born(survey: Survey, models: Sequence[Tensor], shots: list[int]) -> Any:
+def _plan_born(survey: Survey, models: Sequence[Tensor]) -> Any:
     live = [m.detach().requires_grad_() for m in models]
     zeros = [torch.zeros_like(m) for m in models]
-    call = survey.born_arguments(zeros, shots)
+    call = survey.born_arguments(zeros, [0])
     return deepwave.plan(f"{survey.propagator}_born", *live, **call)
 
 
@@ -130,7 +212,7 @@ def _born_obstacle(survey: Survey, models: Sequence[Tensor]) -> str | None:
     if unknown:
         return f"{twin.__name__} has no option {', '.join(sorted(unknown))}"
     try:
-        _plan_born(survey, models, [0])
+        _plan_born(survey, models)
     except deepwave.DeepwaveError as error:
         return f"{twin.__name__} refuses the survey: {error}"
     return None

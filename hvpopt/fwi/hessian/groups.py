@@ -165,7 +165,7 @@ class GroupRunner:
         """
         limit = self.plan.limit
         assert limit is not None
-        peak(1)  # the first product also pays for libraries and thread pools
+        peak(1)  # the first product also loads libraries and starts threads
         measured, how = peak(1)
         plan = plan_memory(limit, self._n_shots, estimated, measured, how)
         while plan.shots_per_group > 1:
@@ -201,7 +201,7 @@ class GroupRunner:
             MemoryError: If one shot does not fit.
             RuntimeError: Another than those that say that memory ran out, as it is.
         """
-        # of a sum nobody knows which group spoilt it: the second time, look at each
+        # a sum does not tell which group is not finite: the second time, look at each
         for every in (False, True):
             total: Terms | None = None
             failed: list[tuple[list[int], _Failure]] = []

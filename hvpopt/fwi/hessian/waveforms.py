@@ -152,7 +152,7 @@ class Waveforms:
 
         Raises:
             ValueError: If it carries no graph, or ignores an unknown: that block of the
-                Hessian would be zero without a word.
+                Hessian would be zero, with no error.
         """
         named = named_tensors(model)
         leaves = [t.detach().clone().requires_grad_() for t in named.values()]
@@ -199,6 +199,11 @@ def check_parameterisation(function: object) -> None:
             f"parameterisation is the {kind_of(function)}; pass an instance, "
             f"{function.__name__}(...)"
         )
+
+
+def detached(model: Model) -> Model:
+    """Return a model without its graph."""
+    return rebuild(model, [t.detach() for t in named_tensors(model).values()])
 
 
 def live_models(models: Sequence[Tensor]) -> list[Tensor]:

@@ -315,7 +315,7 @@ def _write_array(
     """Write real numbers as ``.npy`` or ``.bin``."""
     stored = _raw_dtype(file_dtype or array.dtype.name, byte_order)
     if stored.name not in ("float32", "float64"):
-        # others would cut digits or overflow without a word
+        # others would round or overflow with no error
         raise ValueError(f"file_dtype is {stored.name!r}; write 'float32' or 'float64'")
     with path.open("wb") as file:
         if _format_of(path) == "npy":

@@ -8,7 +8,7 @@ inverse too, and what bounds on the models mean for the unknowns.
 A map is called as its unknowns are arranged, like a loss: ``f(t)``, ``f(a, b)`` or
 ``f(vp=a, vs=b, rho=c)``. It is twice differentiable, holds no state that a call
 changes, and follows the dtype and device of the unknowns. Maps chain, first to last,
-with ``>>``; a plain function may stand in the chain.
+with ``>>``; a plain function may be part of the chain.
 
 A map of your own is differentiated twice by autograd, in reverse mode alone. Torch's own
 functions get that right, normalisations in training mode included. A backward pass

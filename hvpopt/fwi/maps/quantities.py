@@ -60,7 +60,7 @@ class _Cellwise(Parameterisation):
     def bounds(
         self, lower: PerParameter = None, upper: PerParameter = None
     ) -> tuple[PerParameter, PerParameter]:
-        """Return bounds on the unknowns; those of a decreasing map trade places.
+        """Return bounds on the unknowns; a decreasing map exchanges the two.
 
         A model at a bound that its dtype holds exactly has unknowns inside theirs.
 

@@ -1,13 +1,13 @@
-"""Illumination: diagonals that stand in for a waveform Hessian, as preconditioners.
+"""Illumination: estimates of a waveform Hessian's diagonal, as preconditioners.
 
-Cells near sources and receivers are lit by stronger waves than deep ones, and the
-Hessian's diagonal falls by orders of magnitude from there to the model's floor. Two
-estimates of that diagonal, both never negative:
+Waves are stronger near sources and receivers than at depth, and the Hessian's diagonal
+falls by orders of magnitude with depth. Two estimates of it, both never negative:
 
 - ``source_illumination``: the diagonal pseudo-Hessian of Shin, Jang and Min, Geophysical
-  Prospecting 49, 2001. One propagation a shot; takes receivers for equally far.
+  Prospecting 49, 2001. One propagation a shot; takes all cells for equally far
+  from the receivers.
 - ``gauss_newton_diagonal``: the diagonal of the Gauss-Newton Hessian, by probing. Four
-  propagations a shot and probe; sees receivers, weights and any parameterisation.
+  propagations a shot and probe; includes receivers, weights and any parameterisation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAP_PROBES = 32
 
 
 class Illumination(DiagonalPreconditioner):
-    """A damped diagonal that remembers what it is.
+    """A damped diagonal with the coordinates that it belongs to.
 
     Args:
         diagonal: In flat coordinates ``[n]``, none negative.

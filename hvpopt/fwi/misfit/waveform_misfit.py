@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,21 +11,20 @@ from torch import Tensor
 
 from hvpopt.fwi.data.trace_misfits import as_data_misfit
 from hvpopt.fwi.hessian.bad_shots import ShotNames
-from hvpopt.fwi.hessian.born import BornHessian, WaveformHessian
-from hvpopt.fwi.hessian.double_backprop import DoubleBackpropHessian
-from hvpopt.fwi.hessian.engine import check_engine, choose_engine, plan_product
+from hvpopt.fwi.hessian.born import WaveformHessian
+from hvpopt.fwi.hessian.engine import check_engine, make_hessian, measure
 from hvpopt.fwi.hessian.groups import GroupRunner, Task, Terms, groups_of
-from hvpopt.fwi.hessian.memory import MemoryPlan, PeakMemory, parse_bytes
+from hvpopt.fwi.hessian.memory import MemoryPlan, parse_bytes
 from hvpopt.fwi.hessian.waveforms import (
     Waveforms,
     check_observed,
     check_parameterisation,
+    detached,
     every_gradient,
     live_models,
 )
 from hvpopt.fwi.survey.arguments import instance, text, whole
 from hvpopt.fwi.survey.survey import Survey
-from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors, rebuild
 from hvpopt.problem.objective import Kind, Objective, check_kind
@@ -135,11 +132,6 @@ class WaveformMisfit(Objective):
     def has_gauss_newton(self) -> bool:
         """True: every data misfit has some curvature in the data."""
         return True
-
-    @property
-    def misfit(self) -> Any:
-        """The data misfit ℓ."""
-        return self.waveforms.data_misfit
 
     @property
     def on_bad_shot(self) -> str:
@@ -293,7 +285,7 @@ class WaveformMisfit(Objective):
         """
         waveforms = self.waveforms
         with torch.no_grad():
-            models = waveforms.models(_detached(model))
+            models = waveforms.models(detached(model))
 
             def part(group: list[int]) -> Terms:
                 return [float(waveforms.loss(models, group))]
@@ -373,8 +365,16 @@ class WaveformMisfit(Objective):
                 does not hold.
         """
         check_kind(kind)
-        groups = self.groups(model)
-        return self._operator(model, kind, groups, space, self.counts.child())
+        return make_hessian(
+            self.waveforms,
+            model,
+            kind,
+            self.groups(model),
+            self._runner,
+            self.engine,
+            space=space,
+            counts=self.counts.child(),
+        )
 
     def encoded_hessian(
         self,
@@ -437,50 +437,9 @@ class WaveformMisfit(Objective):
         Raises:
             MemoryError: If one shot does not fit under the limit.
         """
-        n_shots = self.survey.n_shots
         if self._runner.unmeasured:
-            models = self.waveforms.models(_detached(model))
-            estimated = plan_product(self.survey, models, [0])
-            self._runner.measure(n_shots, estimated, lambda n: self._peak(model, n))
-        return groups_of(range(n_shots), self._runner.plan.shots_per_group)
-
-    def _peak(self, model: Model, n_shots: int) -> tuple[int, str]:
-        """Return the bytes that a product of the first shots uses at its peak."""
-        counts = Counts()
-        operator = self._operator(model, "exact", [[*range(n_shots)]], None, counts)
-        vector = torch.ones(operator.size, dtype=operator.dtype, device=operator.device)
-        # numbers that are not finite take as much memory as others
-        with PeakMemory(operator.device) as peak, suppress(FloatingPointError):
-            operator.matvec(vector)
-        operator.close()
-        self.counts.tally(propagations=counts.propagations)
-        return peak.bytes, peak.how
-
-    def _operator(
-        self,
-        model: Model,
-        kind: Kind,
-        groups: list[list[int]],
-        space: ModelSpace | None,
-        counts: Counts,
-    ) -> WaveformHessian:
-        models = self.waveforms.models(_detached(model))
-        engine = choose_engine(self.survey, models, self.engine)
-        made: Callable[..., WaveformHessian] = BornHessian
-        if engine.name != "born":
-            made = partial(DoubleBackpropHessian, overrides=engine.overrides)
-            if self._runner.one_graph:
-                groups = [[shot for group in groups for shot in group]]
-        return made(
-            self.waveforms,
-            model,
-            kind,
-            groups,
-            self._runner,
-            space=space,
-            counts=counts,
-            reason=engine.reason,
-        )
+            measure(self.waveforms, model, self._runner, self.engine, self.counts)
+        return groups_of(range(self.survey.n_shots), self.memory_plan.shots_per_group)
 
 
 def random_codes(n_encoded: int, n_shots: int, seed: int) -> Tensor:
@@ -507,8 +466,3 @@ def _default_group(survey: Survey) -> int:
     if survey.device.type == "cpu" and survey.options.get("survey_pad") is None:
         return min(torch.get_num_threads(), survey.n_shots)
     return survey.n_shots
-
-
-def _detached(model: Model) -> Model:
-    """Return a model without its graph."""
-    return rebuild(model, [t.detach() for t in named_tensors(model).values()])

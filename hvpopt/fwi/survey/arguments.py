@@ -82,11 +82,6 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     return found
 
 
-def seed(name: str, value: Any) -> int:
-    """Return a seed of torch's generators, an integer from 0 to 2⁶³ − 1."""
-    return whole(name, value, 0, 2**63 - 1)
-
-
 def indices(name: str, value: Any, n: int) -> list[int]:
     """Return distinct indices in order.
 

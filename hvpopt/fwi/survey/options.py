@@ -212,7 +212,7 @@ def silence(category: type[Warning]) -> None:
     """Ignore a category of warnings that deepwave attributes to this package.
 
     The caller's own calls of deepwave still warn. Filters are left as they are where
-    they ignore it already: changing them makes Python forget what it warned of.
+    they ignore it already: changing them clears Python's record of what it warned of.
 
     Args:
         category: Of the warning.
