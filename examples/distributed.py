@@ -3,9 +3,10 @@
     python examples/distributed.py
     torchrun --nproc-per-node 2 --max-restarts 3 examples/distributed.py
 
-Each rank runs its share of seven shots; values, gradients and products are summed over
-ranks in a fixed order, so that the loop takes the same decisions everywhere. With GPUs
-each rank takes the one of its number, and messages go by NCCL.
+Each rank runs its share of seven shots and has the data of those alone; values, gradients
+and products are summed over ranks in a fixed order, so that the loop takes the same
+decisions everywhere. With GPUs each rank takes the one of its number, and messages go by
+NCCL. There must not be more ranks than shots.
 
 If a rank fails, all end, and torchrun starts the script again: it goes on from the state
 that rank 0 has saved after the last step, or within it. So does the script itself when it
@@ -32,8 +33,8 @@ N_SHOTS = 7
 
 def problem(
     device: torch.device,
-) -> tuple[hvpopt.fwi.WaveformMisfit, torch.Tensor]:
-    """Return the misfit of the whole survey, the same on every rank, and a start."""
+) -> tuple[distributed.ShardedMisfit, torch.Tensor]:
+    """Return the misfit, with the data of this rank's shots alone, and a start."""
     depth = torch.linspace(1500.0, 2100.0, CELLS[0], dtype=torch.float64)
     start = depth[:, None].expand(CELLS).contiguous().to(device)
     v_true = start.clone()
@@ -55,7 +56,11 @@ def problem(
         pml_freq=FREQUENCY,
         pml_width=10,
     )
-    return hvpopt.fwi.WaveformMisfit(survey, survey.simulate(v_true)), start
+    shots = distributed.own_shots(N_SHOTS)
+    # in a survey that was measured, where the rank reads these shots' files
+    observed = survey.simulate(v_true, shots)
+    own = hvpopt.fwi.WaveformMisfit(survey.select(shots), observed)
+    return distributed.shard(own, survey=survey, shots=shots), start
 
 
 def main() -> None:
@@ -64,8 +69,7 @@ def main() -> None:
     # one thread for each rank; a GPU does not care
     torch.set_num_threads(1)
     with distributed.session(timeout=60.0):
-        whole, start = problem(distributed.device())
-        misfit = distributed.shard(whole)
+        misfit, start = problem(distributed.device())
         folder.mkdir(parents=True, exist_ok=True)
         # begins, or goes on where the file is
         result = hvpopt.minimize(

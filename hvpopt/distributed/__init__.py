@@ -25,8 +25,9 @@ checkpoint in ``resume``, so it must lie where all can see it.
 """
 
 from hvpopt.distributed.exchange import RankError
+from hvpopt.distributed.products import ShardedHessian
 from hvpopt.distributed.ranks import any_rank, device, is_main, rank, session, size
-from hvpopt.distributed.sharded import ShardedHessian, ShardedMisfit
+from hvpopt.distributed.sharded import ShardedMisfit
 from hvpopt.distributed.sharding import own_shots, shard
 
 __all__ = [

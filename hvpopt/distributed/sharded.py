@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvpopt import checks
 from hvpopt.distributed.checksum import checksum
 from hvpopt.distributed.exchange import Exchange, Part, RankError
+from hvpopt.distributed.products import ShardedHessian
 from hvpopt.distributed.ranks import Ranks
 from hvpopt.distributed.shares import shares
 from hvpopt.fwi.data.data_misfits import Constants
@@ -26,7 +26,6 @@ from hvpopt.fwi.survey.survey import Survey
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, copy_model, named_tensors, rebuild
-from hvpopt.operators.symmetric import SymmetricOperator
 from hvpopt.problem.objective import Kind, Objective
 from hvpopt.problem.processes import Processes
 
@@ -130,18 +129,8 @@ class ShardedMisfit(Objective):
             ValueError: If there is no such shot, or none would be left.
             RankError: If a rank failed, or is lost.
         """
-        checks.instance("parts", parts, Mapping, "pass a dict {'shot 3': why}")
-        unit = self.part.waveforms.shots.unit
-        names = [f"{unit} {number}" for number in self.numbers]
-        if unknown := sorted(set(parts) - set(names)):
-            raise ValueError(
-                f"{self.name!r} has no {', '.join(unknown)}; its {unit}s are "
-                f"{list(self.numbers)}"
-            )
-        left = [place for place, name in enumerate(names) if name not in parts]
-        if not left:
-            raise ValueError(f"{self.name!r} without {sorted(parts)} would have no shot")
-        made = self._select(left)
+        names = replace(self.part.waveforms.shots, numbers=self.numbers)
+        made = self._select(names.rest(parts, self.name))
         constants = common_constants(made.part, not made.shots, self.exchange)
         return made._with(constants=constants)
 
@@ -432,78 +421,6 @@ class ShardedMisfit(Objective):
 
     def _agreed(self, model: Model) -> int:
         return 0 if self.exchange.size == 1 else checksum(*_tensors(model))
-
-
-class ShardedHessian(SymmetricOperator):
-    """The Hessian of a ShardedMisfit; a product is one sum over ranks.
-
-    Made by ``ShardedMisfit.hessian``. Each rank holds what its own shots need.
-
-    Args:
-        part: Of this rank's shots.
-        misfit: Makes the sums.
-        agreed: Checksum of the model.
-        wire: Dtype that products are sent in, the model's: float32 waves have no more
-            digits, whatever the dtype of flat vectors.
-
-    Attributes:
-        kind: ``"exact"`` or ``"gauss-newton"``.
-        shots: The numbers of those that take part, on all ranks.
-        part: As given.
-    """
-
-    def __init__(
-        self,
-        part: WaveformHessian,
-        misfit: ShardedMisfit,
-        agreed: int,
-        wire: torch.dtype,
-    ) -> None:
-        super().__init__(
-            part.size,
-            dtype=part.dtype,
-            device=part.device,
-            space=part.space,
-            counts=misfit.counts.child(),
-            noise=part.noise,
-        )
-        self.cost, self.kind = part.cost, part.kind
-        self.shots = list(misfit.numbers)
-        self.part = part
-        self._misfit, self._agreed, self._wire = misfit, agreed, wire
-
-    @property
-    def engine(self) -> str:
-        """What makes the products: ``"born"``, ``"double-backprop"`` or ``"eager"``."""
-        return self.part.engine
-
-    @property
-    def engine_reason(self) -> str:
-        """Why this engine."""
-        return self.part.engine_reason
-
-    @property
-    def curvature(self) -> str:
-        """What serves as the curvature in the data."""
-        return self.part.curvature
-
-    def _product(self, vector: Tensor) -> Tensor:
-        self.counts.tally(products=1)
-        misfit = self._misfit
-
-        def work() -> Part:
-            row = self.part.matvec(vector) if misfit.shots else torch.zeros_like(vector)
-            return Part(0.0, row.to(self._wire))
-
-        alone = misfit.exchange.size == 1
-        agreed = 0 if alone else checksum(vector, start=self._agreed)
-        total = misfit.total("product", agreed, work, self.part.counts, self.counts)
-        assert total.vector is not None
-        return total.vector
-
-    def close(self) -> None:
-        """Release what this rank's operator holds. No message is sent."""
-        self.part.close()
 
 
 def common_constants(misfit: WaveformMisfit, idle: bool, exchange: Exchange) -> Constants:

@@ -156,6 +156,7 @@ def _of_own(
         return Part()
 
     exchange.total("shots", survey.n_shots, work)
+    shots = [int(shot) for shot in shots]
     told = [json.loads(text) for text in exchange.tell(json.dumps(shots))]
     every = sorted(shot for some in told for shot in some)
     if every != list(range(survey.n_shots)):

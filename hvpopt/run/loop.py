@@ -308,6 +308,7 @@ class Run:
 
         Raises:
             Exception: What the callback raised, or the loss before a step was taken.
+            Stop: Never; every one is told in the result.
         """
         discard = False
         try:

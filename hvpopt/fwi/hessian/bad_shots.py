@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hvpopt.errors import BadPartError
+from hvpopt.fwi.survey.arguments import instance
 
 
 class BadShotError(BadPartError):
@@ -109,6 +110,29 @@ class ShotNames:
         """Return other names for these shots, as part of a larger sum."""
         rows = self.numbers if self.rows is None else self.rows
         return replace(self, numbers=tuple(numbers), some=True, rows=rows)
+
+    def rest(self, parts: Mapping[str, str], owner: str) -> list[int]:
+        """Return the indices of the shots that are left without some.
+
+        Args:
+            parts: Why each shot is dropped, by name: ``{"shot 3": "the misfit is nan"}``.
+            owner: The misfit's name, for errors.
+
+        Raises:
+            TypeError: If the parts are no such mapping.
+            ValueError: If there is no such shot, or none would be left.
+        """
+        instance("parts", parts, Mapping, "a dict such as {'shot 3': why}")
+        indices = {f"{self.unit} {n}": i for i, n in enumerate(self.numbers)}
+        if unknown := sorted(set(parts) - set(indices)):
+            raise ValueError(
+                f"{owner!r} has no {', '.join(unknown)}; its {self.unit}s are "
+                f"{list(self.numbers)}"
+            )
+        left = [i for name, i in indices.items() if name not in parts]
+        if not left:
+            raise ValueError(f"{owner!r} without {sorted(parts)} would have no shot")
+        return left
 
     def of(self, shots: Sequence[int] | None) -> list[int]:
         """Return the numbers of some shots. Default all."""

@@ -186,17 +186,7 @@ class WaveformMisfit(Objective):
             TypeError: If the parts are no such mapping.
             ValueError: If there is no such shot, or none would be left.
         """
-        instance("parts", parts, Mapping, "a dict such as {'shot 3': why}")
-        names = self.waveforms.shots
-        indices = {f"{names.unit} {n}": i for i, n in enumerate(names.numbers)}
-        if unknown := sorted(set(parts) - set(indices)):
-            raise ValueError(
-                f"{self.name!r} has no {', '.join(unknown)}; its {names.unit}s are "
-                f"{list(names.numbers)}"
-            )
-        left = [i for name, i in indices.items() if name not in parts]
-        if not left:
-            raise ValueError(f"{self.name!r} without {sorted(parts)} would have no shot")
+        left = self.waveforms.shots.rest(parts, self.name)
         return self.with_waveforms(self.waveforms.only(left))
 
     def encode(self, codes: Tensor) -> WaveformMisfit:
@@ -288,7 +278,8 @@ class WaveformMisfit(Objective):
             models = waveforms.models(detached(model))
 
             def part(group: list[int]) -> Terms:
-                return [float(waveforms.loss(models, group))]
+                data = self.survey.propagate(models, group)
+                return [float(waveforms.data_loss(data, group))]
 
             self.counts.tally(values=1)
             task = Task("value", part, [""], 1, self.counts, waveforms.shots)
