@@ -122,8 +122,8 @@ def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor
     """Smooth a diagonal over neighbouring cells of each parameter.
 
     It is smoothed in the model's units, so that a scale that differs from cell to cell
-    leaves no print. Frozen cells take no part: an average over free cells alone, near
-    them and at the edges. A constant stays what it is.
+    does not show in the result. Frozen cells take no part: near them and at the edges it
+    is an average over free cells. A constant stays what it is.
 
     Args:
         diagonal: Of a Hessian in flat coordinates, ``[n]``.
@@ -141,7 +141,7 @@ def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor
     checks.instance("space", space, ModelSpace, "pass hvpopt.ModelSpace(model)")
     checks.tensor("the diagonal", diagonal, (space.size,))
     width = checks.number("width", width, least=0.0, most=WIDEST)
-    # a step of one unit everywhere tells where the free cells are
+    # a step of one unit everywhere is zero in frozen cells
     unit = named_tensors(space.step_to_model(torch.ones_like(diagonal))).values()
     scale = torch.ones_like(diagonal) if space.scale is None else space.scale
     values = (diagonal / scale.square()).cpu().double().numpy()
