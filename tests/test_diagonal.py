@@ -5,7 +5,7 @@ import torch
 from tolerances import PRODUCT, ROUNDING
 
 from hvpopt import MatrixOperator, ModelSpace
-from hvpopt.krylov.diagonal import KINDS, estimate_diagonal, smooth_diagonal
+from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.operators.symmetric import FunctionOperator, ShiftedOperator
 
 F64 = torch.float64
@@ -23,10 +23,9 @@ def in_space(diagonal, space):
     return operator
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_probe_is_exact_for_a_diagonal_operator(kind, generator):
+def test_one_probe_is_exact_for_a_diagonal_operator(generator):
     diagonal = torch.randn(30, generator=generator, dtype=F64)
-    found = estimate_diagonal(MatrixOperator(torch.diag(diagonal)), 1, kind=kind)
+    found = estimate_diagonal(MatrixOperator(torch.diag(diagonal)), 1)
     torch.testing.assert_close(found.diagonal, diagonal, rtol=4 * ROUNDING, atol=0)
 
 
@@ -55,10 +54,9 @@ def test_error_has_the_variance_of_the_off_diagonal_row(generator):
     torch.testing.assert_close(errors.var(0), variance, rtol=0.3, atol=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_many_probes_converge_to_the_dense_diagonal(kind, generator):
+def test_many_probes_converge_to_the_dense_diagonal(generator):
     matrix = random_symmetric(10, generator)
-    found = estimate_diagonal(MatrixOperator(matrix), 8000, kind=kind)
+    found = estimate_diagonal(MatrixOperator(matrix), 8000)
     off = (matrix - torch.diag(matrix.diagonal())).square().sum(1).sqrt()
     error = (found.diagonal - matrix.diagonal()).abs() / off
     assert float(error.max()) < 0.15
@@ -162,7 +160,6 @@ def test_estimate_takes_the_smoothing_of_its_space(generator):
     ("options", "message"),
     [
         ({"n_probes": 0}, "n_probes is 0"),
-        ({"kind": "hutchinson"}, "kind is 'hutchinson'"),
         ({"smooth": 1.0}, "no ModelSpace"),
     ],
 )

@@ -240,7 +240,6 @@ NUMBERS = [
         r"unknown options \['steps'\]",
     ),
     (lambda: analysis.estimate_diagonal(operator(), 1.5), V, "n_probes is 1.5"),
-    (lambda: analysis.estimate_diagonal(operator(), kind=1), T, "kind is 1; it must be"),
     (lambda: analysis.estimate_diagonal(with_space(), smooth=NAN), V, "smooth is nan"),
     (lambda: analysis.smooth_diagonal(X, space(), -1), V, "width is -1; it must lie"),
     (lambda: newton(gtol="0"), T, "gtol is '0'"),

@@ -1,1 +1,1 @@
-"""Krylov methods. They know operators and vectors, never waves or autograd."""
+"""Krylov methods. They import operators and vectors, neither waves nor autograd."""

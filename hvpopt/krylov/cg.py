@@ -4,11 +4,11 @@ Hestenes and Stiefel, J. Res. Nat. Bur. Standards 49, 1952; the test for curvatu
 Steihaug's, SIAM J. Numer. Anal. 20, 1983. A direction of negative curvature is an
 outcome, not an error: it is returned.
 
-Consecutive directions tell how well the products are symmetric, at no cost:
+Consecutive directions measure how symmetric the products are, at no cost:
 ``d_j·(A d_{j+1})`` and ``(A d_j)·d_{j+1}`` come from two products and should agree. Once
-the residual of the recurrence is below what the products' rounding hides, ``ε ‖A‖ max
+the residual of the recurrence is below the rounding of the products, ``ε ‖A‖ max
 ‖x‖``, the true residual stays behind (Greenbaum, SIAM J. Matrix Anal. Appl. 18, 1997),
-and going on would be work for nothing.
+and further products lower nothing.
 
 The residual of the recurrence is ``b − A x`` whatever A is, so that also of an operator
 that is not symmetric CONVERGED is true; but it may never come.
@@ -195,7 +195,7 @@ def cg(
 
 
 class _Watch:
-    """What the products of one solve tell besides the solution."""
+    """Norm, symmetry and kept pairs, from the products of one solve."""
 
     def __init__(self, operator: SymmetricOperator, keep: int) -> None:
         self.noise = operator.noise
@@ -250,7 +250,7 @@ class _Watch:
 
     @property
     def floor(self) -> float:
-        """The residual that rounding of the products hides."""
+        """The residual below which the products' rounding is larger."""
         measured = self.product_error
         noise = self.noise if math.isnan(measured) else max(self.noise, measured)
         return noise * self.norm * self._largest_x

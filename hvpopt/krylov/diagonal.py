@@ -1,12 +1,12 @@
 """The diagonal of an operator that is known by its products alone.
 
-With random vectors ``z_k`` of independent entries, symmetric about zero,
+With s random vectors ``z_k`` of independent entries ±1,
 
-    d = Σ_k z_k ⊙ H z_k  /  Σ_k z_k ⊙ z_k        (entry by entry)
+    d = (1/s) Σ_k z_k ⊙ H z_k        (entry by entry)
 
 is the diagonal on average (Bekas, Kokiopoulou and Saad, Applied Numerical Mathematics
-57, 2007). Its error comes from the off-diagonal entries: with s probes of ±1 entry i has
-the variance ``Σ_{j≠i} H_ij² / s``. Where the diagonal is known to vary slowly from cell
+57, 2007). Its error comes from the off-diagonal entries: entry i has the variance
+``Σ_{j≠i} H_ij² / s``. Where the diagonal is known to vary slowly from cell
 to cell, smoothing averages that error away at no further product.
 """
 
@@ -27,7 +27,6 @@ from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import named_tensors
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
-KINDS = ("rademacher", "gaussian")
 #: Widest smoothing, cells; no axis has as many.
 WIDEST = 1e6
 
@@ -53,7 +52,6 @@ def estimate_diagonal(
     operator: SymmetricOperator,
     n_probes: int = 3,
     *,
-    kind: str = "rademacher",
     seed: int = 0,
     smooth: float | None = None,
 ) -> DiagonalEstimate:
@@ -61,9 +59,8 @@ def estimate_diagonal(
 
     Args:
         operator: ``[n, n]``.
-        n_probes: Random vectors, one product each. Default 3.
-        kind: ``"rademacher"`` (entries ±1), the better of the two and exact for a
-            diagonal operator; or ``"gaussian"``, whose few probes have heavy tails.
+        n_probes: Random vectors of entries ±1, one product each. One is exact for a
+            diagonal operator. Default 3.
         seed: Of the probes.
         smooth: Standard deviation of a Gaussian that the estimate is smoothed with,
             cells; see ``smooth_diagonal``. Needs an operator with a ModelSpace. Default
@@ -74,11 +71,10 @@ def estimate_diagonal(
 
     Raises:
         TypeError: For an argument of the wrong type.
-        ValueError: For no probe, an unknown kind, or smoothing without a ModelSpace.
+        ValueError: For no probe, or smoothing without a ModelSpace.
     """
     checked_operator(operator)
     n_probes = checks.integer("n_probes", n_probes, least=1)
-    checks.choice("kind", kind, KINDS)
     seed = checks.seed("seed", seed)
     smooth = checks.optional(checks.number, "smooth", smooth, least=0.0, most=WIDEST)
     if smooth is not None and operator.space is None:
@@ -87,13 +83,13 @@ def estimate_diagonal(
             "ModelSpace; leave smooth out"
         )
     generator = torch.Generator().manual_seed(seed)
-    above, below = [], []
+    estimates = []
     for _ in range(n_probes):
-        z = _probe(operator.size, kind, generator).to(operator.device, operator.dtype)
-        above.append(z * operator.matvec(z))
-        below.append(z * z)
-    mean = torch.stack(below).mean(0)
-    estimates = [a / mean for a in above]
+        signs = torch.randint(
+            0, 2, (operator.size,), generator=generator, dtype=torch.int8
+        )
+        z = 2.0 * signs.to(operator.device, operator.dtype) - 1.0
+        estimates.append(z * operator.matvec(z))
     if smooth is not None:
         assert operator.space is not None
         estimates = [smooth_diagonal(e, operator.space, smooth) for e in estimates]
@@ -122,8 +118,8 @@ def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor
     """Smooth a diagonal over neighbouring cells of each parameter.
 
     It is smoothed in the model's units, so that a scale that differs from cell to cell
-    leaves no print. Frozen cells take no part: an average over free cells alone, near
-    them and at the edges. A constant stays what it is.
+    does not show in the result. Frozen cells take no part: near them and at the edges it
+    is an average over free cells. A constant stays what it is.
 
     Args:
         diagonal: Of a Hessian in flat coordinates, ``[n]``.
@@ -141,7 +137,7 @@ def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor
     checks.instance("space", space, ModelSpace, "pass hvpopt.ModelSpace(model)")
     checks.tensor("the diagonal", diagonal, (space.size,))
     width = checks.number("width", width, least=0.0, most=WIDEST)
-    # a step of one unit everywhere tells where the free cells are
+    # a step of one unit everywhere is zero in frozen cells
     unit = named_tensors(space.step_to_model(torch.ones_like(diagonal))).values()
     scale = torch.ones_like(diagonal) if space.scale is None else space.scale
     values = (diagonal / scale.square()).cpu().double().numpy()
@@ -165,10 +161,3 @@ def _average(
     total = gaussian_filter(grid, width, mode="constant")
     weight = gaussian_filter(free.astype(np.float64), width, mode="constant")
     return np.asarray(total[free] / weight[free], dtype=np.float64)
-
-
-def _probe(size: int, kind: str, generator: torch.Generator) -> Tensor:
-    if kind == "gaussian":
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-    signs = torch.randint(0, 2, (size,), generator=generator, dtype=torch.int8)
-    return 2.0 * signs.double() - 1.0

@@ -28,7 +28,7 @@ from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.model.scale import euclidean_norm
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
-#: Products after which an estimate stops unless told otherwise.
+#: Default limit of the products of one estimate.
 MAX_PRODUCTS = 300
 #: Asymmetry relative to ‖H‖ that no rounding explains: then there is no λ_min.
 NOT_SYMMETRIC = 1e-2
@@ -93,9 +93,9 @@ def smallest_eigenvalue(
         operator: H, ``n × n``.
         tol: Relative accuracy: residual and bound width at most ``tol · |λ|``. A value
             that is zero to rounding is accepted at the rounding of the products.
-        start: A vector ``[n]`` believed rich in the lowest eigenvector, mixed with a
-            random one of equal length; it speeds the estimate up when right and
-            costs little when wrong. Default none: a random start.
+        start: A vector ``[n]`` with a large component along the lowest eigenvector,
+            where one is known. A random vector of equal length is added. Default none: a
+            random start.
         floor: Size of an eigenvalue, relative to ``‖H‖``, under which it counts as
             zero and need not be resolved. Default 0.
         max_products: Stop after this many. Default ``min(n, 300)``.
@@ -165,7 +165,7 @@ def _refuse_asymmetry(basis: LanczosBasis, tol: float, confidence: float) -> Non
 def tolerance_at(basis: LanczosBasis, tol: float, floor: float = 0.0) -> float:
     """Return the absolute error that a relative tolerance allows the lowest Ritz value.
 
-    Never under what rounding hides: that of the products, and that of the basis.
+    It is never below the rounding of the products or of the basis.
     """
     theta = abs(float(basis.ritz_values[0]))
     norm = float(np.abs(basis.ritz_values).max())
@@ -175,9 +175,9 @@ def tolerance_at(basis: LanczosBasis, tol: float, floor: float = 0.0) -> float:
 def rounding_at(basis: LanczosBasis) -> float:
     """Return the size under which an eigenvalue cannot be told from zero."""
     norm = float(np.abs(basis.ritz_values).max())
-    # What a basis cannot extend by is no certain zero: an eigenvector of which the start
-    # has a thousandth may hide within a thousand roundings. Zero itself has no scale: of
-    # what lies under the smallest normal number nothing is known.
+    # A basis that cannot be extended may lack an eigenvector of which the start has a
+    # thousandth: its eigenvalue is uncertain by a thousand roundings. Below the smallest
+    # normal number rounding is no longer relative.
     smallest = float(torch.finfo(basis.operator.dtype).tiny)
     return max(4 * basis.operator.noise * norm, 1e3 * basis.rounding, smallest)
 
@@ -202,7 +202,7 @@ def eigenvalue_converged(
 def estimate_from(
     basis: LanczosBasis, tol: float, confidence: float, *, converged: bool
 ) -> EigenvalueEstimate:
-    """Return what a basis knows of λ_min."""
+    """Return the estimate of λ_min that a basis gives."""
     theta = float(basis.ritz_values[0])
     norm = float(np.abs(basis.ritz_values).max())
     # what the products were seen to be wrong by, where that is more than was declared
@@ -260,7 +260,7 @@ def lower_bound(basis: LanczosBasis, confidence: float = 0.999) -> float:
 
     Args:
         basis: Of the operator.
-        confidence: As for ``excludes_below``.
+        confidence: Probability, over the random part of the basis's start.
 
     Raises:
         TypeError: If it is no number.
@@ -270,7 +270,7 @@ def lower_bound(basis: LanczosBasis, confidence: float = 0.999) -> float:
     if not basis.certainty and not basis.complete:
         return -math.inf
     top = float(basis.ritz_values[0])
-    # what a product's rounding hides; the search begins there
+    # below the rounding of a product nothing is resolved; the search begins there
     resolution = basis.operator.noise * basis.norm_estimate
     if excludes_below(basis, top - resolution, confidence):
         return top - resolution

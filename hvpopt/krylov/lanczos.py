@@ -10,8 +10,8 @@ trust-region step of every radius (Gould, Lucidi, Roma and Toint, SIAM J. Optim.
 1999), and how far the products are from those of a symmetric operator. ``eigenvalue.py``
 adds a lower bound on the smallest eigenvalue.
 
-A start that is not random at all can be orthogonal to the lowest eigenvector (the hard
-case): the space never sees it, and bounds nothing. Hence ``probe``.
+A start without a random part can be orthogonal to the lowest eigenvector (the hard case).
+Then that is in no space of it, and λ_min has no lower bound. Hence ``probe``.
 
 Whatever is squared on the way is in units near its size, powers of two, so that the
 size of H or g does not matter as long as both are normal numbers of their dtype: a loss
@@ -72,7 +72,7 @@ class LanczosBasis:
         start: The gradient g ``[n]`` whose Newton steps ``solve`` returns. Default
             None: a random start, for eigenvalues alone.
         probe: Size of a random vector added to the start, relative to ``start``. It
-            lets the basis see directions orthogonal to ``start`` at the price of a
+            lets the basis include directions orthogonal to ``start`` at the price of a
             relative residual of at most about ``probe`` in ``solve``. Default 0.
         seed: Of the random vector.
 
@@ -156,9 +156,9 @@ class LanczosBasis:
         w = product / unit
         projections = basis @ w
         # one transfer from the device
-        told = torch.cat([projections, (q @ w).reshape(1)]).cpu().numpy()
-        self.diagonal.append(unit * float(told[-1]))
-        self._asymmetry.note(told[:-2], self.off_diagonal, unit)
+        numbers = torch.cat([projections, (q @ w).reshape(1)]).cpu().numpy()
+        self.diagonal.append(unit * float(numbers[-1]))
+        self._asymmetry.note(numbers[:-2], self.off_diagonal, unit)
         w = w - basis.mT @ projections
         w = w - basis.mT @ (basis @ w)
         length = float(w.norm())
@@ -191,7 +191,7 @@ class LanczosBasis:
 
     @property
     def complete(self) -> bool:
-        """True once all of H has been seen, and no eigenvalue can hide."""
+        """True once the space is the whole one, so that T has every eigenvalue of H."""
         return self.size == self.operator.size
 
     @property
@@ -314,7 +314,7 @@ class LanczosBasis:
         )
 
     def floor(self, shift: float = 0.0, *, radius: float | None = None) -> float:
-        """Return the relative residual under which a step's own is not to be believed.
+        """Return the relative residual below which a step's own is rounding.
 
         The recurrence takes the products for exact. With an error of size ε‖H‖ in each,
         the true residual of ``solve(shift, radius=radius)`` is uncertain by about
@@ -353,9 +353,9 @@ class LanczosBasis:
         # none to step along: their quotient could be anything.
         noise = 4 * self.operator.noise
         zero = max(noise * self.norm_estimate, 1e3 * self.rounding) / unit
-        silent = (np.abs(theta) <= zero) & (np.abs(slopes) <= noise * rhs.norm)
-        slopes, vectors = slopes[~silent], vectors[:, ~silent]
-        shifted = theta[~silent] + shift / unit
+        undetermined = (np.abs(theta) <= zero) & (np.abs(slopes) <= noise * rhs.norm)
+        slopes, vectors = slopes[~undetermined], vectors[:, ~undetermined]
+        shifted = theta[~undetermined] + shift / unit
         if not shifted.size:
             return BoundedMinimum(np.zeros(self.size), 0.0, False, False)
         if radius is not None:

@@ -1,10 +1,10 @@
-"""PairsPreconditioner: an inverse Hessian learnt from pairs of step and curvature.
+"""PairsPreconditioner: an inverse Hessian from pairs of step and curvature.
 
 Each pair (s, y) with y ≈ H s corrects a base preconditioner so that M⁻¹ y = s for the
 newest pair (the BFGS update), by the two-loop recursion of Nocedal, Math. Comp. 35, 1980.
-Pairs come free of charge: from steps of the outer loop, and from the products of
-conjugate gradients, whose preconditioner for the next system they make (Morales and
-Nocedal, SIAM J. Optim. 10, 2000).
+Pairs cost no product: they are made of the steps of the outer loop, and of the products
+of conjugate gradients for the system before (Morales and Nocedal, SIAM J. Optim. 10,
+2000).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class PairsPreconditioner:
         scale: Factor on the base: a positive number, or ``"auto"`` for
             ``s·y / (y · B y)`` of the newest pair, with B the base; it makes the sizes
             of base and pairs agree. Default ``"auto"``.
-        damped: Mend a pair of too little curvature instead of leaving it out (Powell's
-            damping, of the inverse). Default False.
+        damped: Change the step of a pair of too little curvature instead of leaving the
+            pair out (Powell's damping, of the inverse). Default False.
 
     Raises:
         TypeError: If a pair is no pair of tensors, or for another option of a wrong type.
@@ -89,7 +89,7 @@ class PairsPreconditioner:
         object.__setattr__(self, "pairs", tuple(self.pairs)[-self.memory :])
 
     def with_pair(self, s: Tensor, y: Tensor) -> PairsPreconditioner:
-        """Return a preconditioner that knows one pair more.
+        """Return a preconditioner with one pair more.
 
         Args:
             s: A step ``[n]``.

@@ -65,9 +65,9 @@ def bounded_minimum(
     norm = float(np.linalg.norm(gradient))
     unit = top if top > 0.0 else 1.0
     theta = eigenvalues / unit
-    pull = norm / unit / radius
+    size = norm / unit / radius
     direction = gradient / norm if norm > 0.0 else np.zeros_like(gradient)
-    y, pole, hard = _unit_ball(theta, direction, pull)
+    y, pole, hard = _unit_ball(theta, direction, size)
     inside = pole is None
     return BoundedMinimum(
         coordinates=radius * y,
@@ -78,7 +78,7 @@ def bounded_minimum(
 
 
 def _unit_ball(
-    theta: np.ndarray, direction: np.ndarray, pull: float
+    theta: np.ndarray, direction: np.ndarray, size: float
 ) -> tuple[np.ndarray, float | None, bool]:
     """Return y in the unit ball, θ_1 + λ (None inside the ball), and the hard case."""
     lowest = float(theta[0])
@@ -86,23 +86,23 @@ def _unit_ball(
 
     def step(pole: float) -> np.ndarray:
         below = gaps + pole
-        # where nothing pulls there is no step, also over a zero
+        # where the gradient is zero there is no step, also over a zero
         moves = np.zeros_like(direction)
         np.divide(direction, below, out=moves, where=direction != 0.0)
-        return -pull * moves
+        return -size * moves
 
-    pulled = bool((direction[gaps + max(lowest, 0.0) == 0.0] != 0.0).any())
-    if lowest >= 0.0 and not pulled:
+    at_pole = bool((direction[gaps + max(lowest, 0.0) == 0.0] != 0.0).any())
+    if lowest >= 0.0 and not at_pole:
         y = step(lowest)
         if _norm(y) <= 1.0:
             return y, None, False
-    elif lowest < 0.0 and not pulled:
+    elif lowest < 0.0 and not at_pole:
         y = step(0.0)
         length = _norm(y)
         if length <= 1.0:
             y[0] = math.sqrt(1.0 - length * length)
             return y, 0.0, True
-    pole = _pole(gaps, direction, pull, max(lowest, 0.0))
+    pole = _pole(gaps, direction, size, max(lowest, 0.0))
     y = step(pole)
     hard = lowest < 0.0 and pole <= 10 * EPS * float(np.abs(theta).max())
     return y / np.linalg.norm(y), pole, hard
@@ -114,19 +114,19 @@ def _norm(y: np.ndarray) -> float:
     return largest * float(np.linalg.norm(y / largest)) if largest > 0.0 else 0.0
 
 
-def _pole(gaps: np.ndarray, direction: np.ndarray, pull: float, least: float) -> float:
+def _pole(gaps: np.ndarray, direction: np.ndarray, size: float, least: float) -> float:
     """Return p with ‖y(p)‖ = 1, to rounding; ‖y(least)‖ is above 1."""
     at_lowest = float(np.linalg.norm(direction[gaps == 0.0]))
     # ‖g‖/(gap + p) bounds ‖y(p)‖ from both sides; so does the part along θ_1 from below
-    high = max(pull, least * (1 + EPS))
-    low = max(least, pull * at_lowest, pull - float(gaps[-1]), 1e-250 * high)
+    high = max(size, least * (1 + EPS))
+    low = max(least, size * at_lowest, size - float(gaps[-1]), 1e-250 * high)
 
     def excess(log_pole: float) -> float:
         y = direction / (gaps + math.exp(log_pole))
         # 1/‖y‖ is nearly linear in p, so that the root is found in a few steps
-        return 1.0 / (pull * _norm(y)) - 1.0
+        return 1.0 / (size * _norm(y)) - 1.0
 
-    # rounding may put the root a hair outside its bracket
+    # rounding may put the root just outside its bracket
     left, right = math.log(low) - 1e-12, math.log(high) + 1e-12
     if excess(left) >= 0.0:
         return low

@@ -1,1 +1,1 @@
-"""Newton methods: directions and globalisation. They know operators, never waves."""
+"""Newton methods: directions and globalisation. They import operators, not waves."""

@@ -1,4 +1,4 @@
-"""Backtracking: shorten a step, by values alone, until it lowers the loss enough.
+"""Backtracking: shorten a step, from values, until it lowers the loss enough.
 
 Trials run along the projected path z(t) = P(z + t h) from t = 1, so that no trial
 breaks a bound and a cell already at its bound does not stop the others (Bertsekas,
@@ -96,7 +96,7 @@ class Backtracking:
                 if after <= GRADIENT_PROGRESS * before:
                     return Step(vector, value, length, trial, direction, point=end)
             if self.decrease * abs(expected) < _EPS * abs(point.value):
-                # shorter steps would pass by rounding alone, and the run would crawl
+                # shorter steps would pass by rounding, and the run would not advance
                 break
             length *= self._factor(point.value, value, expected)
         return Step(

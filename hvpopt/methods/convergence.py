@@ -9,14 +9,14 @@ Schnabel, Numerical Methods for Unconstrained Optimization, 1983, §7.2):
     ‖h_p‖ ≤ gtol · max(‖x⁰_p‖, ‖x_p‖, ‖x_p − x⁰_p‖)      the step, for every parameter p
 
 where h is the whole step that the method would take next: of a Newton method solved to
-``ACCURACY``, of a quasi-Newton method by the curvature that it guesses. Of a guess the
-last ``GUESSES`` steps that were taken must have been as small too: steep directions may
-have been all that it knew. (Newton methods on waveforms are asked for the last step
-alone.) The second test also holds where the decrease that the step promises,
+``ACCURACY``, of a quasi-Newton method by its approximate curvature, of which the last
+``GUESSES`` steps that were taken must have been as small too: it may be right along steep
+directions only. (Newton methods on waveforms are asked for the last step only.) The
+second test also holds where the decrease that the step predicts,
 ½|g·h|, is below the rounding of the loss: no later step could then be seen to lower it.
 
-A third question is whether the point is a minimum at all. What a quasi-Newton method has
-learnt of the curvature is positive by construction. Other methods look at the smallest
+A third question is whether the point is a minimum at all. The curvature of a quasi-Newton
+method is positive by construction. Other methods look at the smallest
 eigenvalue, by default with no more products than half the run's evaluations so far.
 """
 
@@ -47,7 +47,7 @@ from hvpopt.model.space import ModelSpace
 FIRST_LOOK = 20
 #: Relative residual of the linear solve by which a step is called small.
 ACCURACY = 1e-4
-#: Small steps, one after the other, by which a guess of the curvature is believed.
+#: Small steps, one after the other, that confirm an approximate curvature.
 GUESSES = 3
 #: Fraction of the largest gradient under which only its rounding is left.
 VANISHED = 1e-14
@@ -138,10 +138,11 @@ class Iterate:
     budget: Budget = field(default_factory=Budget)
 
     @property
-    def trusted(self) -> bool:
-        """True if λ_min is not looked at: curvature that is positive by construction.
+    def assumes_minimum(self) -> bool:
+        """True if a point with small gradient and step counts as a minimum.
 
-        So it is also of a misfit, which others minimise without that look.
+        So it does for a method whose curvature is positive by construction, and for a
+        misfit, which is bounded below by a known value.
         """
         examines = self.method.examines_curvature
         return not examines or self.problem.objective.has_gauss_newton
@@ -160,7 +161,7 @@ class Iterate:
         return size <= math.sqrt(self.tolerance.gtol)
 
     def predicted_step(self) -> Tensor | None:
-        """Return the step that the method foresees without any product, if it does."""
+        """Return the method's next step if that costs no product, else None."""
         return self.method.predicted_step(self.problem, self.point, self.state)
 
 
@@ -176,36 +177,36 @@ def next_step(at: Iterate) -> Step | Stationary:
     counts = at.problem.counts
     before = counts.products
 
-    def examine(told: str, negative: bool) -> Step | Stationary:
-        return _examine(at, counts.products - before, told, negative)
+    def examine(reason: str, negative: bool) -> Step | Stationary:
+        return _examine(at, counts.products - before, reason, negative)
 
     if euclidean_norm(point.projected_gradient) == 0.0:
         return examine("the projected gradient is zero", negative=False)
     if not tolerance.gradient_met(point):
         step = method.step(at.problem, point, at.state, at.budget)
-        told = _small(at, step.direction, or_hidden=False)
-        if step.vector is None and told and at.begun_here:
-            return examine(told, step.direction.negative_curvature is not None)
+        reason = _small(at, step.direction, or_hidden=False)
+        if step.vector is None and reason and at.begun_here:
+            return examine(reason, step.direction.negative_curvature is not None)
         return step
-    foreseen = at.predicted_step()
-    if foreseen is not None:
-        # of a guess, what was taken must have been small too
-        told = _small(at, Direction(foreseen))
-        if told and tolerance.rested(GUESSES):
-            return examine(told, negative=False)
+    predicted = at.predicted_step()
+    if predicted is not None:
+        # the curvature is approximate: the steps taken must have been small too
+        reason = _small(at, Direction(predicted))
+        if reason and tolerance.rested(GUESSES):
+            return examine(reason, negative=False)
         step = method.step(at.problem, point, at.state, at.budget)
         # a step of no decrease is no proof either, unless one before it was small or
         # nothing is left of the gradient
         norm = euclidean_norm(point.projected_gradient)
         vanished = norm <= VANISHED * tolerance.largest
         spent_out = step.vector is None and (tolerance.rested(1) or vanished)
-        return examine(told, negative=False) if told and spent_out else step
-    if at.trusted and not tolerance.certify:
-        # of waveforms a Newton step costs too much to be asked for its size alone
+        return examine(reason, negative=False) if reason and spent_out else step
+    if at.assumes_minimum and not tolerance.certify:
+        # a Newton step on waveforms costs too much to compute it for its size only
         if tolerance.rested(1):
             return examine(_at_rest(at), negative=False)
         return method.step(at.problem, point, at.state, at.budget)
-    # only the size of the step is asked for, and unknowns may hide in its residual
+    # only the size of the step is asked for, accurate in flat directions too
     proof = at.budget.at_most(max(tolerance.allowance, 1))
     try:
         step = method.step(at.problem, point, at.state, replace(proof, accuracy=ACCURACY))
@@ -214,11 +215,11 @@ def next_step(at: Iterate) -> Step | Stationary:
             at.problem, point, at.state, at.budget.without(counts.products - before)
         )
     direction = step.direction
-    told = _small(at, direction)
+    reason = _small(at, direction)
     known = _accurate(direction) or tolerance.rested(1)
-    if not (told and known):
+    if not (reason and known):
         return step
-    return examine(told, direction.negative_curvature is not None)
+    return examine(reason, direction.negative_curvature is not None)
 
 
 def without_products(at: Iterate) -> Stationary | None:
@@ -229,18 +230,18 @@ def without_products(at: Iterate) -> Stationary | None:
     """
     point, tolerance = at.point, at.tolerance
     if euclidean_norm(point.projected_gradient) == 0.0:
-        told = "the projected gradient is zero, and its curvature was not examined"
-        return Stationary(False, told)
-    proven = at.trusted and not tolerance.certify
+        reason = "the projected gradient is zero, and its curvature was not examined"
+        return Stationary(False, reason)
+    proven = at.assumes_minimum and not tolerance.certify
     if not (proven and tolerance.gradient_met(point) and tolerance.steps):
         return None
-    foreseen = at.predicted_step()
-    told = ""
-    if foreseen is None and tolerance.rested(1):
-        told = _at_rest(at)
-    elif foreseen is not None and tolerance.rested(GUESSES):
-        told = _small(at, Direction(foreseen))
-    return Stationary(True, told) if told else None
+    predicted = at.predicted_step()
+    reason = ""
+    if predicted is None and tolerance.rested(1):
+        reason = _at_rest(at)
+    elif predicted is not None and tolerance.rested(GUESSES):
+        reason = _small(at, Direction(predicted))
+    return Stationary(True, reason) if reason else None
 
 
 def _accurate(direction: Direction) -> bool:
@@ -271,26 +272,26 @@ def _small(at: Iterate, direction: Direction, *, or_hidden: bool = True) -> str:
     hidden = or_hidden and promised <= rounding_of(at.problem, point)
     if not (size <= tolerance.gtol or hidden):
         return ""
-    told = (
+    reason = (
         f"its norm is {at.gradient_ratio:.2g} of the largest met (gtol "
         f"{tolerance.gtol:g}), and the next step would change no parameter by more than "
         f"{size:.2g} of its size"
     )
     if size > tolerance.gtol:
-        told += (
+        reason += (
             f" and lower the loss by {promised:.2g}, which is below the rounding of its "
             f"value {point.value:.6g}"
         )
-    return told
+    return reason
 
 
-def _examine(at: Iterate, spent: int, told: str, negative: bool) -> Step | Stationary:
+def _examine(at: Iterate, spent: int, reason: str, negative: bool) -> Step | Stationary:
     """Look for negative curvature as far as a run may.
 
     Args:
         at: Where the run is.
         spent: Products that the question has cost so far.
-        told: What is known.
+        reason: What is known.
         negative: True if negative curvature was met.
 
     Returns:
@@ -301,10 +302,10 @@ def _examine(at: Iterate, spent: int, told: str, negative: bool) -> Step | Stati
     known = tolerance.steps > 0 and not negative
     if not tolerance.certify:
         if problem.objective.has_gauss_newton and at.point.value == 0.0:
-            return Stationary(True, f"{told}, and so is the misfit")
-        if tolerance.steps and at.trusted:
-            told += "; λ_min was not looked at (certify=True does)"
-            return Stationary(True, told)
+            return Stationary(True, f"{reason}, and so is the misfit")
+        if tolerance.steps and at.assumes_minimum:
+            reason += "; λ_min was not looked at (certify=True does)"
+            return Stationary(True, reason)
         # at the start the products of a step were no proof, and the first look is whole
         used = spent if tolerance.steps else 0
         budget = budget.at_most(max(tolerance.allowance - used, 0))
@@ -312,7 +313,7 @@ def _examine(at: Iterate, spent: int, told: str, negative: bool) -> Step | Stati
     if isinstance(found, Step):
         return found
     minimum = found.minimum
-    reason = f"{told}; {found.reason}"
+    reason = f"{reason}; {found.reason}"
     if not tolerance.certify and found.unfinished:
         minimum = known
         reason += ", and certify=True would go on"

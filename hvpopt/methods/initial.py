@@ -1,9 +1,9 @@
 """Where a quasi-Newton method starts from: curvature measured by a few products.
 
 L-BFGS corrects an initial inverse Hessian H₀, and is as good as that is far from what
-its pairs have seen. The usual H₀ is one number. The diagonal of the Gauss-Newton matrix
-knows how much less the deep cells are seen than the shallow ones, and costs a few
-products, spent once (pseudo-Hessians serve waveform inversion so since Shin, Jang and
+its pairs span. The usual H₀ is one number. The diagonal of the Gauss-Newton matrix
+is smaller for deep cells, which the data constrain less than shallow ones, and costs a
+few products, spent once (pseudo-Hessians serve waveform inversion so since Shin, Jang and
 Min, Geophysical Prospecting 49, 2001).
 """
 
@@ -78,9 +78,9 @@ class DiagonalState:
     Attributes:
         diagonal: ``[n]``, none negative.
         damping: Floor relative to its largest entry.
-        scale: Curvature along the first direction relative to what the diagonal says, or
+        scale: Curvature along the first direction relative to that of the diagonal, or
             where ``uniform`` the curvature itself.
-        uniform: True if one number for all cells promised more than the diagonal.
+        uniform: True if one number for all cells predicted the greater decrease.
     """
 
     diagonal: Tensor
@@ -140,12 +140,13 @@ class HessianDiagonal(InitialCurvature):
     shot each, so that as many probes as there are shots cost one product. An objective
     without a Gauss-Newton matrix gives the size of its exact diagonal.
 
-    A diagonal helps where cells differ in how they are seen, as in depth below surface
-    shots; it harms where its small entries are cells that the data say nothing of, as
-    beside a transmission experiment. So after two probes the diagonal and one number
-    for all cells are compared, by the decrease that the quadratic model promises for
-    the first step along each, and the better one is taken. The same products give its
-    scale, with which the unit step is the best one along the first direction.
+    A diagonal helps where cells differ in how well the data constrain them, as in depth
+    below surface shots; it harms where its small entries are cells that the data do not
+    constrain at all, as beside a transmission experiment. So after two probes the
+    diagonal and one number for all cells are compared, by the decrease that the quadratic
+    model predicts for the first step along each, and the better one is taken. The same
+    products give its scale, with which the unit step is the best one along the first
+    direction.
 
     Args:
         n_probes: Random vectors. Default: as many as cost one whole product, at least 2
@@ -207,7 +208,7 @@ class HessianDiagonal(InitialCurvature):
         diagonal = mean.clamp(min=0.0)
         largest = float(diagonal.max())
         if not largest > 0.0:
-            return DiagonalState(torch.ones_like(mean), 1.0)  # the scale will tell
+            return DiagonalState(torch.ones_like(mean), 1.0)  # its scale is measured
         damping = self.damping
         if damping is None:
             known = math.isfinite(error)
@@ -217,7 +218,7 @@ class HessianDiagonal(InitialCurvature):
     def _compare(
         self, state: DiagonalState, operator: SymmetricOperator, point: Point
     ) -> DiagonalState:
-        """Take the diagonal or one number, whichever promises the greater decrease."""
+        """Take the diagonal or one number, whichever predicts the greater decrease."""
         tried = (
             self._scale(state, operator, point, uniform) for uniform in (True, False)
         )
@@ -230,7 +231,7 @@ class HessianDiagonal(InitialCurvature):
         point: Point,
         uniform: bool = False,
     ) -> tuple[float, DiagonalState]:
-        """Return the decrease that the best length promises, and the scaled state."""
+        """Return the decrease predicted for the best length, and the scaled state."""
         state = replace(state, uniform=uniform)
         gradient = point.projected_gradient
         # in units: of a loss of 1e-170 the products of two gradients underflow
@@ -241,7 +242,7 @@ class HessianDiagonal(InitialCurvature):
         slope = float(gradient @ direction)
         curvature = abs(float(direction @ operator.matvec(direction)))
         if not curvature > 0.0:
-            # a flat model says nothing; one unit is then a first step
+            # without curvature the first step is one unit long
             flat = replace(
                 state, uniform=True, scale=euclidean_norm(point.projected_gradient)
             )

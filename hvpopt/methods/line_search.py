@@ -411,8 +411,8 @@ class _Preconditioning:
         if self.pairs and safely_positive(s, y):
             step_pairs = (*step_pairs, (s, y))[-self.pairs :]
         good = tuple(pair for pair in solve_pairs if safely_positive(*pair))
-        # A solve that was preconditioned well is short, and sees little of what the
-        # pairs before it knew: they stay as long as there is room.
+        # A solve that was preconditioned well is short, and its pairs span little of
+        # what those before it do: they stay as long as there is room.
         known = (*state.solve_pairs, *good)
         return PreconditionerState(
             base=state.base,

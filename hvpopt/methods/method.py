@@ -55,7 +55,7 @@ class Direction:
         residual: ``‖(H + τI) h + g‖ / ‖g‖``.
         inner_iterations: Iterations of the linear solver.
         curvature_step: True if the direction was chosen for negative curvature alone,
-            where the gradient says nothing.
+            where the gradient is as good as zero.
         predicted: Decrease that the quadratic model predicts for the whole direction.
         radius: Of the trust region that bounds the direction.
         negative_curvature: A unit vector ``[n]`` along which the Hessian is negative, if

@@ -117,7 +117,7 @@ class QuasiNewton(SecondOrderMethod):
             state = self._measure(problem, point, state, budget)
         step = self._search(problem, point, state)
         if step.vector is None and state.pairs:
-            # the pairs may come from another country
+            # the pairs may be of curvature far from here
             state = replace(state, pairs=(), gradient_first=False)
             step = self._search(problem, point, state)
         if step.vector is None and state.age:
@@ -148,7 +148,7 @@ class QuasiNewton(SecondOrderMethod):
         )
 
     def preconditioner(self, state: QuasiNewtonState) -> Preconditioner:
-        """Return the inverse Hessian that a state knows."""
+        """Return the inverse Hessian of a state."""
         return PairsPreconditioner(
             state.pairs,
             memory=self.memory,
@@ -159,7 +159,7 @@ class QuasiNewton(SecondOrderMethod):
         self, state: QuasiNewtonState, before: Point, after: Point, step: Step
     ) -> QuasiNewtonState:
         """Return the state with the step's pair."""
-        if step.memo is None:  # a step off a saddle: what was learnt is of another basin
+        if step.memo is None:  # a step off a saddle: into another basin
             return QuasiNewtonState(builds=state.builds)
         state = step.memo
         pair = after.vector - before.vector, after.gradient - before.gradient

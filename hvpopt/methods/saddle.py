@@ -1,12 +1,12 @@
 """Telling a minimum from a saddle, and leaving a saddle along negative curvature.
 
-Where the gradient vanishes it says nothing, and the lowest eigenvector is the way down
+Where the gradient vanishes, the loss falls along the lowest eigenvector if λ_min < 0
 (Nocedal and Wright, Numerical Optimization, 2006, §3.4). One estimate of λ_min tells a
 minimum from a saddle.
 
 Two things keep unseen cells, those of which neither gradient nor curvature says anything,
 where they are. An eigenvector v of λ < 0 is replaced by H v / λ, which is zero where the
-rows of H are. And along a direction without curvature a fall of the loss is believed only
+rows of H are. And along a direction without curvature a fall of the loss counts only
 where it is above the loss's measured noise and the gradient at its end agrees.
 """
 
@@ -102,8 +102,8 @@ class SecondOrderMethod(Method):
         if bool(point.active.all()):
             return Stationary(True, "every cell is held at its bound")
         if budget.products < 1:
-            told = "λ_min was not looked at, for want of products"
-            return Stationary(False, told, unfinished=True)
+            reason = "λ_min was not looked at, for want of products"
+            return Stationary(False, reason, unfinished=True)
         own = point.hessian if point.kind == "exact" else None
         made = None
         try:
@@ -115,9 +115,9 @@ class SecondOrderMethod(Method):
         except (RuntimeError, FloatingPointError) as error:
             out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError)
             if out_of_memory or getattr(error, "ends_run", None) is not None:
-                raise  # lost memory or a lost process says nothing of the curvature
-            told = error.cause if isinstance(error, SecondOrderError) else str(error)
-            return Stationary(False, f"its curvature is unknown: {told}")
+                raise  # lost memory or a lost process is no property of the curvature
+            reason = error.cause if isinstance(error, SecondOrderError) else str(error)
+            return Stationary(False, f"its curvature is unknown: {reason}")
         finally:
             if made is not None:
                 made.close()
@@ -133,19 +133,19 @@ class SecondOrderMethod(Method):
         if estimate.value < -(zero if estimate.converged else error):
             return self._fall(problem, point, free, estimate)
         if not estimate.converged:
-            told = (
+            reason = (
                 f"no negative curvature was met in {basis.size} products, and λ_min is "
                 f"{estimate.message}"
             )
-            return Stationary(False, told, unfinished=True)
+            return Stationary(False, reason, unfinished=True)
         if abs(estimate.value) <= zero:
             step = _fall_without_curvature(problem, point, free.extend(estimate.vector))
             if step is not None:
                 return step
         if basis.norm_estimate == 0.0:
             return Stationary(False, "its Hessian vanishes, which says nothing")
-        told = f"no negative curvature was found here, in {basis.size} products"
-        return Stationary(True, told)
+        reason = f"no negative curvature was found here, in {basis.size} products"
+        return Stationary(True, reason)
 
     def _estimate(self, basis: LanczosBasis, budget: Budget) -> EigenvalueEstimate:
         # one is kept for the step along what is found
@@ -198,7 +198,7 @@ def _fall_without_curvature(problem: Problem, point: Point, flat: Tensor) -> Ste
 
     A degenerate saddle (the monkey's, x³ − 3xy²) falls with a power p > 2 of the length,
     so that the slope at the end is p times the fall. In a flat valley the loss changes by
-    its rounding, and its slope says nothing.
+    its rounding, and its slope is rounding too.
     """
     noise: float | None = None
     for way in (flat, -flat):
@@ -212,7 +212,7 @@ def _fall_without_curvature(problem: Problem, point: Point, flat: Tensor) -> Ste
         end = problem.trial(vector)
         if end is None:
             continue
-        # cells that the loss does not see at the end either stay where they are
+        # cells on which the loss does not depend at the end either stay where they are
         moved = (vector - point.vector).masked_fill(end.gradient == 0.0, 0.0)
         if -float(end.gradient @ moved) < fall:
             continue

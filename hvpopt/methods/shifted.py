@@ -53,8 +53,8 @@ class ShiftedNewton(SecondOrderMethod):
 
     Args:
         solver: ``"lanczos"``: λ_min and step from one Krylov space of the gradient, to
-            which a random probe of size ``tol / 10`` is added so that λ_min cannot
-            hide. ``"cg"``: λ_min by Lanczos from a random start, then conjugate
+            which a random probe of size ``tol / 10`` is added so that no eigenvector is
+            missing. ``"cg"``: λ_min by Lanczos from a random start, then conjugate
             gradients. ``"cholesky"``: the dense matrix, for small models.
         factor: Of the shift. Over 1. Default 1.5.
         tol: Of the linear solve, ``‖(H + τI) h + g‖ ≤ tol · ‖g‖``. Default 1e-3.
@@ -198,7 +198,7 @@ class ShiftedNewton(SecondOrderMethod):
             allowed = tolerance_at(basis, self.eigenvalue_tol, self.eigenvalue_floor)
             if basis.ritz_residual() > allowed:
                 return InnerStatus.EIGENVALUE
-        # H + τI is definite if no eigenvalue hides below −τ; where λ_min is positive
+        # H + τI is definite if no eigenvalue lies below −τ; where λ_min is positive
         # its sign is all that the step needs
         if not excludes_below(basis, -max(shift, zero), self.confidence):
             return InnerStatus.EIGENVALUE
@@ -273,7 +273,7 @@ class ShiftedNewton(SecondOrderMethod):
         smallest, _ = dense.smallest_eigenvalue()
         largest = float(dense.matrix.abs().max())
         rounding = operator.noise * largest
-        # of a null space the gradient has its rounding, which must not be blown up
+        # the gradient has rounding in a null space, which must not be divided by rounding
         shift = self._shift(smallest, rounding, self.eigenvalue_floor * largest)
         vector = dense.solve(-gradient, shift)
         residual = dense.matrix @ vector + shift * vector + gradient

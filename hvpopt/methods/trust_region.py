@@ -146,7 +146,7 @@ class TrustRegionNewton(SecondOrderMethod):
         """Return the step of the largest radius that the loss agrees with."""
         tol = min(self.forcing.tolerance(state.forcing), budget.accuracy)
         search = _RadiusSearch(
-            self, problem, point, budget, tol=tol, exacting=state.stalled
+            self, problem, point, budget, tol=tol, strict=state.stalled
         )
         return search.run(state.radius)
 
@@ -223,7 +223,7 @@ class _RadiusSearch:
         point: Where to step from, with its Hessian.
         budget: What may still be spent.
         tol: Relative residual of the linear solve.
-        exacting: Ask for a decrease also under the rounding of the loss.
+        strict: Ask for a decrease also under the rounding of the loss.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class _RadiusSearch:
         budget: Budget,
         *,
         tol: float,
-        exacting: bool,
+        strict: bool,
     ) -> None:
         self.method = method
         self.problem = problem
@@ -251,9 +251,9 @@ class _RadiusSearch:
         self.tol = tol
         self.limit = max(budget.cap(method.max_products), 1)
         self.rounding = self.free.operator.noise * abs(point.value)
-        self.slack = 0.0 if exacting else self.rounding
+        self.slack = 0.0 if strict else self.rounding
         self.trials = 0
-        self.refused = math.inf  # the shortest step of this basis that was no good
+        self.refused = math.inf  # length of the shortest step that was not accepted
 
     def run(self, radius: float | None) -> Step:
         """Return the step of the best radius met.
@@ -276,12 +276,12 @@ class _RadiusSearch:
                 return self._finish(*self._larger(trial), status)
             self.refused = min(self.refused, trial.step.norm)
             radius = self._shorter(trial)
-            hopeless = trial.below_rounding or self._vanishes(radius)
+            too_small = trial.below_rounding or self._vanishes(radius)
             if self.trials >= self.method.max_trials or (
-                hopeless and not self._refine(first)
+                too_small and not self._refine(first)
             ):
                 return self._give_up(trial, status)
-            if hopeless:
+            if too_small:
                 radius, self.refused = first, math.inf
 
     # -- the Krylov space -------------------------------------------------------

@@ -38,6 +38,10 @@ NARROW = 1e-9
 class Wolfe:
     """Globalisation by the strong Wolfe conditions, from the unit step.
 
+    A trial costs a value and a gradient, where one of ``Backtracking`` costs a value. In
+    return every accepted step is a pair of positive curvature, for ``pairs`` of
+    ``LineSearchNewton``, on losses whose curvature changes sign.
+
     Where the unit step leaves the bounds, ``backtracking`` searches along the projected
     path instead; it also takes steps along negative curvature.
 

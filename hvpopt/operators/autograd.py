@@ -56,7 +56,7 @@ def gradient_graph(
 
     Args:
         loss: A scalar torch function, called as the model is arranged. It may work in
-            place on what it is given, where autograd sees that.
+            place on what it is given, if autograd records that.
         model: Where to evaluate. Not changed.
         create_graph: Keep the gradient differentiable.
 
@@ -191,7 +191,7 @@ class HessianOperator(SymmetricOperator):
         """Warn of parameters whose gradient has no graph, and raise if it should have.
 
         A loss linear in a parameter has such a gradient, and so has one that computes
-        its own derivative without second order. One gradient nearby tells them apart.
+        its own derivative without second order. One gradient nearby shows which.
 
         Args:
             gradient_at: Returns the gradients at another model, one per parameter.
@@ -200,7 +200,7 @@ class HessianOperator(SymmetricOperator):
         Raises:
             SecondOrderError: If such a gradient changes with the model.
             MemoryError: If there is too little memory there.
-            torch.cuda.OutOfMemoryError: Likewise, of the device.
+            torch.cuda.OutOfMemoryError: If there is too little memory on the device.
             Exception: If a process of the run is lost there.
         """
         assert self._graph is not None
@@ -292,9 +292,9 @@ class HessianOperator(SymmetricOperator):
 
     def __copy__(self) -> HessianOperator:
         # a shallow copy shares the graph
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        return twin
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
 
 
 class FiniteDifferenceHessian(SymmetricOperator):
@@ -305,8 +305,8 @@ class FiniteDifferenceHessian(SymmetricOperator):
     Wright, Numerical Optimization, 2nd ed., §8.1). Two gradients a product.
 
     Args:
-        loss: As for HessianOperator.
-        model: Where to linearise.
+        loss: A scalar torch function, called as the model is arranged.
+        model: Where to linearise: a tensor, a tuple or a dict of tensors.
         size: Length, in flat coordinates, over which the loss is about cubic. Default
             the norm of the flat model, or 1 if that is zero.
         space: Flat coordinates. Default ``ModelSpace(model)``.

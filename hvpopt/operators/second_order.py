@@ -54,7 +54,7 @@ _KNOWN = (
         "operations, without .detach(), .data or torch.no_grad()",
     ),
 )
-#: Errors that say nothing of a derivative.
+#: Errors that have another cause than a missing derivative.
 _OTHER = ("out of memory", "allocate memory", "DefaultCPUAllocator", "CUDA error")
 #: All functions that the decorator makes share one code object.
 _ONCE = once_differentiable(lambda *_: None).__code__
@@ -72,10 +72,10 @@ class SecondOrderError(RuntimeError):
     """
 
     def __init__(self, cause: str, said: str = "") -> None:
-        told = f" ({said})" if said else ""
+        found = f" ({said})" if said else ""
         super().__init__(
             "the loss has a gradient but no second derivative, so no Hessian-vector "
-            f"products: {cause}. {GRADIENTS_ALONE}{told}"
+            f"products: {cause}. {GRADIENTS_ALONE}{found}"
         )
         self.cause = cause
 
@@ -116,7 +116,7 @@ def as_second_order(
 
 @contextmanager
 def second_derivatives(*, certain: bool = False) -> Iterator[None]:
-    """A block that differentiates gradients, whose errors are told in words.
+    """A block that differentiates gradients, whose errors say what to change.
 
     Args:
         certain: As for ``as_second_order``.
@@ -131,10 +131,10 @@ def second_derivatives(*, certain: bool = False) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        told = as_second_order(error, certain=certain)
-        if told is None:
+        found = as_second_order(error, certain=certain)
+        if found is None:
             raise
-        raise told from error
+        raise found from error
 
 
 def differentiable_gradient(
@@ -158,14 +158,14 @@ def differentiable_gradient(
     try:
         return torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
     except RuntimeError as error:
-        told = as_second_order(error, certain=True)
-        if told is None:
+        found = as_second_order(error, certain=True)
+        if found is None:
             raise
         try:
             torch.autograd.grad(value, leaves, allow_unused=True)
         except RuntimeError:
             raise error from None  # there is no gradient either
-        raise told from error
+        raise found from error
 
 
 def check_twice_differentiable(value: Tensor, leaves: Iterable[Tensor]) -> None:
