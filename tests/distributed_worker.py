@@ -135,6 +135,7 @@ def own_data(seed, misfit, shard=True):
         for kind in ("exact", "gauss-newton"):
             product = objective.hessian(start, kind) @ w
             found[f"{kind} product without {dropped}"] = product
+        found[f"sketch's product without {dropped}"] = objective.sketch(start) @ w
         if misfit == "l2":
             encoded = objective.encoded_hessian(start, "exact", 2, seed=3)
             found[f"encoded product without {dropped}"] = encoded @ w

@@ -221,6 +221,8 @@ def test_costs_that_do_not_fit_are_refused(seed, costs):
     misfit, _ = worker.problem(seed)
     with pytest.raises(ValueError, match="7 positive numbers"):
         distributed.shard(misfit, costs=costs)
+    with pytest.raises(ValueError, match="7 positive numbers"):
+        distributed.own_shots(7, costs)
 
 
 def test_only_waveform_misfits_are_sharded(seed):

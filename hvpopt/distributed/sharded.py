@@ -130,9 +130,10 @@ class ShardedMisfit(Objective):
             RankError: If a rank failed, or is lost.
         """
         names = replace(self.part.waveforms.shots, numbers=self.numbers)
-        made = self._select(names.rest(parts, self.name))
-        constants = common_constants(made.part, not made.shots, self.exchange)
-        return made._with(constants=constants)
+        left = names.rest(parts, self.name)
+        part, own = self._part_of(left)
+        constants = common_constants(part, not own, self.exchange)
+        return self._of(left, part, own, constants=constants)
 
     def encode(self, codes: Tensor) -> ShardedMisfit:
         """Return the misfit of simultaneous sources; see ``WaveformMisfit.encode``.
@@ -181,7 +182,10 @@ class ShardedMisfit(Objective):
             ValueError: If there are not so many.
         """
         there, waveforms = len(self.numbers), self.part.waveforms
-        return self._select(drawn_shots(there, n_shots, seed))._with(
+        drawn = drawn_shots(there, n_shots, seed)
+        return self._of(
+            drawn,
+            *self._part_of(drawn),
             weight=waveforms.weight * (there / n_shots),
             cost=waveforms.cost * n_shots / there,
         )
@@ -201,14 +205,21 @@ class ShardedMisfit(Objective):
         """Return the misfit in its parts with the whole survey, without others' data."""
         return replace(self.part.waveforms, survey=self.survey)
 
-    def _select(self, places: Sequence[int]) -> ShardedMisfit:
-        """Return the part of some shots, each on the rank that has it."""
-        here = [i for i, place in enumerate(self._own) if place in places]
+    def _part_of(self, places: list[int]) -> tuple[WaveformMisfit, list[int]]:
+        """Return this rank's part of some shots, and its places among them."""
+        own = [i for i, place in enumerate(self._own) if place in places]
+        part = self.part.select(own or [0])
+        return part, [places.index(self._own[i]) for i in own]
+
+    def _of(
+        self, places: list[int], part: WaveformMisfit, own: list[int], **changes: Any
+    ) -> ShardedMisfit:
+        """Return the misfit of some shots, with other fields of ``Waveforms``."""
         return self._made(
-            self.part.select(here or [0]),
+            part.with_waveforms(replace(part.waveforms, **changes)),
             self.survey.select(places),
             [self.numbers[place] for place in places],
-            [places.index(self._own[i]) for i in here],
+            own,
         )
 
     def _made(
@@ -222,12 +233,6 @@ class ShardedMisfit(Objective):
         made = ShardedMisfit(part, survey, numbers, own, self.exchange, self.traffic)
         made.counts = self.counts.child()
         return made
-
-    def _with(self, **changes: Any) -> ShardedMisfit:
-        """Return this misfit with other fields of ``Waveforms``."""
-        waveforms = replace(self.part.waveforms, **changes)
-        self.part = self.part.with_waveforms(waveforms)
-        return self
 
     # -- value, gradient and products -------------------------------------------
 
