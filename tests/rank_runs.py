@@ -29,12 +29,12 @@ METHODS = {
 def told(result, written):
     """Return what is compared of a result, and what this rank wrote."""
     records = [
-        (r.iteration, r.value, r.counts.as_dict(), r.left_out) for r in result.history
+        (r.iteration, r.value, r.counts.as_dict(), r.dropped) for r in result.history
     ]
     return (result.x, result.fun, result.status.name, records), written
 
 
-def invert(seed, path=None, method="trust-region", ending=None, resume=False, **options):
+def invert(seed, path=None, method="trust-region", ending=None, **options):
     """Invert, saving to a path; with an ``ending`` something happens on rank 1.
 
     Args:
@@ -43,7 +43,6 @@ def invert(seed, path=None, method="trust-region", ending=None, resume=False, **
         method: A key of METHODS.
         ending: ``"late"`` (its clock leaps), ``"terminated"`` (SIGTERM) or a way of
             ``fail``, after some products.
-        resume: Go on from the path.
         options: Of minimize, and ``misfit``: those of the misfit.
     """
     misfit, start = problem(seed, **options.pop("misfit", {}))
@@ -62,14 +61,14 @@ def invert(seed, path=None, method="trust-region", ending=None, resume=False, **
     saving = {}
     if path is not None:
         history = Path(path).with_suffix(".jsonl")
-        saving = {"history_file": history, "checkpoint_seconds": 0.0}
+        saving = {
+            "checkpoint": path,
+            "history_file": history,
+            "checkpoint_seconds": 0.0,
+        }
     options["method"] = METHODS[method]()
     with mock.patch.object(files, "write", noting):
-        if resume:
-            result = hvpopt.resume(path, sharded, **options, **saving)
-        else:
-            more = {} if path is None else {"checkpoint": path, **saving}
-            result = hvpopt.minimize(sharded, start, **BOUNDS, **options, **more)
+        result = hvpopt.minimize(sharded, start, **BOUNDS, **options, **saving)
     acknowledge()  # the process may serve another test
     return told(result, written)
 
@@ -128,7 +127,7 @@ def lose(seed, cases, shard=True):
             except Exception as error:
                 found.append((f"{type(error).__name__}: {error}", None, None))
                 continue
-        texts = [str(w.message) for w in warned if "left out" in str(w.message)]
+        texts = [str(w.message) for w in warned if "is dropped" in str(w.message)]
         found.append((*told(result, []), texts))
     return found
 
@@ -187,7 +186,7 @@ def live(seed, folder):
     there = path.exists()
     with distributed.session(timeout=20):
         ending = ("raised", "killed", None)[number]
-        (x, _, status, _), _ = invert(seed, path, ending=ending, resume=there, max_iter=3)
+        (x, _, status, _), _ = invert(seed, path, ending=ending, max_iter=3)
         name = f"{distributed.rank()} in life {number}"
         (folder / name).write_text(f"state {there}: {status}")
         if distributed.is_main():

@@ -21,14 +21,14 @@ def everywhere(ran):
     return found[0][0], [written for _, written in found]
 
 
-def test_one_rank_saves_and_all_resume(run, tmp_path):
+def test_one_rank_saves_and_all_go_on(run, tmp_path):
     whole, _ = everywhere(run("rank_runs.invert", 2, max_iter=3))
     path = tmp_path / "run.safetensors"
     first, written = everywhere(run("rank_runs.invert", 2, path=path, max_iter=1))
     assert first[2] == "MAX_ITERATIONS"
     assert len(written[0]) > 2
     assert written[1] == []
-    resuming = {"path": path, "resume": True, "max_iter": 3}
+    resuming = {"path": path, "max_iter": 3}
     found, written = everywhere(run("rank_runs.invert", 2, **resuming))
     assert same_bits(found, whole)
     assert written[0]
@@ -42,7 +42,7 @@ def test_other_numbers_of_ranks_go_on_with_a_state(run, tmp_path):
     for before, after in ((2, 1), (1, 3)):
         path = tmp_path / f"{before}.safetensors"
         run("rank_runs.invert", before, path=path, max_iter=2).all()
-        ran = run("rank_runs.invert", after, path=path, resume=True, max_iter=3)
+        ran = run("rank_runs.invert", after, path=path, max_iter=3)
         found, _ = everywhere(ran)
         assert gap(found[0], whole[0]) <= SAME_INVERSION
         assert found[2] == whole[2]
@@ -56,7 +56,7 @@ def test_what_one_rank_hears_ends_all_and_nothing_is_lost(run, tmp_path):
         ran = run("rank_runs.invert", 3, path=path, ending=ending, max_iter=3)
         ended, _ = everywhere(ran)
         assert ended[2] == status
-        resuming = {"path": path, "resume": True, "max_iter": 3}
+        resuming = {"path": path, "max_iter": 3}
         found, _ = everywhere(run("rank_runs.invert", 3, **resuming))
         assert same_bits(found, whole)
 
@@ -114,7 +114,7 @@ def test_shot_that_is_bad_on_one_rank_is_dropped_by_all(run, seed):
 def test_shot_that_only_trials_meet_is_dropped_by_all(run, seed):
     found, _ = everywhere(run("rank_runs.lose_in_trials", 2))
     (x, _, status, records), _ = rank_runs.lose_in_trials(seed, shard=False)
-    assert [list(left_out) for *_, left_out in records][-1] == ["shot 3"]
+    assert [list(dropped) for *_, dropped in records][-1] == ["shot 3"]
     assert gap(found[0], x) <= SAME_INVERSION
     assert found[2] == status
     assert [row[3] for row in found[3]] == [row[3] for row in records]

@@ -21,7 +21,7 @@ Every rank holds whole models and vectors, and the observed data of its own shot
 see ``shard`` for how it need not load those of the others either.
 
 Rank 0 alone writes checkpoint and history, shows progress and logs. All ranks read the
-checkpoint in ``resume``, so it must lie where all can see it.
+checkpoint that is there, so it must lie where all can see it.
 """
 
 from hvpopt.distributed.exchange import RankError

@@ -22,6 +22,7 @@ from hvpopt.methods.method import Method, checked_method
 from hvpopt.model.space import ModelSpace, PerParameter
 from hvpopt.model.tensors import Model, copy_model, warn_of_hooks
 from hvpopt.problem.objective import Objective
+from hvpopt.problem.processes import Processes
 from hvpopt.problem.torch_objective import as_objective
 from hvpopt.run.checkpoint import Checkpoint, check_apart, check_checkpoint, load
 from hvpopt.run.files import previous, sweep
@@ -220,7 +221,7 @@ def minimize(
             saving=path is not None,
         ) as run,
     ):
-        found = _saved(path, space.device)
+        found = _saved(path, processes, space.device)
         known: tuple[IterationRecord, ...] = ()
         if found is not None:
             problem, state, whole = found
@@ -272,12 +273,14 @@ def _by_stage(options: dict[str, Any], loss: object) -> Iterator[dict[str, Any]]
 
 
 def _saved(
-    path: Path | None, device: torch.device
+    path: Path | None, processes: Processes, device: torch.device
 ) -> tuple[dict[str, Any], RunState, bool] | None:
     """Return what a checkpoint holds; None where there is none."""
-    if path is None or not (path.exists() or previous(path).exists()):
+    if path is None:
         return None
-    return load(path, device)
+    # file systems may show it to one process of a run and not yet to another
+    there = processes.largest(path.exists() or previous(path).exists())
+    return load(path, device) if there else None
 
 
 def _check_start(run: Run, problem: dict[str, Any], state: RunState) -> None:
