@@ -165,7 +165,7 @@ class Method(ABC):
         Args:
             problem: For the space.
             point: Where the step begins.
-            state: As for ``step``.
+            state: What ``start`` returned, or the last ``update``.
 
         Returns:
             The step ``[n]``, or None where only ``step`` can tell. Default None.
@@ -180,7 +180,7 @@ class Method(ABC):
         Args:
             problem: For trial values.
             point: Where the gradient is as good as zero.
-            state: As for ``step``.
+            state: What ``start`` returned, or the last ``update``.
             budget: What may still be spent.
 
         Returns:

@@ -119,7 +119,8 @@ def second_derivatives(*, certain: bool = False) -> Iterator[None]:
     """A block that differentiates gradients, whose errors say what to change.
 
     Args:
-        certain: As for ``as_second_order``.
+        certain: The gradient itself is known to exist, so that whatever fails, other than
+            memory or the device, is its derivative.
 
     Yields:
         Nothing.
