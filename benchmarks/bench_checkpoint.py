@@ -2,8 +2,8 @@
 
 A survey of the size of Marmousi on 30 m cells: 100 × 310 cells, 12 surface shots, a
 Ricker wavelet of 4 Hz, 4 s recorded, float32. A run saves once after each step, and
-within a step when the last save is a minute old; besides, it keeps what a step evaluates,
-each answer with a hash of its question. Both are timed inside real runs.
+within a step when the last save is a minute old; besides, it keeps the products of the
+step under way, each with a hash of its vector. Both are timed inside real runs.
 
 Files are written to pytest's temporary folder, whose file system is noted: on a disk a
 save waits for the disk, in memory it would not. ``--basetemp`` chooses another place.
@@ -30,8 +30,9 @@ import hvpopt
 from hvpopt.operators.symmetric import SymmetricOperator
 from hvpopt.run import checkpoint as checkpoints
 from hvpopt.run import files
-from hvpopt.run.checkpoint import Checkpoint, RunState, load
-from hvpopt.run.journal import JournalObjective, JournalOperator
+from hvpopt.run.checkpoint import Checkpoint, load
+from hvpopt.run.saved_products import SavedProducts
+from hvpopt.run.state import RunState
 
 WATER = 8  # rows
 FULL = {"cells": (100, 310), "n_shots": 12, "recorded": 4.0}
@@ -57,11 +58,8 @@ SAVING = (
     (files, "save_tensors", "write"),
     (os, "fsync", "sync"),
 )
-#: What answers a method, which keeps and hashes; and what it has to wait for.
-RECORDING = [
-    (JournalObjective, name, "recording")
-    for name in ("value", "linearise", "hessian", "sketch")
-] + [(JournalOperator, name, "recording") for name in ("matvec", "matmat")]
+#: What keeps and hashes products; and what it has to wait for.
+RECORDING = [(SavedProducts, "matvec", "recording")]
 WAVES = [
     (hvpopt.fwi.WaveformMisfit, name, "waves")
     for name in ("value", "linearise", "hessian", "sketch")
@@ -288,9 +286,9 @@ def trust_region(
     assert problem[0].counts.products == products
     # the last save before the one that ends the step
     given, state, _ = load(files.previous(path))
-    kept = [event for event in state.events if event.question.startswith("product")]
+    kept = state.products
     assert kept
-    longest = replace(state, events=tuple((kept * MOST_PRODUCTS)[:MOST_PRODUCTS]))
+    longest = replace(state, products=(kept * MOST_PRODUCTS)[:MOST_PRODUCTS])
     found["products"] = products
     found["checkpoint_seconds"] = seconds
     found["saves"] = {
@@ -312,6 +310,6 @@ def test_quasi_newton(benchmark, tmp_path):
 
 def test_trust_region(benchmark, tmp_path):
     found = benchmark.pedantic(trust_region, (tmp_path, FULL), rounds=1)
-    benchmark.extra_info.update(journal=found, every_seconds=EVERY_SECONDS)
+    benchmark.extra_info.update(products=found, every_seconds=EVERY_SECONDS)
     assert found["share"] < SHARE
     assert all(row["share"] < SHARE for row in found["saves"].values())

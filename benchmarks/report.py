@@ -174,10 +174,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def checkpoint_lines(pairs: dict[str, Any], journal: dict[str, Any]) -> list[str]:
+def checkpoint_lines(pairs: dict[str, Any], products: dict[str, Any]) -> list[str]:
     """Return the table of what saving costs, and where its time goes."""
-    full, found, kept = pairs["full"], pairs["pairs"], journal["journal"]
-    every = journal["every_seconds"]
+    full, found, kept = pairs["full"], pairs["pairs"], products["products"]
+    every = products["every_seconds"]
     lines = [
         "## What saving a run costs",
         "",
@@ -187,7 +187,7 @@ def checkpoint_lines(pairs: dict[str, Any], journal: dict[str, Any]) -> list[str
         f"{found['file_system'] or 'an unknown file system'}. A share is of an iteration "
         "of the same run, without what saving adds to it; all are under 2 %, asserted in "
         "the run. `QuasiNewton` saves once an iteration, and recording is the hashing "
-        "and keeping of what the iteration evaluates, besides. `TrustRegionNewton` also "
+        "and keeping of the iteration's products, besides. `TrustRegionNewton` also "
         f"saves the products of the step under way, every {every:g} s by default: the "
         "share is of that time.",
         "",
@@ -263,7 +263,7 @@ def main() -> None:
         machine_lines(runs["distributed"]),
         checkpoint_lines(
             *[row for row in fourth if "pairs" in row],
-            *[row for row in fourth if "journal" in row],
+            *[row for row in fourth if "products" in row and "every_seconds" in row],
         ),
         machine_lines(runs["checkpoint"]),
     ]

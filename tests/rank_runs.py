@@ -34,7 +34,7 @@ def told(result, written):
     return (result.x, result.fun, result.status.name, records), written
 
 
-def invert(seed, path=None, method="trust-region", ending=None, **options):
+def invert(seed, path=None, method="trust-region", ending=None, after=3, **options):
     """Invert, saving to a path; with an ``ending`` something happens on rank 1.
 
     Args:
@@ -43,12 +43,13 @@ def invert(seed, path=None, method="trust-region", ending=None, **options):
         method: A key of METHODS.
         ending: ``"late"`` (its clock leaps), ``"terminated"`` (SIGTERM) or a way of
             ``fail``, after some products.
+        after: Products of rank 1 until that; each of three steps takes one at least.
         options: Of minimize, and ``misfit``: those of the misfit.
     """
     misfit, start = problem(seed, **options.pop("misfit", {}))
     sharded = distributed.shard(misfit)
     if ending is not None and distributed.rank() == min(1, distributed.size() - 1):
-        end(sharded, ending)
+        end(sharded, ending, after)
     if ending == "late":
         options["max_seconds"] = 1e6
     written = []
@@ -73,7 +74,7 @@ def invert(seed, path=None, method="trust-region", ending=None, **options):
     return told(result, written)
 
 
-def end(sharded, how, after=3):  # each of three steps takes one at least
+def end(sharded, how, after):
     """Let something happen on this rank after some of its products."""
     made = 0
     original = sharded.part.hessian
@@ -185,8 +186,9 @@ def live(seed, folder):
     path = folder / "run.safetensors"
     there = path.exists()
     with distributed.session(timeout=20):
-        ending = ("raised", "killed", None)[number]
-        (x, _, status, _), _ = invert(seed, path, ending=ending, max_iter=3)
+        # two products are saved when the third fails, and one at least is left to make
+        ending, after = (("raised", 3), ("killed", 1), (None, 0))[number]
+        (x, _, status, _), _ = invert(seed, path, ending=ending, after=after, max_iter=3)
         name = f"{distributed.rank()} in life {number}"
         (folder / name).write_text(f"state {there}: {status}")
         if distributed.is_main():

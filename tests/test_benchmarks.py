@@ -35,12 +35,12 @@ def test_scaling_is_measured_on_ranks():
 
 def test_cost_of_a_checkpoint_is_measured(tmp_path):
     pairs = bench_checkpoint.quasi_newton(tmp_path, TINY, TINY, pairs=3, rounds=2)
-    journal = bench_checkpoint.trust_region(
+    products = bench_checkpoint.trust_region(
         tmp_path, TINY, products=3, seconds=0.0, rounds=2
     )
     vector = 8 * pairs["unknowns"]
     # two vectors a pair, and one a product
-    for found, vectors in ((pairs, 2), (journal, 1)):
+    for found, vectors in ((pairs, 2), (products, 1)):
         (held, few), (most, many) = found["saves"].items()
         assert held == "3"
         more = (int(most) - 3) * vectors * vector
@@ -48,10 +48,12 @@ def test_cost_of_a_checkpoint_is_measured(tmp_path):
         for row in (few, many):
             assert row["parts"]["sync"] > 0
             assert sum(row["parts"].values()) == pytest.approx(row["seconds"])
-        for seconds in ("saving_seconds", "recording_seconds", "iteration_seconds"):
+        for seconds in ("saving_seconds", "iteration_seconds"):
             assert found[seconds] > 0
+    assert products["recording_seconds"] > 0
+    assert pairs["recording_seconds"] == 0, "its products are those of the first step"
     lines = report.checkpoint_lines(
         {"pairs": pairs, "full": TINY, "short": TINY},
-        {"journal": journal, "every_seconds": 60.0},
+        {"products": products, "every_seconds": 60.0},
     )
     assert "| `TrustRegionNewton` | 300 products |" in "\n".join(lines)

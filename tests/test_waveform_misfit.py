@@ -556,8 +556,15 @@ def test_hessian_of_an_ignored_unknown_is_refused(generator):
 # -- layers -----------------------------------------------------------------------------
 
 
-def frames_to(monkeypatch, function, call):
-    """Return the names of the Python frames from a call to a function of deepwave."""
+def frames_to(monkeypatch, function, call, of=""):
+    """Return the names of the Python frames from a call to a function of deepwave.
+
+    Args:
+        monkeypatch: To spy with.
+        function: Of deepwave.
+        call: What is called.
+        of: A frame that must be among them. Default any.
+    """
     original, seen = getattr(deepwave, function), []
 
     def spy(*args, **kwargs):
@@ -571,7 +578,7 @@ def frames_to(monkeypatch, function, call):
 
     monkeypatch.setattr(deepwave, function, spy)
     call()
-    return max(seen, key=len)
+    return max((names for names in seen if not of or of in names), key=len)
 
 
 # attributed to the spy, which calls deepwave here
@@ -590,3 +597,23 @@ def test_few_frames_lie_between_a_call_and_deepwave(generator, monkeypatch, kind
     ):
         names = frames_to(monkeypatch, function, call)
         assert len(names) <= 6, names
+
+
+# attributed to the spy, which calls deepwave here
+@pytest.mark.filterwarnings("ignore::deepwave.MigrationWarning")
+@pytest.mark.parametrize(
+    "method", [hvpopt.QuasiNewton, hvpopt.LineSearchNewton, hvpopt.ShiftedNewton]
+)
+def test_few_frames_lie_between_minimize_and_deepwave(generator, monkeypatch, method):
+    """Of a value, from ``minimize`` itself to what calls deepwave."""
+    v = models_of("scalar", generator)[0]
+    there = survey()
+    misfit = WaveformMisfit(there, there.simulate(1.02 * v))
+    names = frames_to(
+        monkeypatch,
+        "scalar",
+        functools.partial(hvpopt.minimize, misfit, v, method=method(), max_iter=2),
+        of="value",
+    )
+    assert names[0] == "minimize"
+    assert len(names) - 1 <= 12, names

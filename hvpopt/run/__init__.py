@@ -1,7 +1,7 @@
-"""Saving and loading the state of a run, so that an interruption loses nothing.
+"""Runs: ``minimize``, its loop over stages and steps, and what of them is saved.
 
 ``state_tree`` turns states into JSON and tensors and back, ``files`` keeps them on disk,
 ``lock`` keeps a path for one run, ``fingerprint`` tells one problem from another,
-``journal`` remembers what the step under way has evaluated, ``checkpoint`` decides when
-to save, ``signals`` turns SIGINT and SIGTERM into an orderly end and passes them on.
+``saved_products`` keeps those of the step under way, ``checkpoint`` decides when to save,
+``signals`` turns SIGINT and SIGTERM into an orderly end and passes them on.
 """
