@@ -311,7 +311,8 @@ class ShardedMisfit(Objective):
             space: Flat coordinates. Default ``ModelSpace(model)``.
 
         Raises:
-            ValueError: As for ``WaveformMisfit.hessian``, if all ranks refuse it.
+            ValueError: For an unknown kind, a model that does not fit, or an engine that
+                does not hold, if all ranks refuse it.
             RankError: If a rank failed, is lost, or holds another model.
         """
         made: list[WaveformHessian] = []

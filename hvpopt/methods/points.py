@@ -160,8 +160,8 @@ class Problem:
     def value(self, vector: Tensor) -> float:
         """Return the objective at a trial point; infinite where it cannot be evaluated.
 
-        A loss may refuse a model (one faster than ``max_vel``, say). For a trial that
-        means "shorter, please", so the refusal is logged and the value is infinite.
+        A loss may refuse a model, such as one faster than ``max_vel``. A minimiser then
+        tries a shorter step, so the refusal is logged and the value is infinite.
 
         Args:
             vector: ``[n]``.

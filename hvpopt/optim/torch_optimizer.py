@@ -179,7 +179,7 @@ class Newton(torch.optim.Optimizer):
         """Refuse a second group: the parameters share one Hessian.
 
         Args:
-            param_group: As for every torch optimiser.
+            param_group: A dict with the parameters under ``"params"``.
 
         Raises:
             ValueError: If there is a group already.

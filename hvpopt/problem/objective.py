@@ -96,7 +96,7 @@ class Objective(ABC):
 
         Args:
             model: Where to linearise.
-            kind: As for ``hessian``.
+            kind: ``"exact"``, or ``"gauss-newton"`` where the objective defines one.
             space: Flat coordinates. Default ``ModelSpace(model)``.
             seed: Of what is random in it.
         """
@@ -118,7 +118,7 @@ class Objective(ABC):
 
         Args:
             model: Where to linearise.
-            kind: As for ``hessian``; None for value and gradient alone.
+            kind: ``"exact"`` or ``"gauss-newton"``; None for value and gradient alone.
             space: Flat coordinates. Default ``ModelSpace(model)``.
         """
         value, gradient = self.value_and_gradient(model)

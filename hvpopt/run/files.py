@@ -69,7 +69,7 @@ def write(
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         # straight from the tensors: no second copy of them is made on the way
         save_tensors(dict(tensors), new, metadata)
-        os.chmod(new, mode)  # as the umask has it, which safetensors does not heed
+        os.chmod(new, mode)  # as the umask has it, which safetensors ignores
         with open(new, "rb+") as file:
             os.fsync(file.fileno())
     except BaseException as error:

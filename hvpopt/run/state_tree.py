@@ -69,7 +69,7 @@ def check_storable(tree: Any, where: str = "state") -> None:
     """Raise TypeError, saying where, for what ``encode`` would; no tensor is copied.
 
     Args:
-        tree: As for ``encode``.
+        tree: Of what ``encode`` takes.
         where: What to call it.
     """
     _encode(tree, where, None)
@@ -102,7 +102,7 @@ def non_finite(tree: Any, where: str = "state") -> str:
     """Return where a tree holds a NaN or an infinity, in words; empty if nowhere.
 
     Args:
-        tree: As for ``encode``.
+        tree: Of what ``encode`` takes.
         where: What to call it.
     """
     if isinstance(tree, float) and not math.isfinite(tree):

@@ -129,7 +129,7 @@ def make_hessian(
         kind: ``"exact"`` or ``"gauss-newton"``.
         groups: Shots that run together, group by group.
         runner: Runs the groups.
-        asked: As for ``choose_engine``.
+        asked: ``"auto"``, ``"born"`` or ``"double-backprop"``.
         space: Flat coordinates. Default ``ModelSpace(model)``.
         counts: The tally to advance. Default a new one.
 
@@ -164,7 +164,7 @@ def measure(
         waveforms: The misfit in its parts.
         model: Where to measure.
         runner: With a limit.
-        asked: As for ``choose_engine``.
+        asked: ``"auto"``, ``"born"`` or ``"double-backprop"``.
         counts: Of the propagations that it takes; products are not counted.
 
     Raises:
