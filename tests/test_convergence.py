@@ -6,8 +6,8 @@ import waves
 
 import hvpopt
 from hvpopt import Status
+from hvpopt.errors import SecondOrderError
 from hvpopt.methods.convergence import relative_size
-from hvpopt.operators.second_order import SecondOrderError
 
 F64 = torch.float64
 METHODS = {

@@ -9,7 +9,8 @@ from test_distributed import PROCESSES, fork_server, gap, run, same_bits
 from tolerances import SAME_INVERSION
 
 import hvpopt
-from hvpopt.distributed.exchange import Exchange, RankError
+from hvpopt.distributed.exchange import Exchange
+from hvpopt.errors import RankError
 
 __all__ = ["fork_server", "run"]
 

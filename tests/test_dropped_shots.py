@@ -8,7 +8,7 @@ from test_bad_shots import BAD, N_SHOTS, Faults, dropping, one_thread, problem, 
 
 import hvpopt
 from hvpopt.distributed import shard
-from hvpopt.run.state_tree import StateError
+from hvpopt.errors import StateError
 
 __all__ = ["one_thread", "problem"]
 pytestmark = [

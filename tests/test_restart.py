@@ -10,6 +10,7 @@ import torch
 
 import hvpopt
 from hvpopt import Status, analysis
+from hvpopt.errors import StateError
 from hvpopt.methods.forcing import ForcingState
 from hvpopt.methods.method import InnerStatus
 from hvpopt.operators.symmetric import MatrixOperator
@@ -17,7 +18,7 @@ from hvpopt.run import files
 from hvpopt.run.checkpoint import load
 from hvpopt.run.saved_products import ProductLog
 from hvpopt.run.signals import acknowledge
-from hvpopt.run.state_tree import StateError, decode, encode, non_finite, register
+from hvpopt.run.state_tree import decode, encode, non_finite, register
 
 
 def rosenbrock(x):

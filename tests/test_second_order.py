@@ -11,7 +11,7 @@ import torch
 from tolerances import PRODUCT
 
 import hvpopt
-from hvpopt.operators.second_order import SecondOrderError
+from hvpopt.errors import SecondOrderError
 
 F64 = torch.float64
 SHAPE, SPACING = (9, 10), 10.0

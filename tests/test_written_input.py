@@ -8,9 +8,9 @@ from torch.autograd import functional
 from waves import D, models_of, one_thread, perturbed, random_step, relative, survey
 
 import hvpopt
+from hvpopt.errors import WrittenError
 from hvpopt.fwi import DataMisfit, WaveformMisfit
 from hvpopt.fwi.data.data_misfits import DataMisfit as Base
-from hvpopt.model.copies import WrittenError
 
 __all__ = ["one_thread"]
 

@@ -24,11 +24,11 @@ Rank 0 alone writes checkpoint and history, shows progress and logs. All ranks r
 checkpoint that is there, so it must lie where all can see it.
 """
 
-from hvpopt.distributed.exchange import RankError
 from hvpopt.distributed.products import ShardedHessian
 from hvpopt.distributed.ranks import any_rank, device, is_main, rank, session, size
 from hvpopt.distributed.sharded import ShardedMisfit
 from hvpopt.distributed.sharding import own_shots, shard
+from hvpopt.errors import RankError
 
 __all__ = [
     "RankError",

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hvpopt.errors import RankError
 from hvpopt.model.counts import Counts
 
 #: What a sum can be of; ranks that ask for different ones have parted.
@@ -41,27 +42,6 @@ SUMS = (
 FINE, REFUSED, FAILED, INTERRUPTED = range(4)
 #: Bytes of an error's text that other ranks are told.
 _TEXT = 2048
-
-
-class RankError(RuntimeError):
-    """A rank failed, is lost, or differs from the others; raised alike on every rank.
-
-    Args:
-        message: What happened.
-        ranks: Those that it happened to.
-        ends_run: True if no further sum is possible; False for a model that was refused.
-
-    Attributes:
-        ranks: As given; empty where that is not known.
-        ends_run: As given.
-    """
-
-    def __init__(
-        self, message: str, ranks: tuple[int, ...] = (), *, ends_run: bool = True
-    ) -> None:
-        super().__init__(message)
-        self.ranks = ranks
-        self.ends_run = ends_run
 
 
 @dataclass(frozen=True)

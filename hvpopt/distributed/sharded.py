@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from hvpopt.distributed.checksum import checksum
-from hvpopt.distributed.exchange import Exchange, Part, RankError
+from hvpopt.distributed.exchange import Exchange, Part
 from hvpopt.distributed.products import ShardedHessian
 from hvpopt.distributed.ranks import Ranks
 from hvpopt.distributed.shares import shares
+from hvpopt.errors import BadShotError, RankError
 from hvpopt.fwi.data.data_misfits import Constants
-from hvpopt.fwi.hessian.bad_shots import BadShotError
 from hvpopt.fwi.hessian.born import WaveformHessian
 from hvpopt.fwi.hessian.waveforms import Waveforms
 from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit, drawn_shots, random_codes

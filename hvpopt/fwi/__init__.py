@@ -1,5 +1,6 @@
 """Full-waveform inversion: surveys, waveform misfits and their products."""
 
+from hvpopt.errors import BadShotError
 from hvpopt.fwi.data.data_misfits import L2, DataMisfit, Huber
 from hvpopt.fwi.data.trace_misfits import (
     DeepwaveMisfit,
@@ -7,7 +8,6 @@ from hvpopt.fwi.data.trace_misfits import (
     FunctionMisfit,
     NormalisedCorrelation,
 )
-from hvpopt.fwi.hessian.bad_shots import BadShotError
 from hvpopt.fwi.hessian.born import BornHessian, WaveformHessian
 from hvpopt.fwi.hessian.double_backprop import DoubleBackpropHessian
 from hvpopt.fwi.hessian.memory import MemoryPlan

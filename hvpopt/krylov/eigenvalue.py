@@ -24,6 +24,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.errors import AsymmetryError
 from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.model.scale import euclidean_norm
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
@@ -60,19 +61,6 @@ class EigenvalueEstimate:
     n_products: int
     confidence: float
     message: str
-
-
-class AsymmetryError(ValueError):
-    """Products are clearly not those of a symmetric operator.
-
-    Args:
-        message: What was seen.
-        estimate: What the basis shows nevertheless, not converged.
-    """
-
-    def __init__(self, message: str, estimate: EigenvalueEstimate) -> None:
-        super().__init__(message)
-        self.estimate = estimate
 
 
 def smallest_eigenvalue(

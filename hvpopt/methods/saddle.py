@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.errors import BadPartError
+from hvpopt.errors import BadPartError, SecondOrderError
 from hvpopt.krylov.eigenvalue import (
     EigenvalueEstimate,
     eigenvalue_converged,
@@ -32,7 +32,6 @@ from hvpopt.methods.backtracking import Backtracking, rounding_of
 from hvpopt.methods.method import Direction, Method, Stationary, Step
 from hvpopt.methods.points import Budget, FreeCells, Point, Problem
 from hvpopt.model.scale import euclidean_norm
-from hvpopt.operators.second_order import SecondOrderError
 
 #: Relative accuracy that λ_min is asked for.
 EIGENVALUE_TOL = 0.1

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.errors import AsymmetryError
 from hvpopt.krylov.cg import CGStatus, cg
 from hvpopt.krylov.eigenvalue import (
-    AsymmetryError,
     excludes_below,
     lower_bound,
     rounding_at,

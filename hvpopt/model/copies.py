@@ -14,14 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from hvpopt.errors import WrittenError
 from hvpopt.model.tensors import Model, call_loss, copy_model, named_tensors, rebuild
-
-
-class WrittenError(ValueError):
-    """A function has changed what it was given, unseen by autograd."""
-
-    #: No trial of a shorter step mends that (see ``newton.problem``).
-    ends_run = True
 
 
 class GraphCopies:

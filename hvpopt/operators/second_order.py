@@ -15,11 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: What a person can do who wants to minimise all the same.
-GRADIENTS_ALONE = (
-    "hvpopt.minimize without a method, or with "
-    "hvpopt.QuasiNewton(initial=hvpopt.GradientScale()), needs gradients alone"
-)
+from hvpopt.errors import SecondOrderError
+
 #: Phrases of torch 2.13 and deepwave 0.1.0, what they mean, and what to do.
 _KNOWN = (
     (
@@ -58,36 +55,6 @@ _KNOWN = (
 _OTHER = ("out of memory", "allocate memory", "DefaultCPUAllocator", "CUDA error")
 #: All functions that the decorator makes share one code object.
 _ONCE = once_differentiable(lambda *_: None).__code__
-
-
-class SecondOrderError(RuntimeError):
-    """A loss has a gradient, but no second derivative that autograd can take.
-
-    Args:
-        cause: Why, and what to do: a clause that follows "no second derivative: ".
-        said: What torch or deepwave said; may be empty.
-
-    Attributes:
-        cause: As given.
-    """
-
-    def __init__(self, cause: str, said: str = "") -> None:
-        found = f" ({said})" if said else ""
-        super().__init__(
-            "the loss has a gradient but no second derivative, so no Hessian-vector "
-            f"products: {cause}. {GRADIENTS_ALONE}{found}"
-        )
-        self.cause = cause
-
-    def __reduce__(self) -> Any:
-        # the message is made of the arguments, which pickling would take for the first
-        return _restore, (self.cause, str(self))
-
-
-def _restore(cause: str, message: str) -> SecondOrderError:
-    error = SecondOrderError(cause)
-    error.args = (message,)
-    return error
 
 
 def as_second_order(

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from hvpopt.model.copies import WrittenError, same
+from hvpopt.errors import WrittenError
+from hvpopt.model.copies import same
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors
 from hvpopt.operators.autograd import HessianOperator, check_scalar, model_noise

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from hvpopt import checks
+from hvpopt.errors import StateError
 from hvpopt.run import files
 from hvpopt.run.state import RunState
-from hvpopt.run.state_tree import StateError, decode, encode
+from hvpopt.run.state_tree import decode, encode
 
 logger = logging.getLogger(__name__)
 

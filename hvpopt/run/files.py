@@ -25,7 +25,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
-from hvpopt.run.state_tree import StateError
+from hvpopt.errors import DamagedError, StateError
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +35,6 @@ FORMAT = 1
 VERSION, CONTENT, CHECKSUM = "hvpopt state", "content", "sha256"
 #: What follows the name of a state file in that of a temporary one.
 _TEMPORARY = r"\.\d+-[0-9a-f]{8}\.(new|link)"
-
-
-class DamagedError(StateError):
-    """A state file that is truncated or altered."""
 
 
 def previous(path: Path) -> Path:

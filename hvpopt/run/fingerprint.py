@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt.errors import StateError
 from hvpopt.methods.method import Method
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors
 from hvpopt.run.files import tensor_bytes
-from hvpopt.run.state_tree import StateError
 
 logger = logging.getLogger(__name__)
 

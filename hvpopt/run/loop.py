@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from hvpopt.errors import BadPartError
+from hvpopt.errors import BadPartError, SecondOrderError
 from hvpopt.methods.convergence import (
     Iterate,
     Tolerance,
@@ -33,7 +33,6 @@ from hvpopt.methods.points import Budget, Point, Problem
 from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model
-from hvpopt.operators.second_order import SecondOrderError
 from hvpopt.problem.objective import Objective
 from hvpopt.run.checkpoint import Checkpoint
 from hvpopt.run.history import HistoryFile
@@ -437,7 +436,7 @@ class Run:
             raise Stop(Status.STATIONARY, detail)
         if self._steps > 0:
             raise error
-        self._fall_back(error, stacklevel=7)
+        self._fall_back(error, stacklevel=6)
         self._release()
         self.point = replace(self.point, hessian=None)
         self._commit(self.method.start(self.problem))

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hvpopt import checks
-from hvpopt.errors import BadPartError
+from hvpopt.errors import BadPartError, StateError
 from hvpopt.methods.default import default_method, gradients_alone
 from hvpopt.methods.method import Method, checked_method
 from hvpopt.model.space import ModelSpace, PerParameter
@@ -40,7 +40,6 @@ from hvpopt.run.loop import Callback, Run, Stage
 from hvpopt.run.result import IterationRecord, MinimizeResult
 from hvpopt.run.signals import SignalListener
 from hvpopt.run.state import RunState
-from hvpopt.run.state_tree import StateError
 
 logger = logging.getLogger(__name__)
 

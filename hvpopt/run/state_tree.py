@@ -18,16 +18,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hvpopt.errors import StateError
+
 #: Where dataclasses and enums that a state may hold are defined.
 PACKAGES = ("hvpopt.methods", "hvpopt.krylov", "hvpopt.run")
 MODULES = ("hvpopt.run.result", "hvpopt.model.counts")
 
 _registered: dict[str, type[Any]] = {}
 C = TypeVar("C", bound="type[Any]")
-
-
-class StateError(ValueError):
-    """A saved state that is refused; the message names the difference or the damage."""
 
 
 def register(cls: C) -> C:

@@ -10,11 +10,12 @@ import torch
 from runs import LONG, begin_or_resume, whole
 
 import hvpopt
+from hvpopt.errors import StateError
 from hvpopt.run import files
 from hvpopt.run.checkpoint import load
 from hvpopt.run.limits import Stop
 from hvpopt.run.result import Status
-from hvpopt.run.state_tree import StateError, encode
+from hvpopt.run.state_tree import encode
 
 PLACES = 200 if LONG else 20
 NAME = "trust region"

@@ -11,74 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hvpopt.errors import BadPartError
+from hvpopt.errors import BadShotError
 from hvpopt.fwi.survey.arguments import instance
-
-
-class BadShotError(BadPartError):
-    """A value, gradient or product is not finite, and these shots are why.
-
-    Args:
-        quantity: ``"value"``, ``"gradient"`` or ``"product"``.
-        reasons: What was wrong, a phrase for each bad shot.
-        group: Shots that ran together when the first of them was met.
-        parameter: The propagator's model (or, by double backprop, the unknown) whose
-            derivative is not finite; None where the value is not.
-        unit: What the numbers count. Default ``"shot"``.
-        to_blame: False if every shot failed, so that the model or the direction is the
-            likely cause rather than a shot.
-        may_drop: True if a minimiser may go on without the shots.
-
-    Attributes:
-        quantity: As given.
-        reasons: As given, in order of the shots.
-        shots: Their numbers in the survey that the caller made, in order.
-        group: As given.
-        parameter: As given.
-        unit: As given.
-        to_blame: As given.
-        parts: Why each shot is bad, by the name that ``WaveformMisfit.without`` takes
-            (``"shot 3"``); empty unless a minimiser may go on without them.
-    """
-
-    def __init__(
-        self,
-        quantity: str,
-        reasons: Mapping[int, str],
-        *,
-        group: Sequence[int] = (),
-        parameter: str | None = None,
-        unit: str = "shot",
-        to_blame: bool = True,
-        may_drop: bool = False,
-    ) -> None:
-        self.quantity = quantity
-        self.reasons = dict(sorted(reasons.items()))
-        self.shots = list(self.reasons)
-        self.group = list(group)
-        self.parameter = parameter
-        self.to_blame = to_blame
-        self.unit = unit
-        named = {f"{unit} {shot}": why for shot, why in self.reasons.items()}
-        parts = named if may_drop and to_blame else {}
-        super().__init__(self._sentence(named, may_drop=may_drop), parts)
-
-    def _sentence(self, named: Mapping[str, str], *, may_drop: bool) -> str:
-        told = "; ".join(f"{name}: {why}" for name, why in named.items())
-        sentence = f"the {self.quantity} is not finite, and was not when repeated: {told}"
-        if len(self.group) > 1:
-            sentence += f" (met in the group of {self.unit}s {self.group})"
-        if not self.to_blame:
-            return f"{sentence}; every shot fails, so look at the model or the direction"
-        if may_drop:
-            return (
-                f"{sentence}; mend such shots, or go on with misfit.without(error.parts)"
-            )
-        if self.unit == "shot":
-            sentence += (
-                "; mend or leave out such shots, or allow it with on_bad_shot='drop'"
-            )
-        return sentence
 
 
 @dataclass(frozen=True)
