@@ -7,8 +7,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from hvpopt import optim
-from hvpopt.interop.scipy import scipy_method
-from hvpopt.interop.scipy_bridge import as_scipy
+from hvpopt.interop.as_scipy import as_scipy
+from hvpopt.interop.scipy_method import scipy_method
 from hvpopt.krylov.cg import CGResult, CGStatus, cg
 from hvpopt.krylov.eigenvalue import EigenvalueEstimate, smallest_eigenvalue
 from hvpopt.krylov.lanczos import LanczosBasis
