@@ -31,7 +31,7 @@ ROUNDS, REPEATS = 5, 2
 TIMEOUT = 300
 KINDS = {"exact product": "exact", "Gauss-Newton product": "gauss-newton"}
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["hvpopt"])
+PROCESSES.set_forkserver_preload(["hvpopt.distributed"])
 
 
 def timed(objective: Any, start: torch.Tensor, repeats: int) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def run_all(jobs: Sequence[Job], workers: int, told: Callable[[Job, int], None])
     context = get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
         # each process begins as a fork of one that has imported these
-        context.set_forkserver_preload(["torch", "deepwave", "scipy.optimize", "hvpopt"])
+        context.set_forkserver_preload(["scipy.optimize", "hvpopt.fwi"])
     waiting, running = list(jobs), {}
     try:
         while waiting or running:

@@ -3,7 +3,10 @@
 ``HVPOPT_SEED`` gives all tests one seed, ``HVPOPT_THREADS`` another number of threads.
 """
 
+import multiprocessing
 import os
+from multiprocessing import forkserver
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,25 @@ used_seed = pytest.StashKey[int]()
 
 #: Files that take longest, begun first so that no process waits for one at the end.
 LONGEST = ("test_published", "test_distributed_runs", "test_race")
+
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """A context whose processes are forked from one that has imported everything.
+
+    One for all tests: what it imports is settled when it starts.
+    """
+    context = multiprocessing.get_context("forkserver")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        folders = map(str, (TESTS.parent, TESTS, TESTS / "faults"))
+        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
+        context.set_forkserver_preload(["distributed_worker", "rank_runs", "runs"])
+        forkserver.ensure_running()
+    return context
 
 
 def pytest_collection_modifyitems(items):

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_distributed import fork_server
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -12,7 +11,7 @@ import bench_checkpoint
 import bench_distributed
 import report
 
-__all__ = ["fork_server"]
+pytestmark = pytest.mark.usefixtures("processes")
 TINY = {"cells": (20, 30), "n_shots": 2, "recorded": 0.6}
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import multiprocessing
 import os
 import re
 import runpy
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import time
 import weakref
-from multiprocessing import forkserver
 from pathlib import Path
 
 import distributed_worker as worker
@@ -26,29 +24,20 @@ from hvpopt.distributed.shares import shares
 
 ROOT = Path(__file__).parents[1]
 CELLS = 12 * 17
-PROCESSES = multiprocessing.get_context("forkserver")
 #: Ranks that only end by their timeout are killed before it, and have another exit code.
 AT_ONCE = {"timeout": 200.0, "limit": 90.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fork_server():
-    """Start one process that imports everything; each rank is forked from it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-        PROCESSES.set_forkserver_preload(["distributed_worker"])
-        forkserver.ensure_running()
 
 
 class Ran:
     """What ranks returned, None for one that did not; and how they ended."""
 
-    def __init__(self, task, size, folder, *, timeout=20.0, limit=40.0, **options):
+    def __init__(
+        self, processes, task, size, folder, *, timeout=20.0, limit=40.0, **options
+    ):
         folder = Path(folder, f"{task}-{size}-{time.monotonic_ns()}")
         folder.mkdir()
-        processes = [
-            PROCESSES.Process(
+        ranks = [
+            processes.Process(
                 target=worker.main,
                 args=(task, rank, size, str(folder), timeout, options),
                 daemon=True,
@@ -56,13 +45,13 @@ class Ran:
             for rank in range(size)
         ]
         began = time.monotonic()
-        for process in processes:
+        for process in ranks:
             process.start()
-        for process in processes:
+        for process in ranks:
             process.join(max(0.0, began + limit - time.monotonic()))
         self.seconds = time.monotonic() - began
-        self.exits = [process.exitcode for process in processes]
-        for process in processes:
+        self.exits = [process.exitcode for process in ranks]
+        for process in ranks:
             process.kill()
         self.found = [
             torch.load(path, weights_only=False) if path.exists() else None
@@ -76,9 +65,9 @@ class Ran:
 
 
 @pytest.fixture
-def run(tmp_path, seed):
+def run(processes, tmp_path, seed):
     def start(task, size, **options):
-        return Ran(task, size, tmp_path, seed=seed, **options)
+        return Ran(processes, task, size, tmp_path, seed=seed, **options)
 
     return start
 

@@ -5,14 +5,14 @@ import json
 import pytest
 import rank_runs
 import torch
-from test_distributed import PROCESSES, fork_server, gap, run, same_bits
+from test_distributed import gap, run, same_bits
 from tolerances import SAME_INVERSION
 
 import hvpopt
 from hvpopt.distributed.exchange import Exchange
 from hvpopt.errors import RankError
 
-__all__ = ["fork_server", "run"]
+__all__ = ["run"]
 
 
 def everywhere(ran):
@@ -67,9 +67,9 @@ def test_clock_ends_all_ranks_alike_without_a_state_too(run):
     assert ended[2] == "MAX_SECONDS"
 
 
-def test_torchrun_goes_on_from_the_state(seed, tmp_path):
+def test_torchrun_goes_on_from_the_state(processes, seed, tmp_path):
     """A rank fails within a step, then is killed; all others end with it, and go on."""
-    agent = PROCESSES.Process(target=rank_runs.restarted, args=(seed, tmp_path))
+    agent = processes.Process(target=rank_runs.restarted, args=(seed, tmp_path))
     agent.start()
     agent.join(120)
     agent.kill()

@@ -623,4 +623,4 @@ def test_what_was_valid_still_is():
 def test_run_without_a_limit_of_steps_can_be_resumed(tmp_path):
     path = tmp_path / "run.safetensors"
     minimize(max_iter=INF, max_products=2, checkpoint=path)
-    assert minimize(checkpoint=path, max_products=INF).success
+    assert minimize(max_iter=INF, max_products=INF, checkpoint=path).success

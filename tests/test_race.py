@@ -80,7 +80,7 @@ def test_each_evaluation_costs_its_price():
     assert trace.meter.cost == 1.25
     misfit.hessian(v) @ torch.ones_like(v)
     assert trace.meter.cost == 2.75
-    misfit.hessian(v, shots=[1]) @ torch.ones_like(v)
+    misfit.select([1]).hessian(v) @ torch.ones_like(v)
     assert trace.meter.cost == 3.5, "half the shots, half a product"
     hvpopt.fwi.source_illumination(misfit, v)  # a quarter of a product's propagations
     misfit.value(v)

@@ -127,7 +127,7 @@ def test_a_later_stage_that_fails_loses_nothing(start):
 def test_lists_that_do_not_fit_are_refused(start, options, words):
     with pytest.raises(ValueError, match=words):
         hvpopt.minimize([rosenbrock, rosenbrock], start, **options)
-    with pytest.raises(ValueError, match="give a number"):
+    with pytest.raises(TypeError, match="max_iter is a list"):
         hvpopt.minimize(rosenbrock, start, max_iter=[1])
     with pytest.raises(ValueError, match="list of losses is empty"):
         hvpopt.minimize([], start)

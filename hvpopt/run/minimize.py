@@ -254,17 +254,16 @@ def minimize(
 
 def _by_stage(options: dict[str, Any], loss: object) -> Iterator[dict[str, Any]]:
     """Yield the options of each stage: of a list its entry, else the number."""
-    several = isinstance(loss, (list, tuple))
-    count = len(loss) if isinstance(loss, (list, tuple)) else 1
+    if not isinstance(loss, (list, tuple)):
+        yield options
+        return
     for name, option in options.items():
-        if not isinstance(option, (list, tuple)):
-            continue
-        if not several or len(option) != count:
+        if isinstance(option, (list, tuple)) and len(option) != len(loss):
             raise ValueError(
-                f"{name} has {len(option)} entries, and there are {count} losses; give a "
-                "number, or a list with one for each loss of a list"
+                f"{name} has {len(option)} entries, and there are {len(loss)} losses; "
+                "give a number, or a list with one for each loss"
             )
-    for place in range(count):
+    for place in range(len(loss)):
         yield {
             name: option[place] if isinstance(option, (list, tuple)) else option
             for name, option in options.items()

@@ -1,7 +1,6 @@
 """The runs that the faults are done to, and child processes to do them in."""
 
 import math
-import multiprocessing
 import os
 import resource
 import signal
@@ -75,15 +74,6 @@ def run_to_the_end(name, folder, begun=None, file_size=None):
         assert torch.equal(result.x, whole(name).x)
         os._exit(0 if not (folder / "state").exists() else 1)
     torch.save({"x": result.x, "nit": result.nit}, folder / "done")
-
-
-def children():
-    """Return a context whose processes start in milliseconds."""
-    context = multiprocessing.get_context("forkserver")
-    # the server imports once, and finds this module by the environment alone
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-    context.set_forkserver_preload(["runs"])
-    return context
 
 
 def kill_after(process, begun, delay):

@@ -6,15 +6,15 @@ import os
 import random
 
 import torch
-from runs import LONG, begin_or_resume, children, run_to_the_end, whole
+from runs import LONG, begin_or_resume, run_to_the_end, whole
 
 from hvpopt.run import files
 
 NAME = "trust region"
 
 
-def test_file_size_limit_ends_no_run(tmp_path):
-    process = children().Process(
+def test_file_size_limit_ends_no_run(processes, tmp_path):
+    process = processes.Process(
         target=run_to_the_end, args=(NAME, str(tmp_path), None, 2000)
     )
     process.start()

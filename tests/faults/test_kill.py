@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from runs import LONG, METHODS, children, kill_after, log_uniform, run_to_the_end, whole
+from runs import LONG, METHODS, kill_after, log_uniform, run_to_the_end, whole
 
 from hvpopt.run import files
 
@@ -13,11 +13,12 @@ KILLS = 50 if LONG else 6
 
 
 @pytest.mark.parametrize("name", METHODS if LONG else ["trust region"])
-def test_killed_runs_end_where_the_uninterrupted_one_does(name, tmp_path, seed):
+def test_killed_runs_end_where_the_uninterrupted_one_does(
+    processes, name, tmp_path, seed
+):
     draws = random.Random(seed)
     expected = whole(name)
-    context = children()
-    begun = context.Event()
+    begun = processes.Event()
     killed = places = run = misses = 0
     # until enough of them hit a saved state, on a slow machine too
     while killed < KILLS or (places <= KILLS // 4 and killed < 10 * KILLS):
@@ -29,7 +30,7 @@ def test_killed_runs_end_where_the_uninterrupted_one_does(name, tmp_path, seed):
             longest = 0.6 * 1.5**misses
             limit = log_uniform(draws, 0.002, longest) if killed < goal else 120.0
             arguments = name, str(folder), begun
-            process = context.Process(target=run_to_the_end, args=arguments)
+            process = processes.Process(target=run_to_the_end, args=arguments)
             if not kill_after(process, begun, limit):
                 assert process.exitcode == 0
                 break
