@@ -516,9 +516,10 @@ class Run:
     def _budget(self) -> Budget:
         deadline = self.watch.deadline if self._cut_short else math.inf
         start = self._start_of_stage()
-        before = 0 if start is None or self._stage == 0 else start.counts.products
-        left = self._limits.max_products - (self._spent.products - before)
-        return Budget(left, deadline)
+        spent = self._spent.products
+        if self._stage > 0:  # of this stage alone, which may have no record yet
+            spent -= spent if start is None else start.counts.products
+        return Budget(self._limits.max_products - spent, deadline)
 
     def _tolerance(self) -> Tolerance:
         """Return what the stage calls converged, by its records alone.
