@@ -35,7 +35,9 @@ def processes():
         patch.setenv("OMP_NUM_THREADS", "1")
         folders = map(str, (TESTS.parent, TESTS, TESTS / "faults"))
         patch.setenv("PYTHONPATH", os.pathsep.join(folders))
-        context.set_forkserver_preload(["distributed_worker", "rank_runs", "runs"])
+        context.set_forkserver_preload(
+            ["distributed_worker", "rank_runs", "runs", "test_signals_in_scripts"]
+        )
         forkserver.ensure_running()
     return context
 

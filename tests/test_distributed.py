@@ -98,7 +98,8 @@ def test_one_two_and_four_ranks_invert_alike(run, seed, method):
     alone = worker.invert(seed, method, shard=False)
     assert same_bits(worker.invert(seed, method), alone)
     x, fun, status, counts, _ = alone
-    assert counts["gradients"] == 4
+    # of the start and of three steps; a trial by its gradient may be refused
+    assert 4 <= counts["gradients"] <= 7
     assert counts["products"] > 0
     for size in (2, 4):
         found = run("invert", size, method=method).all()

@@ -131,8 +131,9 @@ def test_history_file_tells_where_a_stage_begins(problem, monkeypatch, tmp_path)
     assert rows[1]["value"] != rows[2]["value"]
 
 
-@pytest.mark.parametrize("stop", [1, 2])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "stop"), [("trust region", 1), ("line search", 2), ("quasi-Newton", 1)]
+)
 def test_resumed_run_drops_what_the_run_did(problem, monkeypatch, tmp_path, method, stop):
     """Also if the shot is well again: the same sum, to the last bit."""
     there, observed, v, _ = problem

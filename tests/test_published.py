@@ -77,11 +77,12 @@ def test_dense_steps_are_those_of_the_other_solvers(experiment):
     assert lowest[0] == pytest.approx(lowest[1], rel=1e-2)
 
 
-def test_three_steps_on_the_plain_loss(experiment):
+def test_a_step_on_the_plain_loss(experiment):
+    """benchmarks/ asserts all three."""
     result = hvpopt.minimize(
-        experiment.loss, experiment.v_start, method=hvpopt.ShiftedNewton(), max_iter=3
+        experiment.loss, experiment.v_start, method=hvpopt.ShiftedNewton(), max_iter=1
     )
-    assert_is_published(result)
+    assert_is_published(result, 1)
     assert float(result.x.max()) < 2000.0
 
 
@@ -105,9 +106,9 @@ def test_published_time_step_reaches_the_same_misfit(experiment):
     assert observed.shape == (1, 10, 80)
     misfit = hvpopt.fwi.WaveformMisfit(survey, observed)
     result = hvpopt.minimize(
-        misfit, experiment.v_start, method=hvpopt.ShiftedNewton(), max_iter=3
+        misfit, experiment.v_start, method=hvpopt.ShiftedNewton(), max_iter=2
     )
-    assert [r.value for r in result.history] == pytest.approx(LOSSES, rel=1e-2)
+    assert [r.value for r in result.history] == pytest.approx(LOSSES[:3], rel=1e-2)
 
 
 def test_double_backprop_and_born_products_agree(experiment, generator):

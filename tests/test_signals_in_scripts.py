@@ -55,13 +55,41 @@ except SystemExit as leaving:
 TERM, INT = int(signal.SIGTERM), int(signal.SIGINT)
 
 
-def ran(when, setup="", between=""):
-    """Return what a script printed, and its exit status."""
-    source = SCRIPT.format(
+def source_of(when, setup="", between=""):
+    return SCRIPT.format(
         when=when,
         setup=textwrap.dedent(setup),
         between=textwrap.indent(textwrap.dedent(between), 8 * " "),
     )
+
+
+def execute(source, path):
+    """Run a script in a process that has imported everything already."""
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 1)
+    sys.stdout = os.fdopen(1, "w")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    exec(source, {"__name__": "__main__"})
+    sys.stdout.flush()
+
+
+@pytest.fixture
+def ran(processes, tmp_path):
+    """Return a function that runs a script: what it printed, and its exit status."""
+
+    def run(*parts):
+        path = tmp_path / "printed"
+        process = processes.Process(target=execute, args=(source_of(*parts), path))
+        process.start()
+        process.join(120)
+        printed = [line for line in path.read_text().split(";") if line]
+        return printed, process.exitcode
+
+    return run
+
+
+def ran_by_python(*parts):
+    """Return what a script printed that Python itself ran, and its exit status."""
+    source = source_of(*parts)
     done = subprocess.run(
         [sys.executable, "-c", source],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -73,20 +101,21 @@ def ran(when, setup="", between=""):
     return [line for line in done.stdout.split(";") if line], done.returncode
 
 
-def test_a_script_without_signals_runs_to_its_end():
+def test_a_script_without_signals_runs_to_its_end(ran):
     assert ran([]) == (
         [f"{k} CONVERGED True" for k in range(3)] + ["the end"],
         0,
     )
 
 
-def test_terminated_script_gets_its_result_and_begins_no_other_run():
-    printed, status = ran([(1, 20, TERM)])
-    assert printed == ["0 CONVERGED True", "1 TERMINATED True"]
-    assert status == -TERM
+def test_terminated_script_gets_its_result_and_begins_no_other_run(ran):
+    for run in (ran, ran_by_python):
+        printed, status = run([(1, 20, TERM)])
+        assert printed == ["0 CONVERGED True", "1 TERMINATED True"]
+        assert status == -TERM
 
 
-def test_handler_of_the_script_is_called_as_the_run_returns():
+def test_handler_of_the_script_is_called_as_the_run_returns(ran):
     setup = """
         asked = []
         signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
@@ -98,36 +127,36 @@ def test_handler_of_the_script_is_called_as_the_run_returns():
     assert status == 0
 
 
-def test_what_the_handler_raises_comes_after_the_result():
+def test_what_the_handler_raises_comes_after_the_result(ran):
     setup = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))"
     printed, status = ran([(1, 20, TERM)], setup)
     assert printed == ["0 CONVERGED True", "1 TERMINATED True", "SystemExit 7"]
     assert status == 0
 
 
-def test_one_that_acknowledges_goes_on():
+def test_one_that_acknowledges_goes_on(ran):
     printed, status = ran([(1, 20, TERM)], "", "hvpopt.run.signals.acknowledge()")
     assert printed[1:] == ["1 TERMINATED True", "2 CONVERGED True", "the end"]
     assert status == 0
 
 
-def test_first_interrupt_ends_one_run():
+def test_first_interrupt_ends_one_run(ran):
     printed, status = ran([(1, 20, INT)])
     assert printed[1:] == ["1 INTERRUPTED True", "2 CONVERGED True", "the end"]
     assert status == 0
 
 
-def test_second_interrupt_in_a_run_reaches_the_script():
+def test_second_interrupt_in_a_run_reaches_the_script(ran):
     printed, _ = ran([(1, 20, INT), (1, 20, INT)])
     assert printed[1:] == ["1 INTERRUPTED True", "KeyboardInterrupt"]
 
 
-def test_second_interrupt_in_a_later_run_reaches_the_script():
+def test_second_interrupt_in_a_later_run_reaches_the_script(ran):
     printed, _ = ran([(0, 20, INT), (1, 20, INT)])
     assert printed == ["0 INTERRUPTED True", "1 INTERRUPTED True", "KeyboardInterrupt"]
 
 
-def test_interrupt_between_runs_is_pythons():
+def test_interrupt_between_runs_is_pythons(ran):
     printed, _ = ran([], "", "if stage == 1: os.kill(os.getpid(), signal.SIGINT)")
     assert printed[1:] == ["1 CONVERGED True", "KeyboardInterrupt"]
 
