@@ -13,7 +13,8 @@ from waves import SHAPE, D, arguments, models_of, one_thread, rand
 import hvpopt
 from hvpopt.analysis import estimate_diagonal
 from hvpopt.fwi import Survey, WaveformMisfit
-from hvpopt.methods.points import Budget, Problem
+from hvpopt.methods.method import Direction, Step
+from hvpopt.methods.points import Budget, Point, Problem
 
 __all__ = ["one_thread"]
 
@@ -395,3 +396,27 @@ def test_curvature_of_another_stage_is_measured_anew_where_the_search_fails(gene
     stuck = dataclasses.replace(point, value=-point.value)
     assert method.step(other, stuck, kept, Budget()).vector is None
     assert other.objective.counts.products > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pairs_are_kept_in_the_models_dtype(dtype):
+    """Where its range holds them: a gradient times a large scale leaves float32's."""
+    method = hvpopt.QuasiNewton()
+    space = hvpopt.ModelSpace(torch.ones(3, dtype=dtype))
+    problem = Problem(hvpopt.TorchObjective(lambda x: (x**2).sum()), space)
+    ones = torch.ones(3, dtype=torch.float64)
+    inactive = torch.zeros(3, dtype=torch.bool)
+
+    def kept(slope):
+        state = method.start(problem)
+        before, after = (
+            Point(size * ones, 1.0, slope * size * ones, None, inactive)
+            for size in (0.0, 1.0)
+        )
+        step = Step(after.vector, 1.0, 1.0, 1, Direction(ones), memo=state)
+        ((s, y),) = method.update(state, before, after, step).pairs
+        assert torch.allclose(y.double(), slope * ones, rtol=1e-7)
+        return {s.dtype, y.dtype}
+
+    assert kept(2.0) == {dtype}
+    assert kept(1e60) == {torch.float64}

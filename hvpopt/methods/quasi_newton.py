@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from hvpopt import checks
@@ -37,6 +38,9 @@ class QuasiNewtonState:
         age: Steps since it was measured.
         builds: How often it was measured.
         gradient_first: True if the last step was the whole direction.
+        single: True if pairs are kept in float32, since the model is float32: its
+            gradients round by more than that, and a large model's pairs take half the
+            memory.
     """
 
     pairs: tuple[Pair, ...] = ()
@@ -44,13 +48,15 @@ class QuasiNewtonState:
     age: int = 0
     builds: int = 0
     gradient_first: bool = False
+    single: bool = False
 
 
 class QuasiNewton(SecondOrderMethod):
     """L-BFGS on an initial inverse Hessian that products have measured.
 
     Args:
-        memory: Pairs to keep, each two vectors of the model's size. Default 50.
+        memory: Pairs to keep, each two vectors of the model's size, in float32 for
+            float32 models. Default 50.
         initial: Measures the initial curvature. Default ``HessianDiagonal()``.
         refresh: Steps after which it is measured anew. Default never; a search that
             fails also has it measured anew, once.
@@ -98,7 +104,8 @@ class QuasiNewton(SecondOrderMethod):
         """Return the state of a run that has measured nothing yet."""
         # the unit step is the best one along the first direction, if the curvature is
         # what was measured
-        return QuasiNewtonState(gradient_first=True)
+        single = problem.space.eps >= torch.finfo(torch.float32).eps
+        return QuasiNewtonState(gradient_first=True, single=single)
 
     def next_stage(self, problem: Problem, state: QuasiNewtonState) -> QuasiNewtonState:
         """Return the state with the pairs and the initial curvature of the last stage.
@@ -160,11 +167,14 @@ class QuasiNewton(SecondOrderMethod):
     ) -> QuasiNewtonState:
         """Return the state with the step's pair."""
         if step.memo is None:  # a step off a saddle: into another basin
-            return QuasiNewtonState(builds=state.builds)
+            return QuasiNewtonState(builds=state.builds, single=state.single)
         state = step.memo
         pair = after.vector - before.vector, after.gradient - before.gradient
         pairs, initial = state.pairs, state.initial
         if safely_positive(*pair):
+            single = pair[0].float(), pair[1].float()
+            # beyond the range of float32 it stays as it is
+            pair = single if state.single and safely_positive(*single) else pair
             pairs = (*pairs, pair)[-self.memory :]
         elif not pairs and step.length == 1.0:
             initial = self.initial.lengthened(initial)
