@@ -28,11 +28,11 @@ from race_setup import below, row_of_points, smooth, spread, survey_of
 
 import hvpopt
 from hvpopt.operators.symmetric import SymmetricOperator
-from hvpopt.run import checkpoint as checkpoints
-from hvpopt.run import files
-from hvpopt.run.checkpoint import Checkpoint, load
-from hvpopt.run.saved_products import SavedProducts
-from hvpopt.run.state import RunState
+from hvpopt.run import _checkpoint as checkpoints
+from hvpopt.run import _files as files
+from hvpopt.run._checkpoint import Checkpoint, load
+from hvpopt.run._saved_products import SavedProducts
+from hvpopt.run._state import RunState
 
 WATER = 8  # rows
 FULL = {"cells": (100, 310), "n_shots": 12, "recorded": 4.0}

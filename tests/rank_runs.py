@@ -15,8 +15,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import hvpopt
 from hvpopt import distributed
-from hvpopt.distributed import exchange
-from hvpopt.run import files
+from hvpopt.distributed import _exchange as exchange
+from hvpopt.run import _files as files
 from hvpopt.run.signals import acknowledge
 
 BOUNDS = {"lower": 1500.0, "upper": 2400.0}

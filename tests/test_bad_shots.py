@@ -20,7 +20,7 @@ from waves import (
 import hvpopt
 from hvpopt.errors import BadShotError
 from hvpopt.fwi import L2, Huber, Survey, WaveformMisfit
-from hvpopt.fwi.hessian.groups import is_out_of_memory
+from hvpopt.fwi.hessian._groups import is_out_of_memory
 from hvpopt.methods.points import Problem
 
 __all__ = ["one_thread"]

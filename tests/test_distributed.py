@@ -19,8 +19,8 @@ from tolerances import PRODUCT, SAME_INVERSION
 
 import hvpopt
 from hvpopt import distributed
-from hvpopt.distributed.checksum import BLOCK, checksum
-from hvpopt.distributed.shares import shares
+from hvpopt.distributed._checksum import BLOCK, checksum
+from hvpopt.distributed._shares import shares
 
 ROOT = Path(__file__).parents[1]
 CELLS = 12 * 17

@@ -9,7 +9,7 @@ from test_distributed import gap, run, same_bits
 from tolerances import SAME_INVERSION
 
 import hvpopt
-from hvpopt.distributed.exchange import Exchange
+from hvpopt.distributed._exchange import Exchange
 from hvpopt.errors import RankError
 
 __all__ = ["run"]

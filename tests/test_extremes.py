@@ -10,8 +10,8 @@ from test_lanczos import symmetric
 import hvpopt
 from hvpopt import CGStatus
 from hvpopt.analysis.derivatives import check_symmetry
-from hvpopt.model.scale import euclidean_norm as norm
-from hvpopt.model.scale import power_of_two, unit_of
+from hvpopt.model._scale import euclidean_norm as norm
+from hvpopt.model._scale import power_of_two, unit_of
 
 D = torch.float64
 SIZES = [1e-300, 1e-200, 1e-170, 1.0, 1e170, 1e200, 1e300]

@@ -5,7 +5,7 @@ import torch
 from waves import D, models_of, one_thread, random_step, relative, survey
 
 from hvpopt.fwi import WaveformMisfit
-from hvpopt.fwi.hessian.groups import groups_of
+from hvpopt.fwi.hessian._groups import groups_of
 from hvpopt.fwi.hessian.memory import HEADROOM, PeakMemory, parse_bytes, plan_memory
 
 __all__ = ["one_thread"]

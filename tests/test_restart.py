@@ -14,9 +14,9 @@ from hvpopt.errors import StateError
 from hvpopt.methods.forcing import ForcingState
 from hvpopt.methods.method import InnerStatus
 from hvpopt.operators.symmetric import MatrixOperator
-from hvpopt.run import files
-from hvpopt.run.checkpoint import load
-from hvpopt.run.saved_products import ProductLog
+from hvpopt.run import _files as files
+from hvpopt.run._checkpoint import load
+from hvpopt.run._saved_products import ProductLog
 from hvpopt.run.signals import acknowledge
 from hvpopt.run.state_tree import decode, encode, non_finite, register
 
@@ -469,7 +469,7 @@ def test_trees_come_back_as_they_went(generator):
         "hvpopt.methods.method.Tensor",
         "hvpopt.methods.shifted.ShiftedNewton",
         "hvpopt.run.minimize.minimize",
-        "hvpopt.run.files.os",
+        "hvpopt.run._files.os",
         "",
     ],
 )

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import hvpopt
-from hvpopt.run import files
-from hvpopt.run.checkpoint import load
+from hvpopt.run import _files as files
+from hvpopt.run._checkpoint import load
+from hvpopt.run._lock import PathLock
 from hvpopt.run.history import HistoryFile, line_of
-from hvpopt.run.lock import PathLock
 from hvpopt.run.result import IterationRecord
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
@@ -69,7 +69,7 @@ def test_a_directory_that_cannot_be_written_is_refused(start, path, monkeypatch)
         raise PermissionError(errno.EACCES, "Permission denied")
 
     loss, calls = counting()
-    monkeypatch.setattr("hvpopt.run.lock.os.open", refuse)
+    monkeypatch.setattr("hvpopt.run._lock.os.open", refuse)
     with pytest.raises(PermissionError, match=r"nothing can be saved to .*state"):
         hvpopt.minimize(loss, start, checkpoint=path)
     assert calls == [0]
@@ -263,7 +263,7 @@ def test_where_there_are_no_locks_a_warning_says_so(start, path, monkeypatch, ca
     def refuse(_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("hvpopt.run.lock._lock", refuse)
+    monkeypatch.setattr("hvpopt.run._lock._lock", refuse)
     other = path.parent / "state.99-0123abcd.new"
     other.write_text("perhaps of another process")
     assert hvpopt.minimize(rosenbrock, start, checkpoint=path).success

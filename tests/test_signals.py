@@ -10,7 +10,7 @@ import torch
 
 import hvpopt
 from hvpopt import Status
-from hvpopt.run.checkpoint import load
+from hvpopt.run._checkpoint import load
 from hvpopt.run.signals import HEARD, SignalListener, acknowledge
 
 
@@ -197,7 +197,7 @@ def test_clock_ends_a_saved_run_within_a_step(start, tmp_path, on_product):
 
 
 def test_a_limit_in_seconds_leaves_room_to_save(start, tmp_path, monkeypatch):
-    from hvpopt.run import files
+    from hvpopt.run import _files as files
 
     write = files.write
 

@@ -10,7 +10,7 @@ from waves import arguments, models_of, one_thread
 import hvpopt
 from hvpopt import Status
 from hvpopt.fwi import Survey, WaveformMisfit
-from hvpopt.run.checkpoint import load
+from hvpopt.run._checkpoint import load
 from hvpopt.run.signals import acknowledge
 
 __all__ = ["one_thread"]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.model.scale import euclidean_norm
+from hvpopt.model._scale import euclidean_norm
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors
 from hvpopt.operators.autograd import model_noise

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hvpopt.distributed.checksum import checksum
-from hvpopt.distributed.exchange import Part
+from hvpopt.distributed._checksum import checksum
+from hvpopt.distributed._exchange import Part
 from hvpopt.fwi.hessian.born import WaveformHessian
 from hvpopt.operators.symmetric import SymmetricOperator
 

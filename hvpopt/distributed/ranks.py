@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from hvpopt import checks
-from hvpopt.distributed.exchange import Exchange
+from hvpopt.distributed._exchange import Exchange
 from hvpopt.problem.processes import Processes
 
 _current: Exchange | None = None

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvpopt.distributed.checksum import checksum
-from hvpopt.distributed.exchange import Exchange, Part
+from hvpopt.distributed._checksum import checksum
+from hvpopt.distributed._exchange import Exchange, Part
+from hvpopt.distributed._shares import shares
 from hvpopt.distributed.products import ShardedHessian
 from hvpopt.distributed.ranks import Ranks
-from hvpopt.distributed.shares import shares
 from hvpopt.errors import BadShotError, RankError
 from hvpopt.fwi.data.data_misfits import Constants
 from hvpopt.fwi.hessian.born import WaveformHessian

@@ -12,11 +12,11 @@ from dataclasses import replace
 import torch
 
 from hvpopt import checks
-from hvpopt.distributed.checksum import checksum
-from hvpopt.distributed.exchange import Exchange, Part
+from hvpopt.distributed._checksum import checksum
+from hvpopt.distributed._exchange import Exchange, Part
+from hvpopt.distributed._shares import shares
 from hvpopt.distributed.ranks import current_exchange
 from hvpopt.distributed.sharded import ShardedMisfit, common_constants
-from hvpopt.distributed.shares import shares
 from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.model.counts import Counts

@@ -34,7 +34,7 @@ from hvpopt.krylov.preconditioner import (
     apply_base,
     checked_preconditioner,
 )
-from hvpopt.model.scale import euclidean_norm, times_power, unit_of
+from hvpopt.model._scale import euclidean_norm, times_power, unit_of
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 #: Asymmetry of products relative to ‖A‖ that no rounding explains.

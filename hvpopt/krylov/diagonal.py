@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.model.scale import unit_of
+from hvpopt.model._scale import unit_of
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import named_tensors
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator

@@ -26,7 +26,7 @@ from torch import Tensor
 from hvpopt import checks
 from hvpopt.errors import AsymmetryError
 from hvpopt.krylov.lanczos import LanczosBasis
-from hvpopt.model.scale import euclidean_norm
+from hvpopt.model._scale import euclidean_norm
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 #: Default limit of the products of one estimate.

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.krylov.subproblem import BoundedMinimum, bounded_minimum
-from hvpopt.model.scale import power_of_two, unit_of
+from hvpopt.model._scale import power_of_two, unit_of
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 #: Radii beyond these, relative to the size of ‖g‖ / ‖H‖, are taken for them.

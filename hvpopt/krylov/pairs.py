@@ -22,7 +22,7 @@ from hvpopt.krylov.preconditioner import (
     apply_base,
     checked_preconditioner,
 )
-from hvpopt.model.scale import euclidean_norm, unit_of
+from hvpopt.model._scale import euclidean_norm, unit_of
 
 Pair = tuple[Tensor, Tensor]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from hvpopt import checks
 from hvpopt.methods.method import Direction, Step
 from hvpopt.methods.points import Point, Problem
-from hvpopt.model.scale import euclidean_norm
+from hvpopt.model._scale import euclidean_norm
 
 _EPS = float(np.finfo(np.float64).eps)
 #: A trial that is judged by its gradient must lower its norm to this fraction.

@@ -39,8 +39,8 @@ from hvpopt.methods.method import (
     Step,
 )
 from hvpopt.methods.points import Budget, Point, Problem
+from hvpopt.model._scale import euclidean_norm
 from hvpopt.model.counts import Counts
-from hvpopt.model.scale import euclidean_norm
 from hvpopt.model.space import ModelSpace
 
 #: Products that a run may spend on a look at λ_min where it starts.

@@ -22,7 +22,7 @@ from hvpopt.krylov.diagonal import WIDEST, estimate_diagonal, mean_and_error
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner, Preconditioner
 from hvpopt.methods.method import OutOfBudget
 from hvpopt.methods.points import Budget, Point, Problem
-from hvpopt.model.scale import euclidean_norm, unit_of
+from hvpopt.model._scale import euclidean_norm, unit_of
 from hvpopt.operators.symmetric import SymmetricOperator
 from hvpopt.problem.objective import Kind
 

@@ -39,7 +39,7 @@ from hvpopt.methods.method import Direction, InnerStatus, OutOfBudget, Step
 from hvpopt.methods.points import Budget, FreeCells, Point, Problem
 from hvpopt.methods.saddle import SecondOrderMethod, SecondOrderOptions
 from hvpopt.methods.wolfe import Wolfe
-from hvpopt.model.scale import euclidean_norm
+from hvpopt.model._scale import euclidean_norm
 from hvpopt.problem.objective import Kind, check_kind
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.methods.backtracking import Backtracking, rounding_of
 from hvpopt.methods.method import Direction, Method, Stationary, Step
 from hvpopt.methods.points import Budget, FreeCells, Point, Problem
-from hvpopt.model.scale import euclidean_norm
+from hvpopt.model._scale import euclidean_norm
 
 #: Relative accuracy that λ_min is asked for.
 EIGENVALUE_TOL = 0.1

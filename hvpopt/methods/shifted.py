@@ -38,7 +38,7 @@ from hvpopt.methods.method import (
 )
 from hvpopt.methods.points import Budget, FreeCells, Point, Problem
 from hvpopt.methods.saddle import SecondOrderMethod, SecondOrderOptions
-from hvpopt.model.scale import euclidean_norm
+from hvpopt.model._scale import euclidean_norm
 from hvpopt.operators.dense import DenseHessian
 from hvpopt.operators.symmetric import DENSE_MEMORY_LIMIT, ShiftedOperator
 

@@ -39,7 +39,7 @@ from hvpopt.methods.forcing import (
 from hvpopt.methods.method import Direction, InnerStatus, Step
 from hvpopt.methods.points import Budget, Point, Problem
 from hvpopt.methods.saddle import SecondOrderMethod, SecondOrderOptions
-from hvpopt.model.scale import euclidean_norm
+from hvpopt.model._scale import euclidean_norm
 from hvpopt.problem.objective import Kind, check_kind
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from hvpopt import checks
 from hvpopt.methods.backtracking import Backtracking
 from hvpopt.methods.method import Direction, Step
 from hvpopt.methods.points import Point, Problem
-from hvpopt.model.scale import power_of_two
+from hvpopt.model._scale import power_of_two
 
 logger = logging.getLogger(__name__)
 

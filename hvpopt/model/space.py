@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.model.scale import euclidean_norm
+from hvpopt.model._scale import euclidean_norm
 from hvpopt.model.tensors import (
     Model,
     all_finite,

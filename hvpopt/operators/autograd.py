@@ -18,11 +18,11 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.errors import SecondOrderError
-from hvpopt.model.copies import call_with_graph, new_leaves
+from hvpopt.model._copies import call_with_graph, new_leaves
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace, checked_space
 from hvpopt.model.tensors import Model, named_tensors, rebuild, warn_of_hooks
-from hvpopt.operators.second_order import differentiable_gradient, second_derivatives
+from hvpopt.operators._second_order import differentiable_gradient, second_derivatives
 from hvpopt.operators.symmetric import SymmetricOperator
 
 # A product through a long graph loses about a digit to accumulated rounding.

@@ -23,7 +23,7 @@ from torch import Tensor
 from hvpopt import checks
 from hvpopt.errors import BadPartError
 from hvpopt.model.counts import Counts, metered
-from hvpopt.operators.second_order import second_derivatives
+from hvpopt.operators._second_order import second_derivatives
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator

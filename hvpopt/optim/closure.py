@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hvpopt.errors import WrittenError
-from hvpopt.model.copies import same
+from hvpopt.model._copies import same
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors
+from hvpopt.operators._second_order import differentiable_gradient
 from hvpopt.operators.autograd import HessianOperator, check_scalar, model_noise
-from hvpopt.operators.second_order import differentiable_gradient
 from hvpopt.operators.symmetric import SymmetricOperator
 from hvpopt.problem.objective import Kind, Linearisation, Objective
 

@@ -15,12 +15,12 @@ from hvpopt.methods.convergence import Iterate, Tolerance, next_step, relative_s
 from hvpopt.methods.method import Method, Stationary, Step, checked_method
 from hvpopt.methods.points import Point, Problem
 from hvpopt.methods.trust_region import TrustRegionNewton
+from hvpopt.model._scale import euclidean_norm
 from hvpopt.model.counts import Counts
-from hvpopt.model.scale import euclidean_norm
 from hvpopt.model.space import ModelSpace, PerParameter
 from hvpopt.model.tensors import Model, named_tensors, warn_of_hooks
 from hvpopt.optim.closure import Closure, ClosureObjective
-from hvpopt.run.limits import check_repeatable
+from hvpopt.run._limits import check_repeatable
 
 #: What becomes of hooks on the parameters themselves.
 HOOKS = (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.model.copies import call_with_graph, new_leaves, writes
+from hvpopt.model._copies import call_with_graph, new_leaves, writes
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors, rebuild
 from hvpopt.operators.autograd import (

@@ -24,22 +24,22 @@ from hvpopt.model.tensors import Model, copy_model, warn_of_hooks
 from hvpopt.problem.objective import Objective
 from hvpopt.problem.processes import Processes
 from hvpopt.problem.torch_objective import as_objective
-from hvpopt.run.checkpoint import Checkpoint, check_apart, check_checkpoint, load
-from hvpopt.run.files import previous, sweep
-from hvpopt.run.fingerprint import (
+from hvpopt.run._checkpoint import Checkpoint, check_apart, check_checkpoint, load
+from hvpopt.run._files import previous, sweep
+from hvpopt.run._fingerprint import (
     DROPPED,
     VALUE,
     check_same,
     check_same_value,
     fingerprint,
 )
+from hvpopt.run._limits import Limits, Watch
+from hvpopt.run._lock import PathLock
+from hvpopt.run._loop import Callback, Run, Stage
+from hvpopt.run._state import RunState
 from hvpopt.run.history import HistoryFile
-from hvpopt.run.limits import Limits, Watch
-from hvpopt.run.lock import PathLock
-from hvpopt.run.loop import Callback, Run, Stage
 from hvpopt.run.result import IterationRecord, MinimizeResult
 from hvpopt.run.signals import SignalListener
-from hvpopt.run.state import RunState
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hvpopt.methods.method import InnerStatus, Step
 from hvpopt.methods.points import Point
+from hvpopt.model._scale import euclidean_norm
 from hvpopt.model.counts import Counts
-from hvpopt.model.scale import euclidean_norm
 from hvpopt.model.tensors import Model
 
 

@@ -11,9 +11,9 @@ from runs import LONG, begin_or_resume, whole
 
 import hvpopt
 from hvpopt.errors import StateError
-from hvpopt.run import files
-from hvpopt.run.checkpoint import load
-from hvpopt.run.limits import Stop
+from hvpopt.run import _files as files
+from hvpopt.run._checkpoint import load
+from hvpopt.run._limits import Stop
 from hvpopt.run.result import Status
 from hvpopt.run.state_tree import encode
 

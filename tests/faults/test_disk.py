@@ -8,7 +8,7 @@ import random
 import torch
 from runs import LONG, begin_or_resume, run_to_the_end, whole
 
-from hvpopt.run import files
+from hvpopt.run import _files as files
 
 NAME = "trust region"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from runs import LONG, METHODS, kill_after, log_uniform, run_to_the_end, whole
 
-from hvpopt.run import files
+from hvpopt.run import _files as files
 
 KILLS = 50 if LONG else 6
 

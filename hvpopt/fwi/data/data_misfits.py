@@ -15,11 +15,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from hvpopt.fwi.survey._arguments import kind_of, number
 from hvpopt.fwi.survey.acquisition import Shots, take
-from hvpopt.fwi.survey.arguments import kind_of, number
 from hvpopt.fwi.survey.survey import Data
-from hvpopt.model.copies import GraphCopies
-from hvpopt.operators.autodiff import jvp, vjp
+from hvpopt.model._copies import GraphCopies
+from hvpopt.operators._autodiff import jvp, vjp
 from hvpopt.problem.objective import Kind
 
 #: What a misfit took from all the observed data, by name.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hvpopt.fwi.data.data_misfits import L2, Constants, DataMisfit, Huber
+from hvpopt.fwi.survey._arguments import kind_of, number
 from hvpopt.fwi.survey.acquisition import Shots
-from hvpopt.fwi.survey.arguments import kind_of, number
 from hvpopt.fwi.survey.survey import Data
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hvpopt.errors import BadShotError
-from hvpopt.fwi.survey.arguments import instance
+from hvpopt.fwi.survey._arguments import instance
 
 
 @dataclass(frozen=True)

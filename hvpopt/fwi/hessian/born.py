@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.hessian.groups import GroupRunner, Task, Terms
+from hvpopt.fwi.hessian._groups import GroupRunner, Task, Terms
 from hvpopt.fwi.hessian.waveforms import Waveforms
 from hvpopt.fwi.survey.survey import Data
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, copy_model, named_tensors, rebuild
-from hvpopt.operators.autodiff import jvp, vjp
+from hvpopt.operators._autodiff import jvp, vjp
 from hvpopt.operators.autograd import model_noise
 from hvpopt.operators.symmetric import SymmetricOperator
 from hvpopt.problem.objective import Kind

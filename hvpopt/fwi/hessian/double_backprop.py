@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt.fwi.hessian._groups import GroupRunner, Terms, counted
 from hvpopt.fwi.hessian.born import WaveformHessian
-from hvpopt.fwi.hessian.groups import GroupRunner, Terms, counted
 from hvpopt.fwi.hessian.waveforms import Waveforms
 from hvpopt.model.tensors import Model, named_tensors, rebuild
-from hvpopt.operators.autodiff import vjp
+from hvpopt.operators._autodiff import vjp
 from hvpopt.problem.objective import Kind
 
 #: Wave propagations of one shot: the graph; and a product, which deepwave makes of a

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import torch
 
-from hvpopt.fwi.survey.arguments import number
+from hvpopt.fwi.survey._arguments import number
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")

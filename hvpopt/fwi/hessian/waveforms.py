@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hvpopt.fwi.data.data_misfits import Constants, DataMisfit
 from hvpopt.fwi.hessian.bad_shots import ShotNames
+from hvpopt.fwi.survey._arguments import kind_of
 from hvpopt.fwi.survey.acquisition import Shots, take
-from hvpopt.fwi.survey.arguments import kind_of
 from hvpopt.fwi.survey.survey import Data, Survey
-from hvpopt.model.copies import call_with_graph, new_leaves, writes
+from hvpopt.model._copies import call_with_graph, new_leaves, writes
 from hvpopt.model.tensors import Model, named_tensors, rebuild
 from hvpopt.operators.autograd import IN_PLACE
 from hvpopt.problem.objective import Kind

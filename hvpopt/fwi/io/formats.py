@@ -36,8 +36,8 @@ from hvpopt.fwi.io.segy import (
     read_segy_model,
     write_segy,
 )
-from hvpopt.fwi.survey.arguments import flag, instance, lengths, real_dtype, text
-from hvpopt.fwi.survey.arguments import path as check_path
+from hvpopt.fwi.survey._arguments import flag, instance, lengths, real_dtype, text
+from hvpopt.fwi.survey._arguments import path as check_path
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 Order: TypeAlias = "Literal['C', 'F']"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.survey.arguments import instance, number
+from hvpopt.fwi.survey._arguments import instance, number
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 

@@ -20,7 +20,7 @@ from hvpopt.fwi.maps.parameterisation import (
     each_bound,
     in_float64,
 )
-from hvpopt.fwi.survey.arguments import whole
+from hvpopt.fwi.survey._arguments import whole
 from hvpopt.model.space import PerParameter
 from hvpopt.model.tensors import Model, named_tensors, rebuild
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
-from hvpopt.fwi.survey.arguments import instance, number, whole
+from hvpopt.fwi.survey._arguments import instance, number, whole
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, copy_model, named_tensors, rebuild
-from hvpopt.operators.autodiff import vjp
+from hvpopt.operators._autodiff import vjp
 from hvpopt.problem.objective import Objective
 
 #: Of the parameterisation alone, for ``source_illumination``: no waves run, and one is

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hvpopt.fwi.data.trace_misfits import as_data_misfit
+from hvpopt.fwi.hessian._engine import check_engine, make_hessian, measure
+from hvpopt.fwi.hessian._groups import GroupRunner, Task, Terms, groups_of
 from hvpopt.fwi.hessian.bad_shots import ShotNames
 from hvpopt.fwi.hessian.born import WaveformHessian
-from hvpopt.fwi.hessian.engine import check_engine, make_hessian, measure
-from hvpopt.fwi.hessian.groups import GroupRunner, Task, Terms, groups_of
 from hvpopt.fwi.hessian.memory import MemoryPlan, parse_bytes
 from hvpopt.fwi.hessian.waveforms import (
     Waveforms,
@@ -23,7 +23,7 @@ from hvpopt.fwi.hessian.waveforms import (
     every_gradient,
     live_models,
 )
-from hvpopt.fwi.survey.arguments import instance, text, whole
+from hvpopt.fwi.survey._arguments import instance, text, whole
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors, rebuild

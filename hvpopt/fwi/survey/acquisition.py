@@ -10,7 +10,7 @@ import deepwave
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.survey.arguments import instance
+from hvpopt.fwi.survey._arguments import instance
 
 #: Indices of the shots that take part, or None for all of them.
 Shots: TypeAlias = "Sequence[int] | None"

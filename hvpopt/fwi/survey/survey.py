@@ -10,14 +10,8 @@ import deepwave
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.survey.acquisition import (
-    Acquisition,
-    Shots,
-    parse_receivers,
-    parse_sources,
-)
-from hvpopt.fwi.survey.arguments import indices, number, real_dtype, text
-from hvpopt.fwi.survey.options import (
+from hvpopt.fwi.survey._arguments import indices, number, real_dtype, text
+from hvpopt.fwi.survey._options import (
     bare_faces,
     check_channels,
     check_options,
@@ -28,6 +22,12 @@ from hvpopt.fwi.survey.options import (
     samples_of,
     silence,
     spacing_of,
+)
+from hvpopt.fwi.survey.acquisition import (
+    Acquisition,
+    Shots,
+    parse_receivers,
+    parse_sources,
 )
 from hvpopt.fwi.survey.physics import (
     arrange_models,

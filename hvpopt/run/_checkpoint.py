@@ -14,8 +14,8 @@ import torch
 
 from hvpopt import checks
 from hvpopt.errors import StateError
-from hvpopt.run import files
-from hvpopt.run.state import RunState
+from hvpopt.run import _files as files
+from hvpopt.run._state import RunState
 from hvpopt.run.state_tree import decode, encode
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpopt.fwi.survey._arguments import number, whole
 from hvpopt.fwi.survey.acquisition import Points
-from hvpopt.fwi.survey.arguments import number, whole
 from hvpopt.fwi.survey.timestep import TimeStep
 
 #: Cells that the fastest wave may cross in one sample: the shortest wave of a grid is a

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.model.scale import euclidean_norm
+from hvpopt.model._scale import euclidean_norm
 from hvpopt.problem.processes import Processes
 from hvpopt.run.result import Status
 from hvpopt.run.signals import SignalListener

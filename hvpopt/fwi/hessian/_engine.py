@@ -13,9 +13,9 @@ import deepwave
 import torch
 from torch import Tensor
 
+from hvpopt.fwi.hessian._groups import GroupRunner
 from hvpopt.fwi.hessian.born import BornHessian, WaveformHessian
 from hvpopt.fwi.hessian.double_backprop import DoubleBackpropHessian
-from hvpopt.fwi.hessian.groups import GroupRunner
 from hvpopt.fwi.hessian.memory import PeakMemory
 from hvpopt.fwi.hessian.waveforms import Waveforms, detached
 from hvpopt.fwi.survey.physics import SECOND_ORDER, born_twin

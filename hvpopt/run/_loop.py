@@ -34,9 +34,8 @@ from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model
 from hvpopt.problem.objective import Objective
-from hvpopt.run.checkpoint import Checkpoint
-from hvpopt.run.history import HistoryFile
-from hvpopt.run.limits import (
+from hvpopt.run._checkpoint import Checkpoint
+from hvpopt.run._limits import (
     CallbackError,
     Limits,
     RefusedError,
@@ -45,6 +44,9 @@ from hvpopt.run.limits import (
     check_range,
     check_repeatable,
 )
+from hvpopt.run._saved_products import ProductLog
+from hvpopt.run._state import RunState
+from hvpopt.run.history import HistoryFile
 from hvpopt.run.result import (
     IterationRecord,
     MinimizeResult,
@@ -53,8 +55,6 @@ from hvpopt.run.result import (
     sentence,
     with_unbounded,
 )
-from hvpopt.run.saved_products import ProductLog
-from hvpopt.run.state import RunState
 from hvpopt.run.state_tree import check_storable
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hvpopt.methods.points import Point
 from hvpopt.model.counts import Counts
+from hvpopt.run._saved_products import SavedProduct
 from hvpopt.run.result import IterationRecord
-from hvpopt.run.saved_products import SavedProduct
 from hvpopt.run.state_tree import non_finite
 
 

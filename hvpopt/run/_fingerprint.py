@@ -16,7 +16,7 @@ from hvpopt.errors import StateError
 from hvpopt.methods.method import Method
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors
-from hvpopt.run.files import tensor_bytes
+from hvpopt.run._files import tensor_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hvpopt.model.counts import Counts
 from hvpopt.operators.symmetric import DerivedOperator, SymmetricOperator
-from hvpopt.run.fingerprint import hash_tensor
+from hvpopt.run._fingerprint import hash_tensor
 
 logger = logging.getLogger(__name__)
 
