@@ -37,12 +37,12 @@ def test_cost_of_a_checkpoint_is_measured(tmp_path):
     products = bench_checkpoint.trust_region(
         tmp_path, TINY, products=3, seconds=0.0, rounds=2
     )
-    vector = 8 * pairs["unknowns"]
-    # two vectors a pair, and one a product
-    for found, vectors in ((pairs, 2), (products, 1)):
+    cells = pairs["unknowns"]
+    # two float32 vectors a pair, and one of float64 a product
+    for found, size in ((pairs, 2 * 4 * cells), (products, 8 * cells)):
         (held, few), (most, many) = found["saves"].items()
         assert held == "3"
-        more = (int(most) - 3) * vectors * vector
+        more = (int(most) - 3) * size
         assert more < many["bytes"] - few["bytes"] < 1.2 * more
         for row in (few, many):
             assert row["parts"]["sync"] > 0
