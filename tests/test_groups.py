@@ -4,7 +4,8 @@ import pytest
 import torch
 from waves import D, models_of, one_thread, random_step, relative, survey
 
-from hvpopt.fwi import WaveformMisfit
+import hvpopt
+from hvpopt.fwi import Survey, WaveformMisfit
 from hvpopt.fwi.hessian._groups import groups_of
 from hvpopt.fwi.hessian.memory import HEADROOM, PeakMemory, parse_bytes, plan_memory
 
@@ -81,12 +82,67 @@ def test_drawn_shots_follow_from_the_seed(problem):
 
     drawn = draw()
     assert drawn == draw()
-    assert len(set(drawn)) > 5
+    assert len(set(drawn)) > 2
     assert all(len(set(shots)) == 2 for shots in drawn)
     assert set().union(*drawn) == set(range(N_SHOTS))
     for n_shots in (0, N_SHOTS + 1):
         with pytest.raises(ValueError, match="from 1 to 5"):
             misfit.draw(n_shots)
+
+
+@pytest.mark.parametrize(("n_shots", "size"), [(7, 1), (7, 3), (8, 4), (9, 9)])
+def test_every_shot_is_drawn_alike_often_and_spread_along_the_line(
+    generator, n_shots, size
+):
+    """Whatever the order in which the shots are given."""
+    order = torch.randperm(n_shots, generator=generator)
+    locations = torch.stack([torch.ones(n_shots), order + 3], -1).long()
+    there = Survey(
+        "scalar",
+        grid_spacing=5.0,
+        dt=5e-4,
+        sources={
+            "u": (torch.ones(n_shots, 1, 8, dtype=torch.float64), locations[:, None])
+        },
+        receivers={"u": locations[:, None]},
+        max_vel=2000.0,
+        pml_freq=20.0,
+        pml_width=2,
+    )
+    n_draws = 2000
+    counts = torch.zeros(n_shots)
+    step = n_shots / size
+    for seed in range(n_draws):
+        shots = there.draw(size, seed=seed)
+        assert shots == sorted(set(shots))
+        assert len(shots) == size
+        counts[shots] += 1
+        places = order[shots].sort().values
+        assert all(step - 1 < gap < step + 1 for gap in places.diff().tolist())
+    expected = n_draws * size / n_shots
+    deviation = (expected * (1 - size / n_shots)) ** 0.5
+    assert float((counts - expected).abs().max()) <= 5 * deviation
+
+
+def test_a_sample_is_of_encoded_shots_or_of_drawn_ones(problem):
+    there, observed, v, _ = problem
+    quiet = hvpopt.TorchObjective(lambda x: 1e-6 * x.square().sum(), convex=True)
+    encodable = WaveformMisfit(there, observed)
+    other = WaveformMisfit(there, observed, "huber")
+    assert encodable.sample(2, seed=3).waveforms.shots.unit == "encoded shot"
+    drawn = other.sample(2, seed=3)
+    assert list(drawn.waveforms.shots.numbers) == there.draw(2, seed=3)
+    assert drawn.value(v) == other.draw(2, seed=3).value(v)
+    total = 2.0 * other + quiet
+    sample = total.sample(2, seed=3)
+    expected = 2.0 * drawn.value(v) + quiet.value(v)
+    assert sample.value(v) == pytest.approx(expected, rel=1e-12)
+    assert total.counts.values == 1, "what samples evaluate counts in the whole too"
+    assert quiet.sample(5) is quiet
+    for size in (0, N_SHOTS + 1):
+        for misfit in (encodable, other):
+            with pytest.raises(ValueError, match="from 1 to 5"):
+                misfit.sample(size)
 
 
 # -- memory -----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from hvpopt.errors import BadShotError, RankError
 from hvpopt.fwi.data.data_misfits import Constants
 from hvpopt.fwi.hessian.born import WaveformHessian
 from hvpopt.fwi.hessian.waveforms import Waveforms
-from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit, drawn_shots, random_codes
+from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit, random_codes
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
@@ -170,19 +170,19 @@ class ShardedMisfit(Objective):
         )
 
     def draw(self, n_shots: int, *, seed: int = 0) -> ShardedMisfit:
-        """Return the misfit of some shots drawn at random; see ``WaveformMisfit.draw``.
+        """Return the misfit of some drawn shots; see ``WaveformMisfit.draw``.
 
         They run on the ranks that have them.
 
         Args:
-            n_shots: How many, drawn without replacement.
+            n_shots: How many, none twice.
             seed: Of the choice.
 
         Raises:
             ValueError: If there are not so many.
         """
         there, waveforms = len(self.numbers), self.part.waveforms
-        drawn = drawn_shots(there, n_shots, seed)
+        drawn = self.survey.draw(n_shots, seed=seed)
         return self._of(
             drawn,
             *self._part_of(drawn),
@@ -190,16 +190,19 @@ class ShardedMisfit(Objective):
             cost=waveforms.cost * n_shots / there,
         )
 
-    def cheap_sample(self, *, seed: int = 0) -> ShardedMisfit:
-        """Return one encoded shot, or a third of the shots where they cannot be encoded.
+    def sample(self, size: int, *, seed: int = 0) -> ShardedMisfit:
+        """Return the misfit of a sample of shots; see ``WaveformMisfit.sample``.
 
         Args:
+            size: Encoded or drawn shots, at most as many as there are shots.
             seed: Of the signs, or of the choice of shots.
+
+        Raises:
+            ValueError: If there are not so many shots.
         """
-        n_shots = len(self.numbers)
         if self._of_all().why_not_encoded():
-            return self.draw(-(-n_shots // 3), seed=seed)
-        return self.encode(random_codes(1, n_shots, seed))
+            return self.draw(size, seed=seed)
+        return self.encode(random_codes(size, len(self.numbers), seed))
 
     def _of_all(self) -> Waveforms:
         """Return the misfit in its parts with the whole survey, without others' data."""
@@ -356,7 +359,9 @@ class ShardedMisfit(Objective):
         seed: int = 0,
     ) -> ShardedHessian:
         """Return a cheap estimate of the Hessian; see ``WaveformMisfit.sketch``."""
-        return self.cheap_sample(seed=seed).hessian(model, kind, space=space)
+        can_encode = not self._of_all().why_not_encoded()
+        size = 1 if can_encode else -(-len(self.numbers) // 3)
+        return self.sample(size, seed=seed).hessian(model, kind, space=space)
 
     # -- sums over ranks --------------------------------------------------------
 

@@ -149,6 +149,16 @@ class Objective(ABC):
             f"{self.name!r} has no part that could be dropped: {sorted(parts)}"
         )
 
+    def sample(self, size: int, *, seed: int = 0) -> Objective:
+        """Return an objective of some parts of a sum, whose mean over seeds is this one.
+
+        Args:
+            size: How many parts. Default not read: what is no sum of many parts is
+                returned as it is.
+            seed: Of what is random in the choice.
+        """
+        return self
+
     def __add__(self, other: object) -> SumObjective:
         if isinstance(other, Objective):
             return SumObjective([*_weighted_terms(self), *_weighted_terms(other)])
@@ -204,6 +214,17 @@ class SumObjective(Objective):
             (weight, term.without(shares[name]) if shares[name] else term)
             for name, (weight, term) in zip(self._names, self.terms, strict=True)
         )
+        other.counts = self.counts.child()
+        return other
+
+    def sample(self, size: int, *, seed: int = 0) -> SumObjective:
+        """Return the sum of the terms' samples; terms of one part stay whole.
+
+        Args:
+            size: Parts of each term.
+            seed: Of what is random in the choice.
+        """
+        other = SumObjective((w, term.sample(size, seed=seed)) for w, term in self.terms)
         other.counts = self.counts.child()
         return other
 

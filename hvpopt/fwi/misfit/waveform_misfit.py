@@ -208,31 +208,39 @@ class WaveformMisfit(Objective):
     def draw(self, n_shots: int, *, seed: int = 0) -> WaveformMisfit:
         """Return the misfit of some shots drawn at random, scaled up for the others.
 
-        Its mean over seeds is this misfit.
+        They are spread evenly along the line; see ``Survey.draw``. Their mean over seeds
+        is this misfit.
 
         Args:
-            n_shots: How many, drawn without replacement.
+            n_shots: How many, none twice.
             seed: Of the choice.
 
         Raises:
             ValueError: If there are not so many.
         """
         there = self.survey.n_shots
-        part = self.waveforms.select(drawn_shots(there, n_shots, seed))
+        part = self.waveforms.select(self.survey.draw(n_shots, seed=seed))
         weight, cost = part.weight * (there / n_shots), part.cost * n_shots / there
         return self.with_waveforms(replace(part, weight=weight, cost=cost))
 
-    def cheap_sample(self, *, seed: int = 0) -> WaveformMisfit:
-        """Return one encoded shot, or a third of the shots where they cannot be encoded.
+    def sample(self, size: int, *, seed: int = 0) -> WaveformMisfit:
+        """Return the misfit of a sample of shots, whose mean over seeds is this misfit.
 
-        Its mean over seeds is this misfit.
+        Of encoded shots with random signs where shots can be encoded, which takes an L2
+        misfit without weights and a fixed spread; else of drawn ones.
 
         Args:
+            size: Encoded or drawn shots, at most as many as there are shots.
             seed: Of the signs, or of the choice of shots.
+
+        Raises:
+            ValueError: If there are not so many shots.
         """
         if self.waveforms.why_not_encoded():
-            return self.draw(-(-self.survey.n_shots // 3), seed=seed)
-        return self.encode(random_codes(1, self.survey.n_shots, seed))
+            return self.draw(size, seed=seed)
+        n_shots = self.survey.n_shots
+        whole("size", size, 1, n_shots)
+        return self.encode(random_codes(size, n_shots, seed))
 
     # -- value, gradient and products -------------------------------------------
 
@@ -415,7 +423,9 @@ class WaveformMisfit(Objective):
             An operator whose mean over seeds is the Hessian; ``cost`` says what a product
             costs relative to the Hessian's.
         """
-        return self.cheap_sample(seed=seed).hessian(model, kind, space=space)
+        can_encode = not self.waveforms.why_not_encoded()
+        size = 1 if can_encode else -(-self.survey.n_shots // 3)
+        return self.sample(size, seed=seed).hessian(model, kind, space=space)
 
     # -- groups -----------------------------------------------------------------
 
@@ -438,13 +448,6 @@ def random_codes(n_encoded: int, n_shots: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(whole("seed", seed, 0))
     signs = torch.randint(0, 2, (n_encoded, n_shots), generator=generator)
     return 2.0 * signs.double() - 1.0
-
-
-def drawn_shots(n_shots: int, n_drawn: int, seed: int) -> list[int]:
-    """Return indices of shots drawn at random without replacement, in order."""
-    whole("n_shots", n_drawn, 1, n_shots)
-    generator = torch.Generator().manual_seed(whole("seed", seed, 0))
-    return sorted(torch.randperm(n_shots, generator=generator)[:n_drawn].tolist())
 
 
 def _default_group(survey: Survey) -> int:

@@ -59,6 +59,14 @@ class Points:
         asked = self.locations if self.hicks is None else self.hicks.locations
         return int(asked.shape[1])
 
+    def centres(self) -> Tensor:
+        """Return the mean place of each shot's active points, ``[shot, dimension]``."""
+        where = self.locations.double()
+        if self.mask is None:
+            return where.mean(1)
+        active = self.mask.double()[..., None]
+        return (where * active).sum(1) / active.sum(1).clamp(min=1.0)
+
     @property
     def alike(self) -> bool:
         """True if every shot has the same points."""
@@ -142,6 +150,13 @@ class Acquisition:
     def n_shots(self) -> int:
         """Number of shots."""
         return int(self.amplitudes.shape[0])
+
+    def line(self) -> list[int]:
+        """Return the shots in order along the axis on which their sources lie widest."""
+        places = next(iter(self.sources.values()))[1].centres()
+        axis = int((places.amax(0) - places.amin(0)).argmax())
+        order: list[int] = torch.argsort(places[:, axis], stable=True).tolist()
+        return order
 
     def select(self, shots: Shots) -> Acquisition:
         """Return that of some shots, in that order."""

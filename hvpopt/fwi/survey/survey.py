@@ -10,7 +10,7 @@ import deepwave
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.survey._arguments import indices, number, real_dtype, text
+from hvpopt.fwi.survey._arguments import indices, number, real_dtype, text, whole
 from hvpopt.fwi.survey._options import (
     bare_faces,
     check_channels,
@@ -240,6 +240,28 @@ class Survey:
         if obstacle := self.why_not_encoded():
             raise ValueError(f"sources cannot be encoded: {obstacle}")
         return self._of(self._setting, self._acquisition.encode(codes))
+
+    def draw(self, n_shots: int, *, seed: int = 0) -> list[int]:
+        """Return indices of shots drawn at random, spread evenly along the line.
+
+        Systematic sampling (Cochran, Sampling Techniques, 1977, ch. 8): shots at equal
+        steps along the axis on which the sources lie widest, from a random first one.
+        Every shot is drawn with the same probability, ``n_shots`` of all.
+
+        Args:
+            n_shots: How many, none twice.
+            seed: Of the first one.
+
+        Raises:
+            ValueError: If there are not so many.
+        """
+        whole("n_shots", n_shots, 1, self.n_shots)
+        generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+        first = float(torch.rand((), generator=generator, dtype=torch.float64))
+        step, line = self.n_shots / n_shots, self._acquisition.line()
+        # rounding may reach the end of the last step
+        places = (int((first + k) * step) for k in range(n_shots))
+        return sorted(line[min(place, self.n_shots - 1)] for place in places)
 
     def why_not_encoded(self) -> str:
         """Return why shots cannot be encoded, a clause; empty where they can."""
