@@ -26,7 +26,7 @@ from hvpopt.run.result import IterationRecord, MinimizeResult, Status
 
 Vector: TypeAlias = npt.NDArray[np.float64]
 
-#: SciPy's names of the options, and what minimize calls them.
+#: Names of the options in SciPy, and in ``hvpopt.minimize``.
 OPTIONS = {
     "maxiter": "max_iter",
     "gtol": "gtol",
@@ -34,7 +34,7 @@ OPTIONS = {
     "max_seconds": "max_seconds",
     "disp": "progress",
 }
-#: What SciPy's methods report when a callback raises StopIteration.
+#: Status of SciPy's methods when a callback raises StopIteration.
 STOPPED_BY_CALLBACK = 99
 
 
@@ -43,29 +43,29 @@ def scipy_method(
 ) -> Callable[..., OptimizeResult]:
     """Return an hvpopt method as a ``method`` of ``scipy.optimize.minimize``.
 
-    ``jac`` is needed (``jac=True`` too). Products come from ``hess`` (whose value may be
-    an array, a sparse matrix or a LinearOperator) or, if there is none, from ``hessp``.
-    With neither, or with ``hess="2-point"`` and the like, they are central differences of
-    ``jac``: two gradients a product, and about eight correct digits, taken up to
-    6e-6 ‖x‖ outside the bounds; the result's message says so.
+    ``jac`` is required, as a function or as ``jac=True``. Products come from ``hess``
+    (whose value may be an array, a sparse matrix or a LinearOperator) or, if there is
+    none, from ``hessp``. With neither, or with ``hess="2-point"`` and similar strings,
+    they are central differences of ``jac``: two gradients a product, about eight correct
+    digits, evaluated up to 6e-6 ‖x‖ outside the bounds; the result's message says so.
 
-    ``bounds`` are kept by every iterate and trial; ``x0`` is moved inside them first. A
-    ``callback`` of either signature is called after each step. As in hvpopt.minimize, a
-    ``fun`` that raises at a trial point asks for a shorter step, and an interrupt or a
-    failure after the first step returns the best point.
+    Every iterate and trial is within ``bounds``; ``x0`` is moved inside them first. A
+    ``callback`` of either signature is called after each step. As in hvpopt.minimize, an
+    exception of ``fun`` at a trial point shortens the step, and an interrupt or a failure
+    after the first step returns the best point.
 
     Args:
-        method: How to step. Default that of hvpopt.minimize.
+        method: The method that takes the steps. Default that of hvpopt.minimize.
         **options: Defaults of ``maxiter``, ``gtol`` (relative to the largest gradient
-            met, unlike in SciPy), ``max_products``, ``max_seconds`` and ``disp`` (a
-            progress bar); the ``options`` of a call take precedence, and its ``tol`` is
-            ``gtol`` where that is not given.
+            so far, unlike in SciPy), ``max_products``, ``max_seconds`` and ``disp`` (a
+            progress bar). The ``options`` of a call take precedence; its ``tol`` serves
+            as ``gtol`` if it has none.
 
     Returns:
         The callable. Its OptimizeResult has ``x fun jac success status message nit nfev
-        njev nhev``, each n counting calls of the caller's function, and ``counts`` and
-        ``history`` as in MinimizeResult. ``status`` is 0 for success and 99 for a
-        callback that stopped the run.
+        njev nhev``, of which ``nfev``, ``njev`` and ``nhev`` count calls of the caller's
+        functions, and ``counts`` and ``history`` as in MinimizeResult. ``status`` is 0
+        for success and 99 for a callback that stopped the run.
 
     Raises:
         TypeError: For an unknown option, or a method of the wrong type.
@@ -146,7 +146,7 @@ class _CallableObjective(Objective):
 
     def value(self, model: Model) -> float:
         assert isinstance(model, Tensor)
-        # the loop linearises at its last trial, or at the one before a longer step failed
+        # the loop linearises at the last trial, or at the one before it
         for known, result in self._recent:
             if torch.equal(known, model):
                 return result
@@ -183,7 +183,7 @@ class _CallableObjective(Objective):
 
 
 class _CallableHessian(SymmetricOperator):
-    """Products from ``hess``, evaluated once and when first needed, or from ``hessp``."""
+    """Products from ``hess``, evaluated once, at the first product, or from ``hessp``."""
 
     def __init__(
         self, objective: _CallableObjective, model: Tensor, space: ModelSpace
@@ -212,7 +212,7 @@ class _CallableHessian(SymmetricOperator):
         if self._matrix is None:
             objective.nhev += 1
             matrix = objective.hess(x, *objective.args)
-            # operators and sparse matrices multiply as they are
+            # operators and sparse matrices have a ``dot``
             matrix = matrix if hasattr(matrix, "dot") else np.asarray(matrix)
             if matrix.shape != (step.size, step.size):
                 raise ValueError(
@@ -244,7 +244,7 @@ class _DifferencedJac(FiniteDifferenceHessian):
 
 
 def _array(tensor: Tensor) -> Vector:
-    """Return a copy, so that no callable can change what hvpopt holds."""
+    """Return a tensor as a new float64 array, which a callable may change."""
     return np.array(tensor.cpu().numpy(), dtype=np.float64)
 
 
@@ -294,7 +294,7 @@ def _bounds(bounds: Any, size: int) -> tuple[Vector, Vector]:
 def _loop_options(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(given) - set(OPTIONS))
     if unknown:
-        # the protocol may grow: what is not known is ignored, audibly
+        # a later SciPy may pass more options: ignore them with a warning
         warnings.warn(
             f"unknown options {unknown}; there are {sorted(OPTIONS)}",
             OptimizeWarning,
@@ -303,7 +303,7 @@ def _loop_options(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, 
     chosen = {k: v for k, v in given.items() if k in OPTIONS and v is not None}
     merged = {k: v for k, v in defaults.items() if v is not None} | chosen
     if checks.is_number(merged.get("disp")):
-        merged["disp"] = merged["disp"] > 0  # SciPy's methods take a level of detail
+        merged["disp"] = merged["disp"] > 0  # SciPy's methods accept a verbosity level
     return {OPTIONS[name]: value for name, value in merged.items()}
 
 
@@ -319,7 +319,7 @@ def _callback(
     def adapted(model: Model, record: IterationRecord) -> None:
         assert isinstance(model, Tensor)
         if record.iteration == 0:
-            return  # SciPy reports steps, not the start
+            return  # SciPy calls it after steps only
         if named:
             now = {"x": _array(model), "fun": record.value, "nit": record.iteration}
             callback(intermediate_result=_scipy_result(now))
