@@ -106,7 +106,7 @@ class ScipyProblem:
         self.objective = objective
         self.space = space
         self.kind = kind
-        self.x0 = _to_numpy(start)
+        self.x0 = to_numpy(start)
         self.bounds = _bounds(space)
         self._valued: tuple[Vector, float] | None = None
         self._newest: _Evaluated | None = None
@@ -158,7 +158,7 @@ class ScipyProblem:
             self._base = evaluated
         assert evaluated.hessian is not None
         product = evaluated.hessian.matvec(self._tensor(self._flat(p)))
-        return _to_numpy(product)
+        return to_numpy(product)
 
     def to_model(self, x: npt.ArrayLike) -> Model:
         """Return the model of a flat vector, arranged and typed like the start."""
@@ -180,7 +180,7 @@ class ScipyProblem:
         self._newest = self._base
         model = self.to_model(vector)
         lin = self.objective.linearise(model, self.kind, space=self.space)
-        gradient = _to_numpy(self.space.gradient_to_vector(lin.gradient))
+        gradient = to_numpy(self.space.gradient_to_vector(lin.gradient))
         self._newest = _Evaluated(vector, lin.value, gradient, lin.hessian)
         return self._newest
 
@@ -202,7 +202,8 @@ class ScipyProblem:
         return torch.from_numpy(vector).to(self.space.device)
 
 
-def _to_numpy(tensor: Tensor) -> Vector:
+def to_numpy(tensor: Tensor) -> Vector:
+    """Return a tensor as a new float64 array, which a caller may change."""
     return np.array(tensor.cpu().numpy(), dtype=np.float64)
 
 
@@ -215,7 +216,7 @@ def _bounds(space: ModelSpace) -> Bounds | None:
     if not space.bounded:
         return None
     lower, upper = (
-        np.full(space.size, default) if side is None else _to_numpy(side)
+        np.full(space.size, default) if side is None else to_numpy(side)
         for side, default in ((space.lower, -np.inf), (space.upper, np.inf))
     )
     return Bounds(lower, upper)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.interop.as_scipy import Vector, to_numpy
 from hvpopt.methods.method import Method, checked_method
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
@@ -23,8 +24,6 @@ from hvpopt.operators.symmetric import SymmetricOperator
 from hvpopt.problem.objective import Kind, Objective
 from hvpopt.run.minimize import minimize
 from hvpopt.run.result import IterationRecord, MinimizeResult, Status
-
-Vector: TypeAlias = npt.NDArray[np.float64]
 
 #: Names of the options in SciPy, and in ``hvpopt.minimize``.
 OPTIONS = {
@@ -152,7 +151,7 @@ class _CallableObjective(Objective):
                 return result
         self.counts.tally(values=1)
         value = checks.numbers_of(
-            "what fun returned", self.fun(_array(model), *self.args)
+            "what fun returned", self.fun(to_numpy(model), *self.args)
         )
         if value.size != 1:
             raise ValueError(f"fun returned shape {value.shape}; expected one number")
@@ -161,7 +160,7 @@ class _CallableObjective(Objective):
 
     def gradient(self, model: Tensor, counts: Counts) -> Tensor:
         counts.tally(gradients=1)
-        return _vector(self.jac(_array(model), *self.args), model.numel(), "jac")
+        return _vector(self.jac(to_numpy(model), *self.args), model.numel(), "jac")
 
     def value_and_gradient(self, model: Model) -> tuple[float, Model]:
         assert isinstance(model, Tensor)
@@ -200,10 +199,10 @@ class _CallableHessian(SymmetricOperator):
         step = self.space.step_to_model(vector.to(self.dtype))
         assert isinstance(step, Tensor)
         self.counts.tally(products=1)
-        return self.space.gradient_to_vector(self._apply(_array(step)))
+        return self.space.gradient_to_vector(self._apply(to_numpy(step)))
 
     def _apply(self, step: Vector) -> Tensor:
-        objective, x = self._objective, _array(self._model)
+        objective, x = self._objective, to_numpy(self._model)
         if objective.hess is None:
             assert objective.hessp is not None
             objective.nhev += 1
@@ -241,11 +240,6 @@ class _DifferencedJac(FiniteDifferenceHessian):
         assert isinstance(shaped, Tensor)
         moved = self._model["model"] + shaped
         return self.space.gradient_to_vector(self._objective.gradient(moved, self.counts))
-
-
-def _array(tensor: Tensor) -> Vector:
-    """Return a tensor as a new float64 array, which a callable may change."""
-    return np.array(tensor.cpu().numpy(), dtype=np.float64)
 
 
 def _vector(values: Any, size: int, what: str) -> Tensor:
@@ -321,10 +315,10 @@ def _callback(
         if record.iteration == 0:
             return  # SciPy calls it after steps only
         if named:
-            now = {"x": _array(model), "fun": record.value, "nit": record.iteration}
+            now = {"x": to_numpy(model), "fun": record.value, "nit": record.iteration}
             callback(intermediate_result=_scipy_result(now))
         else:
-            callback(_array(model))
+            callback(to_numpy(model))
 
     return adapted
 
@@ -338,9 +332,9 @@ def _optimize_result(
     if objective.hess is None and objective.hessp is None:
         message += "; products by central differences of jac"
     fields = {
-        "x": _array(result.x),
+        "x": to_numpy(result.x),
         "fun": result.fun,
-        "jac": _array(result.jac) if isinstance(result.jac, Tensor) else None,
+        "jac": to_numpy(result.jac) if isinstance(result.jac, Tensor) else None,
         "success": result.success,
         "status": STOPPED_BY_CALLBACK if result.status is Status.CALLBACK else code,
         "message": message,

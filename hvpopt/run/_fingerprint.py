@@ -62,7 +62,9 @@ def fingerprint(
             f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in tensors.items()
         ),
         "start": hash_model(start),
-        "mask": hash_tensor(torch.cat([t.ne(0).reshape(-1) for t in _tensors(free)])),
+        "mask": hash_tensor(
+            torch.cat([t.ne(0).reshape(-1) for t in named_tensors(free).values()])
+        ),
         "scale": hash_tensor(space.scale),
         "lower": hash_tensor(space.lower),
         "upper": hash_tensor(space.upper),
@@ -142,7 +144,3 @@ def describe(tree: Any) -> Any:
     if callable(tree):
         return getattr(tree, "__qualname__", type(tree).__qualname__)
     return [type(tree).__qualname__, describe(getattr(tree, "__dict__", {}))]
-
-
-def _tensors(model: Model) -> list[Tensor]:
-    return list(named_tensors(model).values())
