@@ -140,7 +140,7 @@ class Exchange:
         work: Callable[[], Part],
         *,
         own: Counts | None = None,
-        whole: Counts | None = None,
+        total: Counts | None = None,
     ) -> Part:
         """Return the sum of every rank's part.
 
@@ -154,7 +154,7 @@ class Exchange:
             agreed: Checksum of the input, which must be the same on every rank.
             work: Returns this rank's part.
             own: Tally of the propagations of this rank's work. Default none.
-            whole: Tally to add the propagations of all ranks to, also if the work of one
+            total: Tally to add the propagations of all ranks to, also if the work of one
                 fails. Default none.
 
         Returns:
@@ -178,14 +178,14 @@ class Exchange:
             error = raised
         spent = own.propagations - before
         if self.size == 1:
-            if whole is not None:
-                whole.tally(propagations=spent)
+            if total is not None:
+                total.tally(propagations=spent)
             if error is not None:
                 raise error
             return part
         headers = self._headers(what, agreed, part.value, spent, error)
-        if whole is not None:
-            whole.tally(propagations=sum(h.propagations for h in headers))
+        if total is not None:
+            total.tally(propagations=sum(h.propagations for h in headers))
         self._check(headers, error)
         value = sum(h.value for h in headers)
         if room is None:

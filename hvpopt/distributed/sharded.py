@@ -149,22 +149,23 @@ class ShardedMisfit(Objective):
             ValueError: If the shots cannot be encoded, or for codes of another shape.
             RankError: If a rank failed, or is lost.
         """
-        whole = self._of_all()
-        empty = {channel: d[:0] for channel, d in whole.observed.items()}
-        whole.encode(codes, empty)  # raises before any message if it cannot be encoded
+        waveforms = self._of_all()
+        empty = {channel: d[:0] for channel, d in waveforms.observed.items()}
+        waveforms.encode(
+            codes, empty
+        )  # raises before any message if it cannot be encoded
         shapes = {channel: (len(codes), *d.shape[1:]) for channel, d in empty.items()}
 
         def work() -> Part:
             own = codes[:, self._own] if self._own else torch.zeros(len(codes), 1)
-            return Part(
-                0.0, torch.cat([d.reshape(-1) for d in whole.coded(own).values()])
-            )
+            rows = [d.reshape(-1) for d in waveforms.coded(own).values()]
+            return Part(0.0, torch.cat(rows))
 
         found = self.total("data", checksum(codes), work, self.part.counts)
         assert found.vector is not None
         rows = torch.split(found.vector, [math.prod(s) for s in shapes.values()])
         coded = {c: row.reshape(shapes[c]) for c, row in zip(shapes, rows, strict=True)}
-        misfit = self.part.with_waveforms(whole.encode(codes, coded))
+        misfit = self.part.with_waveforms(waveforms.encode(codes, coded))
         own = shares([1.0] * len(codes), self.exchange.size)[self.exchange.rank]
         return self._made(
             misfit.select(own or [0]), misfit.survey, range(len(codes)), own
@@ -383,7 +384,7 @@ class ShardedMisfit(Objective):
         """
         counts = self.counts if counts is None else counts
         try:
-            found = self.exchange.total(what, agreed, work, own=own, whole=counts)
+            found = self.exchange.total(what, agreed, work, own=own, total=counts)
         except (RankError, BadShotError) as error:
             if isinstance(error, RankError) and error.ends_run:
                 raise

@@ -194,7 +194,7 @@ def _measured(
         return Part(0.0, seconds)
 
     agreed = checksum(*named_tensors(model).values())
-    total = exchange.total("costs", agreed, work, own=own, whole=counts)
+    total = exchange.total("costs", agreed, work, own=own, total=counts)
     assert total.vector is not None
     return [float(s) for s in total.vector.clamp(min=1e-9)]
 

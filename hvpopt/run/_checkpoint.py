@@ -38,7 +38,7 @@ def load(
         FileNotFoundError: If there is no file.
         StateError: If the state is damaged, of another version, or not finite.
     """
-    skeleton, tensors, whole = files.read_newest(path)
+    skeleton, tensors, undamaged = files.read_newest(path)
     found = decode(skeleton, tensors)
     if not isinstance(found, tuple) or not isinstance(found[1], RunState):
         raise StateError(f"{path} holds no state of a run")
@@ -46,7 +46,7 @@ def load(
         raise StateError(f"{path} is refused: {bad}")
     if torch.device(device).type != "cpu":
         found = decode(skeleton, tensors, device)
-    return found[0], found[1], whole
+    return found[0], found[1], undamaged
 
 
 class Checkpoint:

@@ -119,9 +119,9 @@ def minimize(
             The state before the last is kept as ``NAME.previous``. With a checkpoint,
             ``max_seconds`` ends the run within a step, early enough to save, instead of
             cutting the step short; and the products of the current step stay in memory,
-            as much as a Lanczos basis of them. The directory must exist. During the run
-            ``NAME.lock`` excludes other runs from the path; a killed process leaves it
-            unlocked. A save that fails is logged as a warning and does not end the run;
+            which doubles that of a Lanczos basis. The directory must exist. During the
+            run ``NAME.lock`` excludes other runs from the path; a killed process leaves
+            it unlocked. A failed save is logged as a warning and does not end the run;
             the result's message names the last state saved. Default none.
         checkpoint_every: Steps between saves. Each save is synced to disk, so increase
             this if steps are short. Default 1.
@@ -223,10 +223,10 @@ def minimize(
         found = _saved(path, processes, space.device)
         known: tuple[IterationRecord, ...] = ()
         if found is not None:
-            problem, state, whole = found
+            problem, state, undamaged = found
             check_same(problem, known_by)
             _check_start(run, problem, state)
-            save = saver(problem, keep=whole, there=state) if main else None
+            save = saver(problem, keep=undamaged, there=state) if main else None
             run.restore(state, save)
             known = state.history
             # the log owns the saved products: release the other reference to them

@@ -41,7 +41,7 @@ class SignalListener:
     - A first SIGINT that the result reports is not passed on. A second one, in the same
       run or a later one, and one that no result reports, raises KeyboardInterrupt when
       the next run begins; or at once, if another error is raised by this run. In an
-      interactive session no reported SIGINT is passed on.
+      interactive session none is deferred to the next run.
 
     Attributes:
         received: The first signal; None if there was none.
