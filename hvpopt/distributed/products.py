@@ -66,7 +66,7 @@ class ShardedHessian(SymmetricOperator):
 
     @property
     def curvature(self) -> str:
-        """Description of the second derivative of the data misfit."""
+        """Description of the data misfit's curvature, exact or Gauss-Newton."""
         return self.part.curvature
 
     def _product(self, vector: Tensor) -> Tensor:
