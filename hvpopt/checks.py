@@ -1,12 +1,12 @@
-"""What is given from outside, checked by type and range: the one place for it.
+"""Checks of a caller's arguments by type and range.
 
 Each function takes the name of an option and its value, and returns the value in plain
-Python, or raises TypeError for a value of the wrong type and ValueError for one out of
-range, saying what is wrong, the value, and what to do.
+Python. It raises TypeError for a value of the wrong type and ValueError for one out of
+range; the message states what is wrong, the value, and what to do.
 
 A number may be a Python number, a NumPy scalar, or a tensor or array without dimensions.
-Truth values and text are none, nor is NaN. Where a whole number is meant, a float without
-a fraction is taken for one, since ``1e3`` and a result of NumPy are floats; 2.5 is not.
+Booleans, strings and NaN are rejected. A float without a fraction is accepted as a whole
+number, since ``1e3`` and many results of NumPy are floats; 2.5 is not.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from torch import Tensor
 T = TypeVar("T")
 P = ParamSpec("P")
 
-#: Characters of a value that a message shows.
+#: Longest ``repr`` of a value that a message shows, in characters.
 SHOWN = 60
 #: Seeds that ``torch.Generator.manual_seed`` takes.
 SEEDS = (-(2**63), 2**64 - 1)
 
 
 def shown(value: object) -> str:
-    """Return in words what a value is, for a message."""
+    """Return a description of a value for a message."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, Tensor):
@@ -39,19 +39,19 @@ def shown(value: object) -> str:
         return f"a ndarray of shape {value.shape} and dtype {value.dtype}"
     if isinstance(value, (list, tuple, dict, set)) or callable(value):
         return f"a {type(value).__name__}"
-    told = repr(value)
-    if len(told) > SHOWN or " at 0x" in told:
+    text = repr(value)
+    if len(text) > SHOWN or " at 0x" in text:
         return f"a {type(value).__name__}"
-    return told
+    return text
 
 
 def kind(value: object) -> str:
-    """Return in words of what class a value is, for a message."""
+    """Return a description of a value's class for a message."""
     return shown(value) if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def is_number(value: object) -> bool:
-    """Return True if ``number`` takes a value for a number, in range or not."""
+    """Return True if a value has a type that ``number`` accepts."""
     return _plain(value) is not None
 
 
@@ -71,23 +71,23 @@ def number(
     """Return a real number within a range.
 
     Args:
-        name: Of the option.
-        value: What was given.
-        above: The number must be above this. Default no such limit, and likewise below.
-        least: It must be this at least.
-        below: It must be below this; infinity means that it must be finite.
-        most: It must be this at most.
-        says: The rest of the message. Default the range in words.
+        name: Name of the option.
+        value: The value to check.
+        above: Exclusive lower limit. Default none.
+        least: Inclusive lower limit. Default none.
+        below: Exclusive upper limit; infinity requires a finite number. Default none.
+        most: Inclusive upper limit. Default none.
+        says: End of the error message. Default a description of the range.
 
     Returns:
-        A Python int or float, unchanged where it was one.
+        A Python int or float.
 
     Raises:
-        TypeError: If it is no real number.
-        ValueError: If it is NaN or out of range.
+        TypeError: If the value is not a real number.
+        ValueError: If the value is NaN or out of range.
     """
     plain = _checked(name, value, above, least, below, most, says)
-    # a larger whole number is more than torch's scalars hold
+    # torch's scalars do not hold larger integers
     return float(plain) if abs(plain) > 2**53 else plain
 
 
@@ -100,7 +100,7 @@ def _checked(
     most: float | None,
     says: str,
 ) -> int | float:
-    """Return what ``number`` does, an int of any size as it is."""
+    """Return what ``number`` returns, without converting large ints to float."""
     plain = _plain(value)
     if plain is None:
         raise TypeError(f"{name} is {shown(value)}; pass a number")
@@ -118,13 +118,13 @@ def _checked(
 
 
 def fraction(name: str, value: Any) -> float:
-    """Return a relative number in (0, 1), both ends left out; see ``number``."""
+    """Return a relative number in the open interval (0, 1); see ``number``."""
     says = "it is relative and must lie in (0, 1)"
     return number(name, value, above=0.0, below=1.0, says=says)
 
 
 def gtol(value: Any) -> float:
-    """Return the tolerance of a gradient relative to the largest met; see ``number``."""
+    """Return a relative gradient tolerance in [0, 1); see ``number``."""
     says = "it is relative and must lie in [0, 1)"
     return number("gtol", value, least=0.0, below=1.0, says=says)
 
@@ -137,18 +137,18 @@ def integer(
     most: int | None = None,
     says: str = "",
 ) -> int:
-    """Return a whole number within a range; a float without a fraction becomes one.
+    """Return a whole number within a range, as a Python int.
 
     Args:
-        name: Of the option.
-        value: What was given.
-        least: Smallest that is allowed. Default no such limit.
-        most: Largest. Default no such limit.
-        says: The rest of the message. Default the range in words.
+        name: Name of the option.
+        value: The value to check.
+        least: Smallest value allowed. Default none.
+        most: Largest value allowed. Default none.
+        says: End of the error message. Default a description of the range.
 
     Raises:
-        TypeError: If it is no real number.
-        ValueError: If it has a fraction, is not finite, or is out of range.
+        TypeError: If the value is not a real number.
+        ValueError: If the value has a fraction, is not finite, or is out of range.
     """
     plain = _checked(name, value, None, least, None, most, says)
     if math.isinf(plain) or int(plain) != plain:
@@ -157,7 +157,7 @@ def integer(
 
 
 def limit(name: str, value: Any, *, least: int = 0, says: str = "") -> float:
-    """Return a whole number or infinity, for no limit; see ``integer``."""
+    """Return a whole number, or infinity for no limit; see ``integer``."""
     plain = _plain(value)
     if plain == math.inf:
         return math.inf
@@ -165,16 +165,16 @@ def limit(name: str, value: Any, *, least: int = 0, says: str = "") -> float:
 
 
 def seed(name: str, value: Any, *, spare: int = 0) -> int:
-    """Return a seed of torch's random numbers.
+    """Return a seed for ``torch.Generator.manual_seed``.
 
     Args:
-        name: Of the option.
-        value: What was given.
-        spare: How far somebody counts up from it.
+        name: Name of the option.
+        value: The value to check.
+        spare: Largest number that the caller will add to the seed. Default 0.
 
     Raises:
-        TypeError: If it is no number.
-        ValueError: If it has a fraction or torch takes no such seed.
+        TypeError: If the value is not a number.
+        ValueError: If the value has a fraction or is not a seed that torch accepts.
     """
     least, most = SEEDS
     says = f"it must be a whole number from -2**63 to 2**64 - {spare + 1}"
@@ -182,17 +182,17 @@ def seed(name: str, value: Any, *, spare: int = 0) -> int:
 
 
 def pair(name: str, value: Any, *, above: float, below: float) -> tuple[float, float]:
-    """Return two numbers that do not fall, both within a range.
+    """Return two numbers in ascending order, both within a range.
 
     Args:
-        name: Of the option.
-        value: What was given: a tuple or list, or a tensor or array of two numbers.
-        above: Both must be above this.
-        below: Both must be below this.
+        name: Name of the option.
+        value: A tuple or list, or a tensor or array of two numbers.
+        above: Exclusive lower limit of both.
+        below: Exclusive upper limit of both.
 
     Raises:
-        TypeError: If it is no pair of numbers.
-        ValueError: If they fall or are out of range.
+        TypeError: If the value is not a pair of numbers.
+        ValueError: If the second number is below the first, or one is out of range.
     """
     if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and not value.is_meta):
         value = value.tolist()
@@ -207,15 +207,15 @@ def pair(name: str, value: Any, *, above: float, below: float) -> tuple[float, f
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return a truth value: True, False, or 0 or 1.
+    """Return True or False; 0 and 1 are accepted too.
 
     Args:
-        name: Of the option.
-        value: What was given.
+        name: Name of the option.
+        value: The value to check.
 
     Raises:
-        TypeError: If it is something else, such as the text "no", which Python takes
-            for true.
+        TypeError: If the value is anything else, such as the string "no", which is true
+            in Python.
     """
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
@@ -227,14 +227,14 @@ def flag(name: str, value: Any) -> bool:
 
 
 def numbers_of(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return real numbers as a float64 array of their own.
+    """Return real numbers as a new float64 array.
 
     Args:
-        name: What they are, in words.
-        value: What NumPy can make an array of.
+        name: Description of the numbers.
+        value: Anything that ``numpy.array`` accepts.
 
     Raises:
-        TypeError: If they are no real numbers.
+        TypeError: If the values are not real numbers.
     """
     try:
         array = np.array(value)
@@ -252,39 +252,39 @@ def numbers_of(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     return array.astype(np.float64)
 
 
-# -- words, functions and objects -----------------------------------------------
+# -- strings, functions and objects ---------------------------------------------
 
 
 def choice(name: str, value: Any, names: Iterable[str]) -> str:
-    """Return one of some names.
+    """Return a string that is one of several allowed ones.
 
     Args:
-        name: Of the option.
-        value: What was given.
-        names: Those that there are.
+        name: Name of the option.
+        value: The value to check.
+        names: The allowed strings.
 
     Raises:
-        TypeError: If it is no text.
-        ValueError: If it is none of the names.
+        TypeError: If the value is not a string.
+        ValueError: If the value is not one of ``names``.
     """
     known = tuple(names)
     if isinstance(value, str) and value in known:
         return value
-    words = " or ".join(map(repr, known)) if len(known) < 3 else f"one of {known}"
+    allowed = " or ".join(map(repr, known)) if len(known) < 3 else f"one of {known}"
     error = ValueError if isinstance(value, str) else TypeError
-    raise error(f"{name} is {shown(value)}; it must be {words}")
+    raise error(f"{name} is {shown(value)}; it must be {allowed}")
 
 
 def function(name: str, value: Any, use: str = "pass a function") -> Any:
-    """Return what can be called.
+    """Return a callable that is not a class.
 
     Args:
-        name: Of the option.
-        value: What was given.
-        use: What the message tells to do.
+        name: Name of the option.
+        value: The value to check.
+        use: What to do instead, for the message.
 
     Raises:
-        TypeError: If it cannot be called, or is a class.
+        TypeError: If the value cannot be called, or is a class.
     """
     if isinstance(value, type):
         raise TypeError(f"{name} is {kind(value)}; {use}, or an instance")
@@ -294,16 +294,16 @@ def function(name: str, value: Any, use: str = "pass a function") -> Any:
 
 
 def instance(name: str, value: Any, wanted: Callable[..., T], use: str) -> T:
-    """Return an object of a class.
+    """Return an instance of a class.
 
     Args:
-        name: Of the option.
-        value: What was given.
+        name: Name of the option.
+        value: The value to check.
         wanted: The class.
-        use: What the message tells to do.
+        use: What to do instead, for the message.
 
     Raises:
-        TypeError: If it is of another class, or is a class itself.
+        TypeError: If the value is an instance of another class, or a class itself.
     """
     if not isinstance(value, cast("type[T]", wanted)):
         raise TypeError(f"{name} is {kind(value)}; {use}")
@@ -311,16 +311,16 @@ def instance(name: str, value: Any, wanted: Callable[..., T], use: str) -> T:
 
 
 def having(name: str, value: Any, method: str, use: str) -> Any:
-    """Return an object, not a class, that has a method of some name.
+    """Return an object that has a given method.
 
     Args:
-        name: Of the option.
-        value: What was given.
-        method: The method's name.
-        use: What the message tells to do.
+        name: Name of the option.
+        value: The value to check.
+        method: Name of the method.
+        use: What to do instead, for the message.
 
     Raises:
-        TypeError: If it has none, or is a class or a tensor.
+        TypeError: If the object has no such method, or is a class or a tensor.
     """
     if isinstance(value, (type, Tensor)) or not callable(getattr(value, method, None)):
         raise TypeError(f"{name} is {kind(value)}; {use}")
@@ -334,14 +334,17 @@ def optional(
     *args: P.args,
     **options: P.kwargs,
 ) -> T | None:
-    """Return None for None, and otherwise what a check of this module returns.
+    """Apply a check of this module, unless the value is None.
 
     Args:
         check: ``number``, ``integer``, ….
-        name: Of the option.
-        value: What was given.
-        *args: Of the check.
-        **options: Of the check.
+        name: Name of the option.
+        value: The value to check.
+        *args: Further arguments of ``check``.
+        **options: Keyword arguments of ``check``.
+
+    Returns:
+        None for None, else what ``check`` returns.
     """
     return None if value is None else check(name, value, *args, **options)
 
@@ -350,8 +353,8 @@ def put(owner: object, **values: Any) -> None:
     """Set attributes of a frozen dataclass, from its ``__post_init__``.
 
     Args:
-        owner: The dataclass.
-        **values: By the attribute's name.
+        owner: The dataclass instance.
+        **values: Values by attribute name.
     """
     for name, value in values.items():
         object.__setattr__(owner, name, value)
@@ -364,12 +367,12 @@ def tensor(name: str, value: Any, shape: tuple[int, ...] | None = None) -> Tenso
     """Return a real floating-point tensor.
 
     Args:
-        name: What it is, in words.
-        value: What was given.
-        shape: That it must have. Default any.
+        name: Description of the tensor.
+        value: The value to check.
+        shape: Required shape. Default any.
 
     Raises:
-        TypeError: If it is no tensor, or one of another kind of numbers.
+        TypeError: If the value is not a tensor of real floating-point numbers.
         ValueError: If it has another shape, or is on the meta device.
     """
     if not isinstance(value, Tensor):
@@ -384,14 +387,14 @@ def tensor(name: str, value: Any, shape: tuple[int, ...] | None = None) -> Tenso
 
 
 def floating(name: str, value: Any) -> torch.dtype:
-    """Return a dtype of real floating-point numbers.
+    """Return a real floating-point dtype.
 
     Args:
-        name: Of the option.
-        value: What was given.
+        name: Name of the option.
+        value: The value to check.
 
     Raises:
-        TypeError: If it is something else.
+        TypeError: If the value is anything else.
     """
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
         raise TypeError(
@@ -402,14 +405,14 @@ def floating(name: str, value: Any) -> torch.dtype:
 
 
 def device(value: Any) -> torch.device:
-    """Return a device as tensors call it: ``cuda`` is ``cuda:0``.
+    """Return a device with its index, as tensors report it: ``cuda`` is ``cuda:0``.
 
     Args:
-        value: Its name, or a ``torch.device``.
+        value: Name of the device, or a ``torch.device``.
 
     Raises:
-        TypeError: If it is neither.
-        ValueError: If there is no such device here.
+        TypeError: If the value is neither.
+        ValueError: If this machine has no such device.
     """
     if not isinstance(value, (str, torch.device)):
         raise TypeError(f"device is {shown(value)}; pass 'cpu', 'cuda' or a torch.device")
@@ -420,11 +423,11 @@ def device(value: Any) -> torch.device:
         raise ValueError(f"device is {str(value)!r}, not to be had: {reason}") from error
 
 
-# -- inside ---------------------------------------------------------------------
+# -- helpers --------------------------------------------------------------------
 
 
 def _plain(value: Any) -> int | float | None:
-    """Return a value as a Python number, or None if it is none."""
+    """Return a value as a Python number, or None if it is not a number."""
     if isinstance(value, Tensor):
         if value.ndim or value.is_meta:
             return None
@@ -447,7 +450,7 @@ def _plain(value: Any) -> int | float | None:
 def _range(
     above: float | None, least: float | None, below: float | None, most: float | None
 ) -> str:
-    """Return a range in words."""
+    """Return a description of a range for a message."""
     bounded = most is not None or (below is not None and below < math.inf)
     low = above if above is not None else least
     if low is not None and bounded:

@@ -1,4 +1,4 @@
-"""Errors that tell more than Python's own, all with one base."""
+"""The exceptions that hvpopt raises, with one base class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hvpopt.krylov.eigenvalue import EigenvalueEstimate
 
-#: What a person can do who wants to minimise all the same.
+#: How to minimise a loss that has no second derivative; ends a message.
 GRADIENTS_ALONE = (
     "hvpopt.minimize without a method, or with "
     "hvpopt.QuasiNewton(initial=hvpopt.GradientScale()), needs gradients alone"
@@ -16,16 +16,16 @@ GRADIENTS_ALONE = (
 
 
 class HvpoptError(Exception):
-    """The base of hvpopt's own errors, each of which is one of Python's kinds as well."""
+    """The base class; every subclass also derives from a built-in exception."""
 
 
 class BadPartError(HvpoptError, FloatingPointError):
     """Parts of a sum are not finite; the sum without them may be.
 
     Args:
-        message: A sentence.
-        parts: Why each of these parts is bad, by the name that ``Objective.without``
-            takes; empty where the sum must not go on without them.
+        message: The error message.
+        parts: Why each bad part is bad, by the name that ``Objective.without`` takes;
+            empty if the run must not continue without them.
 
     Attributes:
         parts: As given.
@@ -36,14 +36,14 @@ class BadPartError(HvpoptError, FloatingPointError):
         self.parts = dict(parts)
 
     def within(self, name: str) -> None:
-        """Name the parts as those of a term of a larger sum, ``"name: part"``."""
+        """Prefix the names of the parts with that of a term, ``"name: part"``."""
         self.parts = {f"{name}: {part}": why for part, why in self.parts.items()}
 
 
 class WrittenError(HvpoptError, ValueError):
-    """A function has changed what it was given, unseen by autograd."""
+    """A function has changed its argument in a way that autograd does not record."""
 
-    #: No trial of a shorter step mends that (see ``Problem``).
+    #: A shorter trial step does not help, so the run ends (see ``Problem``).
     ends_run = True
 
 
@@ -52,7 +52,7 @@ class SecondOrderError(HvpoptError, RuntimeError):
 
     Args:
         cause: Why, and what to do: a clause that follows "no second derivative: ".
-        said: What torch or deepwave said; may be empty.
+        said: Message of the error from torch or deepwave. Default empty.
 
     Attributes:
         cause: As given.
@@ -67,7 +67,7 @@ class SecondOrderError(HvpoptError, RuntimeError):
         self.cause = cause
 
     def __reduce__(self) -> Any:
-        # the message is made of the arguments, which pickling would take for the first
+        # pickling calls the class with ``args``, here the message alone, not the cause
         return _restore, (self.cause, str(self))
 
 
@@ -81,8 +81,11 @@ class AsymmetryError(HvpoptError, ValueError):
     """Products are clearly not those of a symmetric operator.
 
     Args:
-        message: What was seen.
-        estimate: What the basis shows nevertheless, not converged.
+        message: The error message.
+        estimate: The eigenvalue estimate from the basis so far, not converged.
+
+    Attributes:
+        estimate: As given.
     """
 
     def __init__(self, message: str, estimate: EigenvalueEstimate) -> None:
@@ -91,23 +94,24 @@ class AsymmetryError(HvpoptError, ValueError):
 
 
 class StateError(HvpoptError, ValueError):
-    """A saved state that is refused; the message names the difference or the damage."""
+    """A saved state cannot be used; the message names the difference or the damage."""
 
 
 class DamagedError(StateError):
-    """A state file that is truncated or altered."""
+    """A state file is truncated or altered."""
 
 
 class RankError(HvpoptError, RuntimeError):
-    """A rank failed, is lost, or differs from the others; raised alike on every rank.
+    """A rank failed, is lost, or differs from the others; raised on every rank.
 
     Args:
-        message: What happened.
-        ranks: Those that it happened to.
-        ends_run: True if no further sum is possible; False for a model that was refused.
+        message: The error message.
+        ranks: Numbers of the ranks concerned. Default empty, for unknown.
+        ends_run: True if no further sum is possible; False if a rank only rejected a
+            model. Default True.
 
     Attributes:
-        ranks: As given; empty where that is not known.
+        ranks: As given.
         ends_run: As given.
     """
 
@@ -120,29 +124,29 @@ class RankError(HvpoptError, RuntimeError):
 
 
 class BadShotError(BadPartError):
-    """A value, gradient or product is not finite, and these shots are why.
+    """A value, gradient or product is not finite because of some shots.
 
     Args:
         quantity: ``"value"``, ``"gradient"`` or ``"product"``.
-        reasons: What was wrong, a phrase for each bad shot.
-        group: Shots that ran together when the first of them was met.
+        reasons: What is wrong with each bad shot, by its number in the survey.
+        group: Shots that ran together when the first bad one was found.
         parameter: The propagator's model (or, by double backprop, the unknown) whose
-            derivative is not finite; None where the value is not.
-        unit: What the numbers count. Default ``"shot"``.
+            derivative is not finite; None if the value is not finite.
+        unit: What a number in ``reasons`` counts. Default ``"shot"``.
         to_blame: False if every shot failed, so that the model or the direction is the
-            likely cause rather than a shot.
-        may_drop: True if a minimiser may go on without the shots.
+            likely cause rather than a shot. Default True.
+        may_drop: True if a minimiser may continue without the shots. Default False.
 
     Attributes:
         quantity: As given.
         reasons: As given, in order of the shots.
-        shots: Their numbers in the survey that the caller made, in order.
+        shots: Numbers of the bad shots in the caller's survey, ascending.
         group: As given.
         parameter: As given.
         unit: As given.
         to_blame: As given.
         parts: Why each shot is bad, by the name that ``WaveformMisfit.without`` takes
-            (``"shot 3"``); empty unless a minimiser may go on without them.
+            (``"shot 3"``); empty unless a minimiser may continue without them.
     """
 
     def __init__(
@@ -168,8 +172,10 @@ class BadShotError(BadPartError):
         super().__init__(self._sentence(named, may_drop=may_drop), parts)
 
     def _sentence(self, named: Mapping[str, str], *, may_drop: bool) -> str:
-        told = "; ".join(f"{name}: {why}" for name, why in named.items())
-        sentence = f"the {self.quantity} is not finite, and was not when repeated: {told}"
+        causes = "; ".join(f"{name}: {why}" for name, why in named.items())
+        sentence = (
+            f"the {self.quantity} is not finite, and was not when repeated: {causes}"
+        )
         if len(self.group) > 1:
             sentence += f" (met in the group of {self.unit}s {self.group})"
         if not self.to_blame:

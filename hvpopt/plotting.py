@@ -1,6 +1,7 @@
-"""Pictures: Hessians, models and convergence. Needs the extra ``hvpopt[plot]``.
+"""Figures of Hessians, models and convergence. Needs the extra ``hvpopt[plot]``.
 
-Every function returns a Figure of its own; nothing touches pyplot's state.
+Functions ``plot_*`` return a new Figure, and ``draw_*`` draw in given axes; none of them
+uses pyplot.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def draw_image(
     Args:
         axes: Where to draw.
         image: ``[depth, distance]``.
-        title: Above the picture.
-        spacing: Cell size, metres.
-        unit: Of the values, on the colour bar.
-        limits: Of the colours. Default the image's own; for signed images the 99th
-            percentile of its size, on both sides of zero.
-        signed: Use diverging colours, white at zero.
+        title: Title of the image.
+        spacing: Cell size, metres. Default 1.
+        unit: Unit of the values, on the colour bar. Default none.
+        limits: Lowest and highest value of the colour scale. Default the extremes of the
+            image; for signed images ± the 99th percentile of the absolute values.
+        signed: Use diverging colours, white at zero. Default False.
 
     Returns:
         The matplotlib image.
@@ -94,7 +95,7 @@ def plot_images(
     limits: tuple[float, float] | None = None,
     signed: bool = False,
 ) -> Figure:
-    """Return a row of images, one a title; options as for ``draw_image``."""
+    """Return a row of images, by their titles; options as for ``draw_image``."""
     if not isinstance(images, Mapping) or not images:
         raise TypeError(f"images is {checks.kind(images)}; pass images by their title")
     figure = Figure(figsize=(4.2 * len(images), 3.0), layout="constrained")
@@ -109,13 +110,13 @@ def plot_images(
 def plot_hessian(
     matrix: Tensor, shape: Sequence[int], cell: Sequence[int], *, spacing: float = 1.0
 ) -> Figure:
-    """Return a Hessian matrix beside one of its rows as an image.
+    """Return a figure of a Hessian matrix and of one of its rows as an image.
 
     Args:
-        matrix: ``[n, n]``.
-        shape: Of the model, ``(depth, distance)`` with product n.
-        cell: Which cell's row to show, ``(depth index, distance index)``.
-        spacing: Cell size, metres.
+        matrix: The matrix ``[n, n]``.
+        shape: Shape of the model, ``(depth, distance)`` with product n.
+        cell: The cell whose row to show, ``(depth index, distance index)``.
+        spacing: Cell size, metres. Default 1.
 
     Returns:
         The figure.
@@ -168,7 +169,8 @@ def draw_convergence(
     Args:
         axes: Where to draw.
         histories: ``MinimizeResult.history`` by label.
-        against: ``"seconds"``, ``"iteration"`` or ``"products"``.
+        against: Horizontal axis: ``"seconds"`` (the default), ``"iteration"`` or
+            ``"products"``.
 
     Raises:
         TypeError: For histories of the wrong type.
@@ -201,7 +203,7 @@ def draw_convergence(
 def plot_convergence(
     histories: Mapping[str, Sequence[IterationRecord]], *, against: str = "seconds"
 ) -> Figure:
-    """Return the loss of each run; options as for ``draw_convergence``."""
+    """Return a figure of the loss of each run; options as for ``draw_convergence``."""
     figure = Figure(figsize=(5.0, 3.6), layout="constrained")
     draw_convergence(figure.add_subplot(), histories, against=against)
     return figure

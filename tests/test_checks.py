@@ -254,3 +254,11 @@ def test_report_reads_as_a_verdict_with_its_sweep(model, positive):
     assert "expected slope 3, or 0.1 less at most" in str(bad)
     assert str(good).count("remainder") == len(good.steps) == 16
     assert str(good).count("*") == len(good.used) == 4
+
+
+@pytest.mark.parametrize("size", [1e-300, 1.0, 1e307])
+def test_symmetry_of_products_of_any_size(size):
+    matrix = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
+    for given, symmetric in ((matrix, False), (matrix @ matrix.mT, True)):
+        operator = hvpopt.FunctionOperator(lambda w, m=given: size * (m @ w), 2)
+        assert bool(check_symmetry(operator)) is symmetric

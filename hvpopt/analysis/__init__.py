@@ -1,4 +1,4 @@
-"""Looking at objectives and Hessians: checks of derivatives, diagonals."""
+"""Analysis of objectives and Hessians: checks of derivatives, estimates of diagonals."""
 
 from hvpopt.analysis.derivatives import (
     CheckReport,

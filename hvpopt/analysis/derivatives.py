@@ -1,9 +1,9 @@
-"""Derivative checks: does a gradient, or a Hessian, belong to its loss?
+"""Checks that a gradient or a Hessian is the derivative of its loss.
 
-The Taylor remainder of order p falls like ε^(p+1) as a step ε shrinks, until it meets
-the rounding of the loss's own values. The slope is measured over a sweep of steps, on
-the stretch between the two (the dolfin-adjoint test: Farrell, Ham, Funke and Rognes,
-SIAM J. Sci. Comput. 35, 2013).
+The Taylor remainder of order p decreases like ε^(p+1) with the step ε, down to the
+rounding of the loss's values. Its slope on a logarithmic scale is fitted to the shortest
+steps of a sweep above that rounding (the dolfin-adjoint test: Farrell, Ham, Funke and
+Rognes, SIAM J. Sci. Comput. 35, 2013).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 from hvpopt.problem.objective import Objective
 from hvpopt.problem.torch_objective import as_objective
 
-#: Consecutive steps that a slope is fitted to.
+#: Number of consecutive steps to which a slope is fitted.
 WINDOW = 4
-#: Standard deviations from zero at which a term of the remainder is no noise.
+#: Standard deviations from zero above which a term of the remainder is significant.
 SIGNIFICANT = 10.0
-#: Relative error of a derivative that must show before a check may pass.
+#: Relative error of a derivative that a check must be able to detect to pass.
 RESOLUTION = 0.01
 
 Outcome: TypeAlias = "Literal['pass', 'fail', 'cannot be told']"
@@ -38,19 +38,19 @@ Outcome: TypeAlias = "Literal['pass', 'fail', 'cannot be told']"
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found.
+    """The result of a check; true as a Boolean if it passed.
 
     Attributes:
-        name: Which check.
-        passed: True if the outcome is ``"pass"``, like the report itself as a Boolean.
-        measured: The number that was judged: a slope, or a relative difference.
-        expected: What it was held against, in words.
+        name: Name of the check.
+        passed: True if the outcome is ``"pass"``.
+        measured: The measured number: a slope, or a relative difference.
+        expected: Description of the values of ``measured`` that pass.
         steps: Steps ε of the sweep; empty for checks without one.
         remainders: Taylor remainder at each step.
-        used: Indices of the steps that the slope was fitted to.
-        outcome: ``"pass"``; ``"fail"``, where the derivative is wrong beyond the loss's
-            own rounding; or ``"cannot be told"``, where that rounding hides errors of
-            1 % and more. A right derivative is not failed for the precision of its loss.
+        used: Indices of the steps to which the slope was fitted.
+        outcome: ``"pass"``; ``"fail"``, if the derivative is wrong beyond the rounding
+            of the loss; or ``"cannot be told"``, if that rounding hides errors of 1 %
+            and more. A correct derivative does not fail for the rounding of its loss.
     """
 
     name: str
@@ -64,7 +64,7 @@ class CheckReport:
 
     @property
     def failed(self) -> bool:
-        """True if the derivative is wrong: neither right nor hidden by rounding."""
+        """True if the outcome is ``"fail"``."""
         return self.outcome == "fail"
 
     def __bool__(self) -> bool:
@@ -93,18 +93,18 @@ def check_symmetry(
     """Check that ``u·Hw = w·Hu`` for random pairs of vectors.
 
     Args:
-        operator: H; costs two products a pair.
+        operator: The operator H; each pair costs two products.
         tol: Largest relative difference, ``|u·Hw − w·Hu| / (‖u‖‖Hw‖ + ‖w‖‖Hu‖)``.
             Default 100 times the operator's noise.
-        pairs: Random pairs to try.
-        seed: Of the vectors.
+        pairs: Number of random pairs. Default 3.
+        seed: Seed of the vectors. Default 0.
 
     Returns:
         The report; ``measured`` is the largest relative difference.
 
     Raises:
         TypeError: For an argument of the wrong type.
-        ValueError: For a number out of range, such as no pair at all.
+        ValueError: For a number out of range.
     """
     checked_operator(operator)
     tol = 100 * operator.noise if tol is None else checks.number("tol", tol, above=0.0)
@@ -119,9 +119,13 @@ def check_symmetry(
             for _ in range(2)
         )
         hw, hu = operator.matvec(w), operator.matvec(u)
+        unit = max(euclidean_norm(hw), euclidean_norm(hu))
+        if unit == 0.0:
+            continue
+        # in units of the larger product, whose inner products may leave float64
+        hw, hu = hw / unit, hu / unit
         size = float(u.norm()) * euclidean_norm(hw) + float(w.norm()) * euclidean_norm(hu)
-        gap = abs(float(u @ hw) - float(w @ hu))
-        worst = max(worst, gap / size if size else 0.0)
+        worst = max(worst, abs(float(u @ hw) - float(w @ hu)) / size)
     return CheckReport(
         "Hessian is symmetric",
         worst <= tol,
@@ -143,8 +147,7 @@ def check_gradient(
             ``check_hessian``.
 
     Returns:
-        The report; ``measured`` is the slope, or the worst remainder for a loss that is
-        linear to rounding.
+        The report; ``measured`` as for ``check_hessian``.
 
     Raises:
         TypeError: For an unknown option, or one of the wrong type.
@@ -162,15 +165,16 @@ def check_hessian(
         loss: An Objective or a scalar torch function.
         model: Where to expand.
         options: ``direction``, a step shaped like the model (default random);
-            ``size``, its largest step relative to the model's norm (default 0.02);
-            ``halvings``, the length of the sweep (default 16); ``tol``, how far
-            below the whole number the slope may be (default 0.1); ``seed``.
+            ``size``, the longest step relative to the model's norm (default 0.02);
+            ``halvings``, the number of steps in the sweep (default 16); ``tol``, the
+            largest amount by which the slope may be below 3 (default 0.1); ``seed`` of
+            the random direction (default 0).
 
     Returns:
-        The report; ``measured`` is the slope, or the worst remainder for a loss that is
-        quadratic to rounding, or the relative error where the slope has not settled. The
-        loss's own rounding is taken from the shortest steps, and the verdict from powers
-        of the step fitted to the sweep: see ``CheckReport.outcome``.
+        The report; ``measured`` is the slope, or the largest remainder if that is within
+        rounding, or the relative error if the slope is below its tolerance. The rounding
+        of the loss is estimated from the shortest steps, and ``outcome`` from powers of
+        the step fitted to the sweep.
 
     Raises:
         TypeError: For an unknown option, or one of the wrong type.
@@ -219,7 +223,7 @@ def _check_taylor(
     ]
     remainders = tuple(map(abs, signed))
     eps = max(float(torch.finfo(t.dtype).eps) for t in named_tensors(model).values())
-    # the values along the sweep round, not only the one that it starts from
+    # values along the sweep may be larger than that at the start, and round by more
     finite = [abs(v) for v in values if math.isfinite(v)]
     rounding = 30 * eps * max([abs(known.value), *finite])
     fit = _fit_powers(steps, signed, [eps * abs(v) for v in values], order)
@@ -240,10 +244,10 @@ def _check_taylor(
             return report("fail", slope, by_slope)
         return report("fail", worst, f"at most {floor:.1e}")
     if not used and worst <= rounding:
-        # even the longest step leaves nothing but rounding
+        # the remainder of the longest step is within rounding
         return report("pass", worst, f"at most {rounding:.1e}")
     if fit is not None and fit.resolves(known.term(order)):
-        # steeper is right too: the next derivative may vanish along the direction
+        # a steeper slope passes: the next derivative may vanish along the direction
         if used and slope >= wanted - tol:
             return report("pass", slope, by_slope)
         error = fit.error(known.term(order))
@@ -257,14 +261,14 @@ def _check_taylor(
 
 @dataclass(frozen=True)
 class _Derivatives:
-    """What the objective claims along a direction.
+    """The derivatives that an objective returns, along a direction.
 
     Attributes:
-        value: At the start.
+        value: Value at the start.
         slope: First derivative.
         curvature: Second derivative; 0 in a check of the gradient.
-        roundings: Of the terms of order 1 and up in a Taylor series, as derivatives of
-            this dtype may have it: nothing smaller is called wrong.
+        roundings: Rounding of the terms of order 1 and up in the Taylor series, for
+            derivatives of the model's dtype; smaller errors are not called wrong.
     """
 
     value: float
@@ -305,8 +309,8 @@ def _fit_slope(
 ) -> tuple[tuple[int, ...], float]:
     """Return the steps used and the slope, on the shortest steps above rounding.
 
-    There the remainder is its own leading term: a wrong derivative of relative size δ
-    shows only below a step of about δ, however straight the line above that is.
+    There the leading term dominates the remainder: a relative error δ of the derivative
+    changes the slope only for steps below about δ.
     """
     clean = 0
     while clean < len(steps) and floor < remainders[clean] < math.inf:
@@ -324,12 +328,12 @@ class _Powers:
     """A remainder as a sum of powers of the step, up to two above the order.
 
     Attributes:
-        order: Of the derivative that is checked.
-        noise: Of the loss's values, as the shortest steps show it.
-        longest: The longest step that the sum describes to the noise.
-        remainder: There.
+        order: Order of the derivative that is checked.
+        noise: Rounding of the loss's values, estimated from the shortest steps.
+        longest: The longest step at which the sum fits to within the noise.
+        remainder: Size of the remainder at that step.
         found: Coefficients of the powers from 0 up.
-        uncertain: How far each may be from the truth.
+        uncertain: Uncertainty of each coefficient.
     """
 
     order: int
@@ -340,14 +344,14 @@ class _Powers:
     uncertain: tuple[float, ...]
 
     def is_wrong(self, roundings: tuple[float, ...]) -> bool:
-        """True if a power that right derivatives cancel stands clear of the noise."""
+        """Return True if a power that exact derivatives cancel is significant."""
         return any(
             abs(self.found[p]) > max(self.uncertain[p], roundings[p - 1])
             for p in range(1, self.order + 1)
         )
 
     def resolves(self, term: float) -> bool:
-        """True if an error of RESOLUTION in the highest derivative would be seen."""
+        """Return True if an error of RESOLUTION in the highest derivative shows."""
         return self.uncertain[self.order] <= RESOLUTION * self._size(term)
 
     def error(self, term: float) -> float:
@@ -355,7 +359,7 @@ class _Powers:
         return abs(self.found[self.order]) / self._size(term)
 
     def _size(self, term: float) -> float:
-        # where the derivative vanishes along the direction: what the next ones do
+        # the remainder, if the derivative vanishes along the direction
         return abs(term) + self.remainder / self.longest**self.order
 
 
@@ -367,18 +371,19 @@ def _fit_powers(
 ) -> _Powers | None:
     """Fit powers of the step to the longest stretch of a sweep that they describe.
 
-    A loss's values may round by far more than its dtype: waves add up many time steps,
-    and phases divide by small numbers. Over the shortest steps a power series of few
-    terms is exact, so what it leaves is that noise; the constant is the start's share.
+    The rounding of a loss may exceed that of its dtype by far: waves add up many time
+    steps, and phases divide by small numbers. On the shortest steps a power series of few
+    terms is exact, so that its residual is this noise; the constant term is the rounding
+    of the value at the start.
 
     Args:
-        steps: From long to short.
+        steps: Steps in descending order.
         signed: Remainders with their signs.
-        roundings: The least that each value rounds by.
-        order: Of the derivative that is checked.
+        roundings: Smallest rounding of each value.
+        order: Order of the derivative that is checked.
 
     Returns:
-        The fit; None where too few steps are finite.
+        The fit; None if too few remainders are finite.
     """
     powers = np.arange(order + 3)
     n_steps = len(steps)
@@ -388,17 +393,17 @@ def _fit_powers(
     if n_steps - first < len(powers) + 2:
         return None
     tail = max(first, n_steps - len(powers) - 3)
-    whole, least = np.asarray(signed), np.maximum(roundings, np.finfo(float).tiny)
+    values, least = np.asarray(signed), np.maximum(roundings, np.finfo(float).tiny)
 
     def fitted(begin: int, noise: float) -> tuple[Any, Any, float]:
-        """Return coefficients, their covariance for unit noise, and the noise left."""
+        """Return coefficients, their deviations for unit noise, and the residual."""
         x = np.asarray(steps[begin:])
         weights = 1 / np.maximum(least[begin:], noise)
         scales = x[0] ** -powers.astype(float)
         matrix = (x[:, None] / x[0]) ** powers * weights[:, None]
-        solved = np.linalg.lstsq(matrix, whole[begin:] * weights, rcond=None)[0]
-        left = matrix @ solved - whole[begin:] * weights
-        spread = np.linalg.norm(left) / math.sqrt(len(x) - len(powers))
+        solved = np.linalg.lstsq(matrix, values[begin:] * weights, rcond=None)[0]
+        residual = matrix @ solved - values[begin:] * weights
+        spread = np.linalg.norm(residual) / math.sqrt(len(x) - len(powers))
         covariance = np.linalg.pinv(matrix.T @ matrix)
         return solved * scales, np.sqrt(np.diag(covariance)) * scales, float(spread)
 
@@ -408,7 +413,7 @@ def _fit_powers(
         coefficients, deviations, spread = fitted(begin, noise)
         if spread <= 3:
             break
-    # powers left out bend the coefficients too, and those of a shorter stretch by less
+    # higher powers bias the coefficients too, and less so on a shorter stretch
     shorter, _, _ = fitted(begin + 1, noise)
     uncertain = SIGNIFICANT * deviations * max(spread, 1.0)
     uncertain += 3 * np.abs(coefficients - shorter)

@@ -1,27 +1,27 @@
 """One inversion on many processes: each rank runs its shots, and sums are reduced.
 
-    with distributed.session():                      # of torchrun, or nothing at all
+    with distributed.session():                      # does nothing without torchrun
         misfit = distributed.shard(fwi.WaveformMisfit(survey, observed))
         result = hvpopt.minimize(misfit, start, progress=distributed.is_main())
 
-The loop runs alike on every rank: it sees the same bits everywhere, because parts are
-added in the order of ranks and every sum is sent to all. Values, gradients and products
-are reduced explicitly. ``torch.nn.parallel.DistributedDataParallel`` must not be used:
-it averages first gradients in hooks that second derivatives do not pass, so a product
-holds one rank's shots alone, without a word.
+Every rank runs the same loop on the same bits, because parts are added in the order of
+ranks and every sum is sent to all. Values, gradients and products are reduced explicitly.
+``torch.nn.parallel.DistributedDataParallel`` must not be used: it averages first
+gradients in hooks that do not apply to second derivatives, so that a product silently
+contains the shots of one rank only.
 
-What runs beside the misfit (a regulariser, preconditioners, the linear algebra) runs on
-every rank, and must be deterministic there. Every evaluation compares a checksum of its
-input among the ranks, and raises where they differ. What differs by nature is decided
-together: after each evaluation ranks tell each other whether ``max_seconds`` have passed
-or a signal has come, and all raise the same ``BadShotError``, whichever rank has met bad
-shots. A callback runs on every rank and must answer alike; ``any_rank`` makes it so.
+Everything except the misfit (a regulariser, preconditioners, the linear algebra) runs on
+every rank, and must be deterministic. Every evaluation compares a checksum of its input
+among the ranks, and raises if they differ. Decisions that depend on a rank are shared:
+after each evaluation the ranks exchange whether ``max_seconds`` have passed or a signal
+was received, and if one finds bad shots, all raise the same ``BadShotError``. A callback
+runs on every rank and must return the same on each; use ``any_rank`` for that.
 
-Every rank holds whole models and vectors, and the observed data of its own shots alone;
-see ``shard`` for how it need not load those of the others either.
+Every rank holds the full model and full vectors, but observed data of its own shots only;
+``shard`` describes how to load only those.
 
-Rank 0 alone writes checkpoint and history, shows progress and logs. All ranks read the
-checkpoint that is there, so it must lie where all can see it.
+Only rank 0 writes checkpoint and history, shows progress and logs. All ranks read an
+existing checkpoint, so its path must be on a file system that they share.
 """
 
 from hvpopt.distributed.products import ShardedHessian

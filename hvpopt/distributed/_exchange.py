@@ -1,11 +1,11 @@
-"""Exchange: sums over ranks that give every rank the same bits, or the same error.
+"""Exchange: sums over ranks, with the same bits or the same error on every rank.
 
-A sum takes two messages. The first, of 48 bytes from each rank to all, says whether the
-rank's part succeeded, what it was asked for and the checksum of its input; it carries
-the scalar part as well. Only if all agree do vectors follow: each rank adds one slice of
-them, in float64 and in the order of ranks, and sends the sum to all. That is the traffic
-of a ring all-reduce, 2 (W − 1)/W vectors out of each of W ranks, and no rank holds more
-than two vectors for it.
+A sum takes two messages. The first, of 48 bytes from each rank to all, contains whether
+the rank's part succeeded, the kind of sum, the checksum of its input, and the scalar
+part. Only if all ranks agree do vectors follow: each rank adds one slice of them, in
+float64 and in the order of ranks, and sends the sum to all. This is the traffic of a ring
+all-reduce, 2 (W − 1)/W vectors out of each of W ranks; each rank holds two vectors for
+it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from hvpopt.errors import RankError
 from hvpopt.model.counts import Counts
 
-#: What a sum can be of; ranks that ask for different ones have parted.
+#: Kinds of sums; ranks that request different kinds are out of step.
 SUMS = (
     "value",
     "gradient",
@@ -38,19 +38,19 @@ SUMS = (
     "flag",
     "end",
 )
-#: How a rank's part ended.
+#: How a rank's part ended; REFUSED for a model that the rank rejects.
 FINE, REFUSED, FAILED, INTERRUPTED = range(4)
-#: Bytes of an error's text that other ranks are told.
+#: Length of an error's text that is sent to other ranks, bytes.
 _TEXT = 2048
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one rank contributes to a sum, or the sum.
+    """The part of one rank in a sum, or the sum.
 
     Attributes:
-        value: A scalar.
-        vector: ``[n]``, of the same dtype on every rank; or None.
+        value: A scalar. Default 0.
+        vector: ``[n]``, of the same dtype on every rank. Default None.
     """
 
     value: float = 0.0
@@ -62,12 +62,12 @@ class Header:
     """The first message of a rank, of 48 bytes.
 
     Attributes:
-        status: How its part ended.
-        what: Place in ``SUMS``.
-        step: Number of the sum.
-        agreed: Checksum of what all ranks must hold alike.
-        value: Of its part.
-        propagations: Wave propagations that its work took.
+        status: How the rank's part ended.
+        what: Kind of the sum, an index into ``SUMS``.
+        step: Number of the sum, from 1.
+        agreed: Checksum of the input, which must be the same on every rank.
+        value: The scalar part.
+        propagations: Wave propagations of the rank's work.
     """
 
     status: int
@@ -78,23 +78,23 @@ class Header:
     propagations: int
 
     def pack(self) -> Tensor:
-        """Return it as a row of 64-bit integers."""
+        """Return the header as a row of six 64-bit integers."""
         raw = struct.pack("<4qdq", *vars(self).values())
         return torch.frombuffer(bytearray(raw), dtype=torch.int64)
 
     @classmethod
     def unpack(cls, row: Tensor) -> Header:
-        """Return the header of such a row."""
+        """Return the header that ``pack`` made a row of."""
         return cls(*struct.unpack("<4qdq", row.numpy().tobytes()))
 
 
 class Room:
-    """Where a vector is summed: two of its size, and a slice in float64.
+    """The memory of a sum: two vectors, and a slice in float64.
 
     Args:
-        vector: This rank's.
-        size: Ranks.
-        device: Where messages are made.
+        vector: The vector of this rank ``[n]``.
+        size: Number of ranks.
+        device: Device of the messages.
     """
 
     def __init__(self, vector: Tensor, size: int, device: torch.device) -> None:
@@ -107,18 +107,20 @@ class Room:
 
 
 class Exchange:
-    """The sums of one process with the others of the default group, or with none.
+    """The sums of this process with the others of torch's default process group.
+
+    Without a process group this process is the only rank.
 
     Attributes:
-        rank: Of this process.
-        size: Ranks, W.
+        rank: Number of this process.
+        size: Number of ranks, W.
         failure: Why no further sum is possible, or None.
     """
 
     def __init__(self) -> None:
         group = default_group()
-        # held by nobody but torch: its threads end when it goes, which must be before the
-        # interpreter does (one of them would want the lock then, and abort the process)
+        # a weak reference, so that torch ends the group's threads before the interpreter
+        # exits: a thread that needs the interpreter's lock later would abort the process
         self._group = None if group is None else weakref.ref(group)
         self.rank = 0 if group is None else dist.get_rank()
         self.size = 1 if group is None else dist.get_world_size()
@@ -127,7 +129,7 @@ class Exchange:
 
     @property
     def is_current(self) -> bool:
-        """True as long as the default group is the one that this was made for."""
+        """True while the default group is the one that the exchange was made for."""
         group = None if self._group is None else self._group()
         return (self._group is None or group is not None) and group is default_group()
 
@@ -138,21 +140,22 @@ class Exchange:
         work: Callable[[], Part],
         *,
         own: Counts | None = None,
-        whole: Counts | None = None,
+        total: Counts | None = None,
     ) -> Part:
         """Return the sum of every rank's part.
 
-        An error in some rank's work is raised on all. Where every rank meets the same
-        kind (a model that a propagator refuses), each raises its own; else it is a
-        RankError, and unless it refuses a model (ValueError, ArithmeticError) no further
-        sum is possible.
+        An error in one rank's work is raised on all ranks. If every rank has an error of
+        the same class (for a model that a propagator rejects), each raises its own;
+        otherwise it is a RankError, and unless the ranks rejected a model (ValueError,
+        ArithmeticError) no further sum is possible.
 
         Args:
-            what: One of ``SUMS``.
-            agreed: Checksum of what all ranks must hold alike.
+            what: Kind of the sum, one of ``SUMS``.
+            agreed: Checksum of the input, which must be the same on every rank.
             work: Returns this rank's part.
-            own: Counts the propagations of this rank's work.
-            whole: Is told those of all ranks, also if the work of one fails.
+            own: Tally of the propagations of this rank's work. Default none.
+            total: Tally to add the propagations of all ranks to, also if the work of one
+                fails. Default none.
 
         Returns:
             The sum, the same bits on every rank.
@@ -163,26 +166,26 @@ class Exchange:
         """
         own = own or Counts()
         before = own.propagations
-        if self.size > 1 and self.failure is not None:
-            raise RankError(str(self.failure), self.failure.ranks)
+        if self.size > 1:
+            self._raise_failure()
         part, error, room = Part(), None, None
         try:
             part = work()
             if self.size > 1 and part.vector is not None:
-                # before the others count on this rank to send it
+                # before the header, so that the others learn of a lack of memory
                 room = Room(part.vector, self.size, self._device)
         except BaseException as raised:
             error = raised
         spent = own.propagations - before
         if self.size == 1:
-            if whole is not None:
-                whole.tally(propagations=spent)
+            if total is not None:
+                total.tally(propagations=spent)
             if error is not None:
                 raise error
             return part
         headers = self._headers(what, agreed, part.value, spent, error)
-        if whole is not None:
-            whole.tally(propagations=sum(h.propagations for h in headers))
+        if total is not None:
+            total.tally(propagations=sum(h.propagations for h in headers))
         self._check(headers, error)
         value = sum(h.value for h in headers)
         if room is None:
@@ -191,30 +194,29 @@ class Exchange:
             return Part(value, self._sum(room).to(room.home))
 
     def largest(self, number: float) -> float:
-        """Return the largest of the numbers that ranks give; one message.
+        """Return the largest of one number from each rank; one message.
 
         Args:
-            number: This rank's.
+            number: The number of this rank.
 
         Raises:
-            RankError: If a rank failed, is lost, or asks for something else.
+            RankError: If a rank failed, is lost, or is at another call.
         """
         if self.size == 1:
             return number
-        if self.failure is not None:
-            raise RankError(str(self.failure), self.failure.ranks)
+        self._raise_failure()
         headers = self._headers("flag", 0, number)
         self._check(headers, None)
         return max(h.value for h in headers)
 
     def tell(self, text: str) -> list[str]:
-        """Return what each rank tells, in their order; two messages.
+        """Return one text from each rank, in the order of ranks; two messages.
 
         Args:
-            text: This rank's, of any length.
+            text: The text of this rank, of any length.
 
         Raises:
-            RankError: If a rank failed, is lost, or asks for something else.
+            RankError: If a rank failed, is lost, or is at another call.
         """
         if self.size == 1:
             return [text]
@@ -224,19 +226,20 @@ class Exchange:
             return self._texts(raw, max(1, length))
 
     def leave(self, error: BaseException | None) -> None:
-        """Part from the others: the last sum, which tells them of an error.
+        """Make the last sum of a session, which sends this rank's error to the others.
 
         Args:
-            error: What ends this rank's work, or None.
+            error: The error that ends this rank's work, or None.
 
         Raises:
-            RankError: If there is none and another rank failed, is lost or goes on.
+            RankError: If ``error`` is None, and another rank failed, is lost or is at
+                another call.
         """
         if self.size == 1:
             return
         if self.failure is not None:
             if error is None:
-                raise RankError(str(self.failure), self.failure.ranks)
+                self._raise_failure()
             return
 
         def work() -> Part:
@@ -250,7 +253,12 @@ class Exchange:
             if error is None:
                 raise
 
-    # -- inside -----------------------------------------------------------------
+    # -- helpers ----------------------------------------------------------------
+
+    def _raise_failure(self) -> None:
+        """Raise RankError if an earlier failure allows no further sum."""
+        if self.failure is not None:
+            raise RankError(str(self.failure), self.failure.ranks)
 
     def _headers(
         self,
@@ -268,7 +276,7 @@ class Exchange:
 
     @contextmanager
     def _in_step(self) -> Iterator[None]:
-        """A block that the other ranks are in too: what fails in it parts from them."""
+        """Exchange messages within a block; an error in it allows no further sum."""
         try:
             yield
         except BaseException as error:
@@ -283,7 +291,7 @@ class Exchange:
             raise
 
     def _check(self, headers: list[Header], error: BaseException | None) -> None:
-        """Raise what every rank must raise, if anything."""
+        """Raise the same error on every rank if one failed or their headers differ."""
         failed = [rank for rank, h in enumerate(headers) if h.status != FINE]
         if failed:
             self._raise(headers, failed, error)
@@ -294,9 +302,9 @@ class Exchange:
             usual = Counter(held).most_common(1)[0][0]
             differ = tuple(rank for rank, h in enumerate(held) if h != usual)
             if differ:
-                told = ", ".join(f"rank {r}: {held[r]}" for r in range(self.size))
+                listed = ", ".join(f"rank {r}: {held[r]}" for r in range(self.size))
                 self.failure = RankError(
-                    f"ranks {name}: {_ranks(differ)} of {self.size} differ ({told}). "
+                    f"ranks {name}: {_ranks(differ)} of {self.size} differ ({listed}). "
                     "What runs beside a sharded misfit must be the same on every rank: "
                     "starts, seeds, clocks (use any_rank), deterministic functions",
                     differ,
@@ -334,7 +342,7 @@ class Exchange:
         ]
 
     def _gather(self, row: Tensor) -> Tensor:
-        """Return a row of every rank ``[W, k]``, on the CPU."""
+        """Return the rows of all ranks ``[W, k]``, on the CPU."""
         sent = row.to(self._device)
         rows = sent.new_empty(self.size, sent.numel())
         self._call(dist.all_gather, list(rows.unbind(0)), sent)
@@ -354,7 +362,7 @@ class Exchange:
         try:
             collective(*tensors)
         except BaseException as error:
-            # this rank is out of step from here on, whatever ended the message
+            # after any error in a message this rank is out of step
             self.failure = RankError(
                 f"rank {self.rank} lost the others: one of them ended, or took longer "
                 f"than the group's timeout ({type(error).__name__}: {error})"
@@ -371,7 +379,7 @@ class Exchange:
 
 
 def _status_of(error: BaseException | None) -> int:
-    """Return how a part ended that raised an error, or None."""
+    """Return how a part ended, given the error that it raised or None."""
     if error is None:
         return FINE
     if isinstance(error, KeyboardInterrupt):
@@ -380,7 +388,7 @@ def _status_of(error: BaseException | None) -> int:
 
 
 def default_group() -> Any:
-    """Return torch's default process group, or None without one."""
+    """Return torch's default process group, or None if there is none."""
     if dist.is_available() and dist.is_initialized():
         return dist.group.WORLD
     return None

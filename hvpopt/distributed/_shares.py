@@ -1,29 +1,29 @@
-"""Which rank runs which shots."""
+"""Distribution of shots over ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-#: Costs whose largest is less than this many times the smallest count as equal: timings
-#: of equal shots differ by as much.
+#: Ratio of the largest cost to the smallest below which costs count as equal: timings of
+#: equal shots differ by as much.
 EVEN = 1.25
 
 
 def shares(costs: Sequence[float], n_ranks: int) -> list[list[int]]:
-    """Return the places of ``costs`` that each rank takes, in order.
+    """Return the indices of the shots of each rank.
 
-    Equal costs give neighbours, in numbers that differ by one at most. Others are dealt
-    out from the dearest to the cheapest, each to the rank that has least so far: the
-    slowest rank then takes at most 4/3 of the best possible (Graham, SIAM J. Appl.
-    Math. 17, 1969).
+    For equal costs the shots of a rank are adjacent, and their numbers differ by at most
+    one. Otherwise shots are assigned in descending order of cost, each to the rank with
+    the least cost so far: the largest cost of a rank is then at most 4/3 of the optimum
+    (Graham, SIAM J. Appl. Math. 17, 1969).
 
     Args:
-        costs: Of each shot, positive.
-        n_ranks: Ranks; where there are more of them than shots, the last have none.
+        costs: Cost of each shot, positive, in any unit.
+        n_ranks: Number of ranks; if there are more than shots, the last ones have none.
 
     Returns:
-        One list for each rank.
+        One ascending list of indices for each rank.
     """
     n = len(costs)
     if not n or max(costs) < EVEN * min(costs):

@@ -1,4 +1,4 @@
-"""ShardedHessian: products whose shots run on many ranks, each its own."""
+"""ShardedHessian: Hessian-vector products of shots that are shared out over ranks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 class ShardedHessian(SymmetricOperator):
     """The Hessian of a ShardedMisfit; a product is one sum over ranks.
 
-    Made by ``ShardedMisfit.hessian``. Each rank holds what its own shots need.
+    ``ShardedMisfit.hessian`` makes it. Each rank holds the memory of its own shots.
 
     Args:
-        part: Of this rank's shots.
-        misfit: Makes the sums.
+        part: The Hessian of this rank's shots.
+        misfit: The misfit, which makes the sums.
         agreed: Checksum of the model.
-        wire: Dtype that products are sent in, the model's: float32 waves have no more
-            digits, whatever the dtype of flat vectors.
+        wire: Dtype of the products in messages, that of the model: products of float32
+            waves have no more digits, even if flat vectors are float64.
 
     Attributes:
         kind: ``"exact"`` or ``"gauss-newton"``.
-        shots: The numbers of those that take part, on all ranks.
+        shots: Numbers of the shots of all ranks.
         part: As given.
     """
 
@@ -56,17 +56,17 @@ class ShardedHessian(SymmetricOperator):
 
     @property
     def engine(self) -> str:
-        """What makes the products: ``"born"``, ``"double-backprop"`` or ``"eager"``."""
+        """How products are computed: ``"born"``, ``"double-backprop"`` or ``"eager"``."""
         return self.part.engine
 
     @property
     def engine_reason(self) -> str:
-        """Why this engine."""
+        """Why this engine was chosen."""
         return self.part.engine_reason
 
     @property
     def curvature(self) -> str:
-        """What serves as the curvature in the data."""
+        """Description of the data misfit's curvature, exact or Gauss-Newton."""
         return self.part.curvature
 
     def _product(self, vector: Tensor) -> Tensor:
@@ -84,5 +84,5 @@ class ShardedHessian(SymmetricOperator):
         return total.vector
 
     def close(self) -> None:
-        """Release what this rank's operator holds. No message is sent."""
+        """Release the memory of this rank's operator. No message is sent."""
         self.part.close()

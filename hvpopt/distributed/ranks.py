@@ -1,4 +1,4 @@
-"""Who this process is among the others, and the time that they spend together."""
+"""The ranks of an inversion: this process's number and device, and their session."""
 
 from __future__ import annotations
 
@@ -34,27 +34,31 @@ def rank() -> int:
 
 
 def size() -> int:
-    """Return how many processes there are, 1 without a process group."""
+    """Return the number of processes, 1 without a process group."""
     return current_exchange().size
 
 
 def is_main() -> bool:
-    """True on rank 0, the one that prints and writes; always without a process group."""
+    """Return True on rank 0, which prints and writes; always without a process group."""
     return rank() == 0
 
 
 def any_rank(flag: bool) -> bool:
     """Return True on every rank if ``flag`` is true on one.
 
-    For decisions of a callback that ranks would not take alike, such as
+    For decisions of a callback that may differ between ranks, such as
     ``callback=lambda model, record: any_rank(stop_file.exists())``. Every rank must call
     it.
 
     Args:
-        flag: This rank's.
+        flag: The flag of this rank.
 
     Returns:
         The same on every rank.
+
+    Raises:
+        TypeError: If the flag is not True or False.
+        RankError: If a rank failed, is lost, or is at another call.
     """
     return current_exchange().largest(float(checks.flag("flag", flag))) > 0
 
@@ -71,10 +75,10 @@ class Ranks(Processes):
     """The ranks that evaluate an objective together; rank 0 writes.
 
     Args:
-        exchange: With the other ranks.
+        exchange: The exchange with the other ranks.
 
     Attributes:
-        count: Ranks.
+        count: Number of ranks.
         is_main: True on rank 0.
     """
 
@@ -84,48 +88,48 @@ class Ranks(Processes):
         self._exchange = exchange
 
     def largest(self, number: float) -> float:
-        """Return the largest of the numbers that ranks give; every rank must call it.
+        """Return the largest of one number from each rank; every rank must call it.
 
         Args:
-            number: This rank's.
+            number: The number of this rank.
 
         Raises:
-            RankError: If a rank failed, is lost, or asks for something else.
+            RankError: If a rank failed, is lost, or is at another call.
         """
         return self._exchange.largest(float(number))
 
 
 @contextmanager
 def session(timeout: float = 60.0, *, backend: str | None = None) -> Iterator[None]:
-    """Join the other processes of ``torchrun`` for the length of a ``with`` block.
+    """Join the other processes of ``torchrun`` within a ``with`` block.
 
-    Without torchrun it does nothing, so that a script runs alike under ``python``. A
-    group that has been made already is used, and left as it is.
+    Without torchrun it does nothing, so that the same script runs under ``python``. An
+    existing process group is used, and not destroyed at the end.
 
     An error that leaves the block on one rank is raised on the others as RankError, at
-    their next sum or at the end of the block. A failure that ``minimize`` turned into a
-    result is raised at the end of the block too, so that the process ends with an error
-    and ``torchrun --max-restarts`` starts all of them again (on several machines set
-    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` for that, see pytorch issue 135712). A
-    process that is killed ends the others when its connection breaks, or after
-    ``timeout``.
+    their next sum or at the end of the block. A failure that ``minimize`` has reported in
+    its result is raised at the end of the block too, so that the process ends with an
+    error and ``torchrun --max-restarts`` restarts all processes (on several machines set
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` for that, see pytorch issue 135712). If a
+    process is killed, the others end when its connection breaks, or after ``timeout``.
 
-    Rank 0 alone speaks: in the block the others neither log nor warn.
+    Within the block only rank 0 logs and warns.
 
     Args:
-        timeout: Seconds that a rank waits for the others in one message. It must be
-            longer than the fastest rank waits for the slowest in one evaluation, and
-            than rank 0 takes to save. Ranks
-            end within this time of a failure, and of what they are computing.
-        backend: Default ``"nccl"`` where every local rank has a GPU, else ``"gloo"``.
+        timeout: Longest time that a rank waits for the others in one message, seconds.
+            It must exceed the difference between the fastest and the slowest rank in one
+            evaluation, and the time that rank 0 takes to save. After a failure the ranks
+            end within this time and that of their current evaluation. Default 60.
+        backend: ``"nccl"`` or ``"gloo"``. Default ``"nccl"`` if every local rank has a
+            GPU, else ``"gloo"``.
 
     Yields:
         Nothing.
 
     Raises:
-        TypeError: If the timeout is no number.
-        ValueError: If it is not positive.
-        RankError: If another rank failed, is lost, or has not come to its end.
+        TypeError: If the timeout is not a number.
+        ValueError: If the timeout is not positive.
+        RankError: If another rank failed, is lost, or is not at the end of its block.
     """
     timeout = checks.number("timeout", timeout, above=0.0)
     checks.optional(checks.instance, "backend", backend, str, "pass 'gloo' or 'nccl'")
@@ -167,16 +171,17 @@ def _join(timeout: float, backend: str | None) -> bool:
     if backend == "nccl":
         torch.cuda.set_device(device())
     limit = timedelta(seconds=timeout)
-    dist.init_process_group(backend, timeout=limit, **_store_of_this_life(limit))
+    dist.init_process_group(backend, timeout=limit, **_store_of_this_restart(limit))
     return True
 
 
-def _store_of_this_life(limit: timedelta) -> dict[str, Any]:
-    """Return where to meet, apart from where the ranks met before a restart.
+def _store_of_this_restart(limit: timedelta) -> dict[str, Any]:
+    """Return the arguments of ``init_process_group`` for a store of this restart only.
 
-    torchrun keeps one store for all lives of a script, and in it the addresses of ranks
-    that have ended: new ones then connect to those (pytorch issue 135712). Its count of
-    restarts tells the lives apart, but is common to all ranks on one machine alone.
+    torchrun keeps one store for all restarts of a script. It contains the addresses of
+    ranks that have ended, to which new ranks would connect (pytorch issue 135712). A
+    prefix with the number of restarts avoids this, but only ranks on one machine agree
+    on that number.
     """
     given = os.environ
     shared = given.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -185,10 +190,10 @@ def _store_of_this_life(limit: timedelta) -> dict[str, Any]:
     store = dist.TCPStore(  # type: ignore[attr-defined]
         given["MASTER_ADDR"], int(given["MASTER_PORT"]), is_master=False, timeout=limit
     )
-    life = given.get("TORCHELASTIC_RESTART_COUNT", "0")
-    apart = dist.PrefixStore(f"hvpopt/{life}", store)  # type: ignore[attr-defined]
+    restart = given.get("TORCHELASTIC_RESTART_COUNT", "0")
+    prefixed = dist.PrefixStore(f"hvpopt/{restart}", store)  # type: ignore[attr-defined]
     return {
-        "store": apart,
+        "store": prefixed,
         "rank": int(given["RANK"]),
         "world_size": int(given["WORLD_SIZE"]),
     }

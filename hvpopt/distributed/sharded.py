@@ -1,4 +1,4 @@
-"""ShardedMisfit: a waveform misfit whose shots run on many ranks, each its own."""
+"""ShardedMisfit: a waveform misfit whose shots are shared out over ranks."""
 
 from __future__ import annotations
 
@@ -32,35 +32,36 @@ from hvpopt.problem.processes import Processes
 
 @dataclass
 class Traffic:
-    """What a misfit and those made of it have sent.
+    """Traffic of a misfit and of those derived from it.
 
     Attributes:
-        bytes_reduced: Sizes of the vectors that this rank has put into sums.
+        bytes_reduced: Total size of this rank's vectors in sums, bytes.
     """
 
     bytes_reduced: int = 0
 
 
 class ShardedMisfit(Objective):
-    """A waveform misfit as the sum of what each rank's shots contribute.
+    """A waveform misfit as the sum of the parts of each rank's shots.
 
-    Made by ``shard``. Value, gradient and products (exact and Gauss-Newton, of all shots
-    and encoded) are those of the whole survey, the same bits on every rank.
+    ``shard`` makes it. Value, gradient and products (exact and Gauss-Newton, of all shots
+    and of encoded ones) are those of all ranks' shots, the same bits on every rank.
 
     Values, gradients and products count once, as in the misfit itself; propagations are
-    summed over ranks. All ranks count the same. Every rank must make the same calls.
+    summed over ranks. Counts are the same on all ranks. Every rank must make the same
+    calls.
 
     Args:
-        part: The misfit of this rank's shots, normalised like the whole. On a rank with
-            no shot that of a shot that runs elsewhere, which is never evaluated.
-        survey: The whole survey.
-        numbers: What each shot of the survey is called.
-        own: Places in ``numbers`` of this rank's shots.
-        exchange: With the other ranks.
-        traffic: Is told what is sent. Default a new one.
+        part: The misfit of this rank's shots, normalised like that of all shots. On a
+            rank without shots, that of a shot of another rank, which is never evaluated.
+        survey: The survey of all ranks' shots.
+        numbers: Number of each shot of the survey.
+        own: Indices of this rank's shots in ``numbers``.
+        exchange: The exchange with the other ranks.
+        traffic: Traffic to add to. Default a new one.
 
     Attributes:
-        part: As given; its ``counts`` are this rank's own work.
+        part: As given; its ``counts`` are those of this rank alone.
         survey: As given.
         numbers: As given.
         exchange: As given.
@@ -84,18 +85,18 @@ class ShardedMisfit(Objective):
 
     @property
     def bytes_reduced(self) -> int:
-        """Sizes of the vectors that this rank has put into sums.
+        """Total size of this rank's vectors in sums, bytes.
 
-        One model vector for each gradient and product, those of misfits made of this one
-        included; none without a process group. What leaves the rank is 2 (W − 1)/W of
-        that, and 48 bytes to each other rank for every sum. The data of encoded shots,
-        summed once, are not in it.
+        One model vector for each gradient and product, including those of misfits derived
+        from this one; 0 without a process group. The rank sends 2 (W − 1)/W of that, and
+        48 bytes to each other rank for every sum. The data of encoded shots, summed once,
+        are not included.
         """
         return self.traffic.bytes_reduced
 
     @property
     def has_gauss_newton(self) -> bool:
-        """True, as of every waveform misfit."""
+        """True, as for every waveform misfit."""
         return True
 
     @property
@@ -105,28 +106,28 @@ class ShardedMisfit(Objective):
 
     @property
     def on_bad_shot(self) -> str:
-        """``"raise"`` or ``"drop"``, as of the misfit."""
+        """``"raise"`` or ``"drop"``; see ``WaveformMisfit``."""
         return self.part.on_bad_shot
 
     @property
     def shots(self) -> list[int]:
-        """The numbers of this rank's shots."""
+        """Numbers of this rank's shots."""
         return [self.numbers[place] for place in self._own]
 
-    # -- misfits made of it -----------------------------------------------------
+    # -- derived misfits --------------------------------------------------------
 
     def without(self, parts: Mapping[str, str]) -> ShardedMisfit:
         """Return the misfit of the survey without some shots; see ``WaveformMisfit``.
 
-        Shots stay on their ranks, so that a rank may be left with none. What normalises
-        the misfit is reduced over ranks. Every rank must call it.
+        Shots stay on their ranks, so that a rank may have none afterwards. The constants
+        that normalise the misfit are merged over ranks. Every rank must call it.
 
         Args:
             parts: Why each shot is dropped, by name: ``{"shot 3": "the misfit is nan"}``.
 
         Raises:
-            TypeError: If the parts are no such mapping.
-            ValueError: If there is no such shot, or none would be left.
+            TypeError: If ``parts`` is not such a mapping.
+            ValueError: If there is no such shot, or none would remain.
             RankError: If a rank failed, or is lost.
         """
         names = replace(self.part.waveforms.shots, numbers=self.numbers)
@@ -138,8 +139,8 @@ class ShardedMisfit(Objective):
     def encode(self, codes: Tensor) -> ShardedMisfit:
         """Return the misfit of simultaneous sources; see ``WaveformMisfit.encode``.
 
-        The data of encoded shots are summed over ranks. They are shared out like others,
-        so that one alone runs on rank 0. Every rank must call it.
+        The data of encoded shots are summed over ranks. Encoded shots are shared out like
+        others; a single one runs on rank 0. Every rank must call it.
 
         Args:
             codes: Factor of each shot in each encoded one, ``[encoded shot, shot]``.
@@ -148,22 +149,23 @@ class ShardedMisfit(Objective):
             ValueError: If the shots cannot be encoded, or for codes of another shape.
             RankError: If a rank failed, or is lost.
         """
-        whole = self._of_all()
-        empty = {channel: d[:0] for channel, d in whole.observed.items()}
-        whole.encode(codes, empty)  # refuses what cannot be encoded before any message
+        waveforms = self._of_all()
+        empty = {channel: d[:0] for channel, d in waveforms.observed.items()}
+        waveforms.encode(
+            codes, empty
+        )  # raises before any message if it cannot be encoded
         shapes = {channel: (len(codes), *d.shape[1:]) for channel, d in empty.items()}
 
         def work() -> Part:
             own = codes[:, self._own] if self._own else torch.zeros(len(codes), 1)
-            return Part(
-                0.0, torch.cat([d.reshape(-1) for d in whole.coded(own).values()])
-            )
+            rows = [d.reshape(-1) for d in waveforms.coded(own).values()]
+            return Part(0.0, torch.cat(rows))
 
-        found = self.total("data", checksum(codes), work, self.part.counts)
+        found = self.total("data", checksum(codes.double()), work, self.part.counts)
         assert found.vector is not None
         rows = torch.split(found.vector, [math.prod(s) for s in shapes.values()])
         coded = {c: row.reshape(shapes[c]) for c, row in zip(shapes, rows, strict=True)}
-        misfit = self.part.with_waveforms(whole.encode(codes, coded))
+        misfit = self.part.with_waveforms(waveforms.encode(codes, coded))
         own = shares([1.0] * len(codes), self.exchange.size)[self.exchange.rank]
         return self._made(
             misfit.select(own or [0]), misfit.survey, range(len(codes)), own
@@ -172,44 +174,44 @@ class ShardedMisfit(Objective):
     def draw(self, n_shots: int, *, seed: int = 0) -> ShardedMisfit:
         """Return the misfit of some drawn shots; see ``WaveformMisfit.draw``.
 
-        They run on the ranks that have them.
+        They run on the ranks that have their data.
 
         Args:
-            n_shots: How many, none twice.
-            seed: Of the choice.
+            n_shots: Number of shots, drawn without replacement.
+            seed: Seed of the draw. Default 0.
 
         Raises:
-            ValueError: If there are not so many.
+            ValueError: If the misfit has fewer shots.
         """
-        there, waveforms = len(self.numbers), self.part.waveforms
+        n_all, waveforms = len(self.numbers), self.part.waveforms
         drawn = self.survey.draw(n_shots, seed=seed)
         return self._of(
             drawn,
             *self._part_of(drawn),
-            weight=waveforms.weight * (there / n_shots),
-            cost=waveforms.cost * n_shots / there,
+            weight=waveforms.weight * (n_all / n_shots),
+            cost=waveforms.cost * n_shots / n_all,
         )
 
     def sample(self, size: int, *, seed: int = 0) -> ShardedMisfit:
         """Return the misfit of a sample of shots; see ``WaveformMisfit.sample``.
 
         Args:
-            size: Encoded or drawn shots, at most as many as there are shots.
-            seed: Of the signs, or of the choice of shots.
+            size: Number of encoded or drawn shots, at most that of all shots.
+            seed: Seed of the signs, or of the draw of shots. Default 0.
 
         Raises:
-            ValueError: If there are not so many shots.
+            ValueError: If the misfit has fewer shots.
         """
         if self._of_all().why_not_encoded():
             return self.draw(size, seed=seed)
         return self.encode(random_codes(size, len(self.numbers), seed))
 
     def _of_all(self) -> Waveforms:
-        """Return the misfit in its parts with the whole survey, without others' data."""
+        """Return the waveforms of this rank, with the survey of all ranks' shots."""
         return replace(self.part.waveforms, survey=self.survey)
 
     def _part_of(self, places: list[int]) -> tuple[WaveformMisfit, list[int]]:
-        """Return this rank's part of some shots, and its places among them."""
+        """Return this rank's part of some shots, and the indices of its shots in them."""
         own = [i for i, place in enumerate(self._own) if place in places]
         part = self.part.select(own or [0])
         return part, [places.index(self._own[i]) for i in own]
@@ -232,7 +234,7 @@ class ShardedMisfit(Objective):
         numbers: Sequence[int],
         own: Sequence[int],
     ) -> ShardedMisfit:
-        """Return another misfit on the same ranks, which counts here too."""
+        """Return a misfit on the same ranks, whose evaluations count here too."""
         made = ShardedMisfit(part, survey, numbers, own, self.exchange, self.traffic)
         made.counts = self.counts.child()
         return made
@@ -240,11 +242,10 @@ class ShardedMisfit(Objective):
     # -- value, gradient and products -------------------------------------------
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Return the misfit as a differentiable scalar; without other ranks only.
+        """Return the misfit as a differentiable scalar; for a single rank only.
 
         Raises:
-            RuntimeError: If there are other ranks: no graph reaches them, and second
-                derivatives through a reduction would be wrong.
+            RuntimeError: If there are other ranks, which the graph would not include.
         """
         if self.exchange.size > 1:
             raise RuntimeError(
@@ -257,10 +258,10 @@ class ShardedMisfit(Objective):
         """Return the misfit of all shots, building no graph.
 
         Args:
-            model: The unknowns, the same on every rank.
+            model: The model, the same on every rank.
 
         Raises:
-            BadShotError: If shots of any rank keep failing; the same on every rank.
+            BadShotError: If shots of any rank fail repeatedly; the same on every rank.
             RankError: If a rank failed, is lost, or holds another model.
         """
 
@@ -277,10 +278,10 @@ class ShardedMisfit(Objective):
         """Return the misfit of all shots and its gradient, shaped like the model.
 
         Args:
-            model: The unknowns, the same on every rank.
+            model: The model, the same on every rank.
 
         Raises:
-            BadShotError: If shots of any rank keep failing; the same on every rank.
+            BadShotError: If shots of any rank fail repeatedly; the same on every rank.
             RankError: If a rank failed, is lost, or holds another model.
         """
         tensors = _tensors(model)
@@ -315,7 +316,7 @@ class ShardedMisfit(Objective):
 
         Raises:
             ValueError: For an unknown kind, a model that does not fit, or an engine that
-                does not hold, if all ranks refuse it.
+                does not apply, if it is raised on all ranks.
             RankError: If a rank failed, is lost, or holds another model.
         """
         made: list[WaveformHessian] = []
@@ -343,9 +344,9 @@ class ShardedMisfit(Objective):
         Args:
             model: Where to linearise, the same on every rank.
             kind: ``"gauss-newton"`` or ``"exact"``.
-            n_encoded: Encoded shots. Default 1.
+            n_encoded: Number of encoded shots. Default 1.
             space: Flat coordinates. Default ``ModelSpace(model)``.
-            seed: Of the signs.
+            seed: Seed of the signs. Default 0.
         """
         codes = random_codes(n_encoded, len(self.numbers), seed)
         return self.encode(codes).hessian(model, kind, space=space)
@@ -373,22 +374,22 @@ class ShardedMisfit(Objective):
         own: Counts,
         counts: Counts | None = None,
     ) -> Part:
-        """Return the sum of every rank's part, or raise what all ranks must raise.
+        """Return the sum of every rank's part, or raise the same error on every rank.
 
         Args:
-            what: One of ``SUMS``.
-            agreed: Checksum of what all ranks must hold alike.
+            what: Kind of the sum, one of ``SUMS``.
+            agreed: Checksum of the input, which must be the same on every rank.
             work: Returns this rank's part.
-            own: Counts the propagations of this rank's work.
-            counts: Is told those of all ranks. Default the misfit's.
+            own: Tally of the propagations of this rank's work.
+            counts: Tally to add the propagations of all ranks to. Default the misfit's.
 
         Raises:
-            BadShotError: If shots of any rank are bad: the same on every rank.
+            BadShotError: If shots of any rank are bad; the same on every rank.
             RankError: If a rank failed, is lost, or differs.
         """
         counts = self.counts if counts is None else counts
         try:
-            found = self.exchange.total(what, agreed, work, own=own, whole=counts)
+            found = self.exchange.total(what, agreed, work, own=own, total=counts)
         except (RankError, BadShotError) as error:
             if isinstance(error, RankError) and error.ends_run:
                 raise
@@ -400,21 +401,21 @@ class ShardedMisfit(Objective):
         return found
 
     def _bad_shots(self, error: Exception) -> BadShotError | None:
-        """Return the error that names the bad shots of all ranks; two messages.
+        """Return an error that names the bad shots of all ranks, or None; two messages.
 
         Args:
-            error: What a sum raised here: on every rank its own, or a RankError.
+            error: The error of a sum on this rank: its own, or a RankError.
         """
         own = error.__cause__ if isinstance(error, RankError) else error
         bad: list[Any] = []
         if isinstance(own, BadShotError):
             bad = [own.quantity, own.reasons, own.group, own.parameter, own.unit]
-        told = [json.loads(text) for text in self.exchange.tell(json.dumps(bad))]
-        told = [bad for bad in told if bad]
-        if not told:
+        every = [json.loads(text) for text in self.exchange.tell(json.dumps(bad))]
+        every = [bad for bad in every if bad]
+        if not every:
             return None
-        quantity, _, group, parameter, unit = told[0]
-        reasons = {int(n): why for _, some, *_ in told for n, why in some.items()}
+        quantity, _, group, parameter, unit = every[0]
+        reasons = {int(n): why for _, some, *_ in every for n, why in some.items()}
         return BadShotError(
             quantity,
             reasons,
@@ -426,7 +427,7 @@ class ShardedMisfit(Objective):
         )
 
     def _refuse(self, model: Model) -> None:
-        """Raise what ranks with shots raise for a model that does not fit."""
+        """Raise the same error as ranks with shots for a model that does not fit."""
         with torch.no_grad():
             self.part.waveforms.models(copy_model(model))
 
@@ -435,15 +436,15 @@ class ShardedMisfit(Objective):
 
 
 def common_constants(misfit: WaveformMisfit, idle: bool, exchange: Exchange) -> Constants:
-    """Return what normalises a misfit, from the data of all ranks.
+    """Return the constants that normalise a misfit, from the data of all ranks.
 
     Args:
-        misfit: Of this rank's shots.
-        idle: True if it has none, and the misfit's data are not to be looked at.
-        exchange: With the other ranks.
+        misfit: The misfit of this rank's shots.
+        idle: True if this rank has no shots, so that the misfit's data are not used.
+        exchange: The exchange with the other ranks.
 
     Raises:
-        ValueError: If constants of the data misfit do not merge.
+        ValueError: If the constants of the data misfit cannot be merged.
         RankError: If a rank failed, or is lost.
     """
     data_misfit, observed = misfit.waveforms.data_misfit, misfit.waveforms.observed
@@ -456,8 +457,8 @@ def common_constants(misfit: WaveformMisfit, idle: bool, exchange: Exchange) -> 
         return Part()
 
     exchange.total("constants", 0, work)
-    told = exchange.tell(json.dumps([dict(some) for some in found]))
-    constants = [some for text in told for some in json.loads(text)]
+    texts = exchange.tell(json.dumps([dict(some) for some in found]))
+    constants = [some for text in texts for some in json.loads(text)]
     return constants[0] if len(constants) == 1 else data_misfit.merged(constants)
 
 

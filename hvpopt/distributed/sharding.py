@@ -1,4 +1,4 @@
-"""shard: the shots of a waveform misfit shared out over ranks."""
+"""shard: shares out the shots of a waveform misfit over ranks."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ logger = logging.getLogger(__name__)
 
 
 def own_shots(n_shots: int, costs: Sequence[float] | None = None) -> list[int]:
-    """Return the shots that this rank takes of a survey, for loading their data alone.
+    """Return the shots of this rank in a survey, so that it can load only their data.
 
-    Shots need not divide by ranks. No message is sent.
+    The number of shots need not be a multiple of that of ranks. No message is sent.
 
     Args:
-        n_shots: Of the whole survey.
-        costs: Of each shot, relative, the same on every rank. Default all cost the same.
+        n_shots: Number of shots of the survey.
+        costs: Relative cost of each shot, the same on every rank. Default equal costs.
 
     Returns:
-        Indices in order; none on the last ranks if there are more ranks than shots.
+        Ascending indices; empty on the last ranks if there are more ranks than shots.
 
     Raises:
-        TypeError: If costs are no numbers.
-        ValueError: If they are not positive, or not one for each shot.
+        TypeError: If costs are not numbers.
+        ValueError: If costs are not positive, or not one for each shot.
     """
     n_shots = checks.integer("n_shots", n_shots, least=1)
     exchange = current_exchange()
@@ -57,41 +57,40 @@ def shard(
     """Return a waveform misfit whose shots are shared out over the ranks.
 
     Call it on every rank, with the same misfit of the whole survey: each rank keeps a
-    copy of its own shots' data, and nothing of the others'. Shots need not divide by
-    ranks; where there are more ranks than shots, the last ranks stay idle and a warning
-    says so. Without a process group it behaves like the misfit itself.
+    copy of the data of its own shots only. The number of shots need not be a multiple of
+    that of ranks; if there are more ranks than shots, the last ranks are idle and a
+    warning is logged. Without a process group it behaves like the misfit itself.
 
-    A rank need not load the data of the others. It then gives the misfit of its own
-    shots, with the whole survey and the shots' places in it:
+    A rank need not load the data of the others. Then pass the misfit of its own shots,
+    with the survey of all shots and the indices of its own:
 
         shots = distributed.own_shots(survey.n_shots)
         own = fwi.WaveformMisfit(survey.select(shots), load(shots))
         misfit = distributed.shard(own, survey=survey, shots=shots)
 
-    What normalises the misfit is then merged over ranks, which holds for every data
-    misfit of this package, and for others whose ``constants`` add up over shots or that
-    say in ``merged`` how they merge. Weights are those of the rank's own shots. Every
-    rank needs a shot, and every shot one rank.
+    The constants that normalise the misfit are then merged over ranks. This works for
+    every data misfit of this package, and for others whose ``constants`` are sums over
+    shots or whose ``merged`` merges them. Weights are those of the rank's own shots.
+    Every rank needs at least one shot, and every shot must be on exactly one rank.
 
     Args:
-        misfit: Of the whole survey, whose constants and weights stay those of all shots;
-            or, with ``survey`` and ``shots``, of this rank's own shots.
-        model: Where to measure the seconds of each shot, by one value on one of the
-            ranks, so that ranks take equally long. Default: all cost the same, and ranks
-            get equal numbers.
-        costs: Of each shot, relative; instead of a measurement.
-        survey: The whole survey, without whose sources no shots can be encoded.
-        shots: Places in ``survey`` of the misfit's shots, in their order.
+        misfit: The misfit of the whole survey, whose constants and weights remain those
+            of all shots; or, with ``survey`` and ``shots``, of this rank's own shots.
+        model: The model at which to measure the seconds of each shot, by one value on
+            one of the ranks, to balance the ranks. Default none: costs are equal.
+        costs: Relative cost of each shot, instead of a measurement. Default equal costs.
+        survey: The survey of all shots. Default that of ``misfit``.
+        shots: Indices in ``survey`` of the misfit's shots, in their order. Default all.
 
     Returns:
-        An objective; its parts are summed over ranks.
+        An objective, summed over ranks.
 
     Raises:
-        TypeError: For anything but a WaveformMisfit, or costs that are no numbers.
+        TypeError: If ``misfit`` is not a WaveformMisfit, or costs are not numbers.
         ValueError: For costs that do not fit; a survey with ``survey_pad`` on several
             ranks, whose waves depend on which shots run together; own shots that do not
-            fit the survey or leave some out.
-        RankError: If ranks give different misfits, or one failed or is lost.
+            fit the survey or do not cover it.
+        RankError: If ranks pass different misfits, or one failed or is lost.
     """
     if not isinstance(misfit, WaveformMisfit):
         raise TypeError(
@@ -132,7 +131,7 @@ def _of_whole(
         logger.warning("%d of %d ranks have no shot and stay idle", size - n_shots, size)
     own = shares(costs, size)[rank]
     part = misfit.select(own or [0])
-    if size > 1:  # a view would keep the data of all shots
+    if size > 1:  # a view would hold the memory of all shots' data
         rows = {channel: d.clone() for channel, d in part.waveforms.observed.items()}
         part = part.with_waveforms(replace(part.waveforms, observed=rows))
     numbers = misfit.waveforms.shots.numbers
@@ -157,11 +156,11 @@ def _of_own(
 
     exchange.total("shots", survey.n_shots, work)
     shots = [int(shot) for shot in shots]
-    told = [json.loads(text) for text in exchange.tell(json.dumps(shots))]
-    every = sorted(shot for some in told for shot in some)
+    held = [json.loads(text) for text in exchange.tell(json.dumps(shots))]
+    every = sorted(shot for some in held for shot in some)
     if every != list(range(survey.n_shots)):
         raise ValueError(
-            f"ranks have shots {told}; each of the {survey.n_shots} must be on one rank"
+            f"ranks have shots {held}; each of the {survey.n_shots} must be on one rank"
         )
     waveforms = replace(
         misfit.waveforms,
@@ -177,8 +176,8 @@ def _measured(
 ) -> list[float]:
     """Return the seconds of each shot's value, each measured on one rank.
 
-    It takes one propagation a shot, and one on top for each rank: the first value also
-    pays for libraries.
+    This takes one propagation a shot, and one more on each rank, since the first value
+    includes the time to load libraries.
     """
     n_shots, own = misfit.survey.n_shots, Counts()
 
@@ -195,7 +194,7 @@ def _measured(
         return Part(0.0, seconds)
 
     agreed = checksum(*named_tensors(model).values())
-    total = exchange.total("costs", agreed, work, own=own, whole=counts)
+    total = exchange.total("costs", agreed, work, own=own, total=counts)
     assert total.vector is not None
     return [float(s) for s in total.vector.clamp(min=1e-9)]
 

@@ -1,1 +1,1 @@
-"""Interoperation: hvpopt's methods and operators inside other libraries, and back."""
+"""Interoperation of methods, objectives and operators with SciPy and PyLops."""

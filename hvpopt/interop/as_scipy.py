@@ -39,15 +39,15 @@ def as_scipy(
         objective: An Objective, or any scalar torch function called as the model is
             arranged.
         model: The start: a tensor, a tuple or a dict of tensors. Not changed.
-        scale: Size of one unit of each parameter; see ModelSpace.
-        mask: True where cells may change; see ModelSpace.
-        lower: Lower bounds; see ModelSpace.
-        upper: Upper bounds, likewise.
-        kind: Of the products: ``"exact"``, ``"gauss-newton"``, or None for a method that
-            takes none, whose gradients then keep no graph.
+        scale: Size of one unit of each parameter; see ModelSpace. Default 1.
+        mask: True where cells may change; see ModelSpace. Default all.
+        lower: Lower bounds in the model's units; see ModelSpace. Default none.
+        upper: Upper bounds in the model's units; see ModelSpace. Default none.
+        kind: Kind of the products: ``"exact"`` (the default), ``"gauss-newton"``, or None
+            for a method without products; gradients then keep no graph.
 
     Returns:
-        The problem, whose functions SciPy takes.
+        The problem, whose methods are arguments of ``scipy.optimize.minimize``.
 
     Raises:
         TypeError: For an objective or model of the wrong type.
@@ -72,7 +72,7 @@ def as_scipy(
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """A flat point and what is known there."""
+    """Value, gradient and Hessian at a flat point."""
 
     vector: Vector
     value: float
@@ -83,19 +83,21 @@ class _Evaluated:
 class ScipyProblem:
     """The value, gradient and products of an objective, on flat vectors; see as_scipy.
 
-    Nothing is evaluated twice in the order that SciPy asks. ``fun`` costs one value;
-    ``jac`` costs one gradient, which gives the value and serves ``hessp`` too. Beside the
-    newest gradient's point, the point of the newest product is kept until a product is
-    asked for elsewhere: a trust-region method that refuses a trial goes on from there.
+    In the order of SciPy's calls nothing is evaluated twice. ``fun`` costs one value;
+    ``jac`` costs one gradient, which also gives the value and serves ``hessp``. Besides
+    the point of the newest gradient, that of the newest product is kept until a product
+    at another point: a trust-region method that rejects a trial continues from there.
 
-    SciPy minimises one function: a bad shot raises here, whatever its ``on_bad_shot``.
+    SciPy minimises one function, so a bad shot raises BadShotError for every
+    ``on_bad_shot``.
 
     Attributes:
-        x0: The start ``[n]``, float64.
-        bounds: A ``scipy.optimize.Bounds``, or None if no cell has a bound. What bounds
-            mean is up to the method; nothing here keeps them.
+        objective: The objective.
         space: The flat coordinates.
-        kind: Of the products.
+        kind: Kind of the products.
+        x0: The start ``[n]``, float64.
+        bounds: A ``scipy.optimize.Bounds``, or None if no cell has a bound. The functions
+            do not enforce it; pass it to the method.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class ScipyProblem:
         self.objective = objective
         self.space = space
         self.kind = kind
-        self.x0 = _to_numpy(start)
+        self.x0 = to_numpy(start)
         self.bounds = _bounds(space)
         self._valued: tuple[Vector, float] | None = None
         self._newest: _Evaluated | None = None
@@ -112,11 +114,11 @@ class ScipyProblem:
 
     @property
     def counts(self) -> Counts:
-        """What the objective has spent, also outside this problem."""
+        """Cost of the objective so far, including evaluations outside this problem."""
         return self.objective.counts
 
     def fun(self, x: npt.ArrayLike) -> float:
-        """Return the value at ``x`` ``[n]``; no gradient is computed for it."""
+        """Return the value at ``x`` ``[n]``, without computing a gradient."""
         vector = self._flat(x)
         known = self._known(vector)
         if known is not None:
@@ -131,19 +133,19 @@ class ScipyProblem:
         return np.array(self._evaluate(self._flat(x)).gradient)
 
     def fun_and_jac(self, x: npt.ArrayLike) -> tuple[float, Vector]:
-        """Return value and gradient, for ``jac=True``."""
+        """Return value and gradient ``[n]`` at ``x`` ``[n]``, for ``jac=True``."""
         evaluated = self._evaluate(self._flat(x))
         return evaluated.value, evaluated.gradient.copy()
 
     def hessp(self, x: npt.ArrayLike, p: npt.ArrayLike) -> Vector:
-        """Return the product of the Hessian at ``x`` with ``p``, both ``[n]``.
+        """Return the product of the Hessian at ``x`` with ``p``.
 
         Args:
-            x: Where.
-            p: The right-hand side.
+            x: The point ``[n]``.
+            p: The vector ``[n]``.
 
         Returns:
-            ``[n]``.
+            The product ``[n]``.
 
         Raises:
             ValueError: If this problem was made with ``kind=None``.
@@ -156,14 +158,14 @@ class ScipyProblem:
             self._base = evaluated
         assert evaluated.hessian is not None
         product = evaluated.hessian.matvec(self._tensor(self._flat(p)))
-        return _to_numpy(product)
+        return to_numpy(product)
 
     def to_model(self, x: npt.ArrayLike) -> Model:
         """Return the model of a flat vector, arranged and typed like the start."""
         return self.space.to_model(self._tensor(self._flat(x)))
 
     def close(self) -> None:
-        """Release what is kept of the points met; the problem stays usable."""
+        """Release the kept values, gradients and graphs; the problem stays usable."""
         _close(self._newest)
         _close(self._base)
         self._valued = self._newest = self._base = None
@@ -174,11 +176,11 @@ class ScipyProblem:
             return known
         if self._newest is not self._base:
             _close(self._newest)
-        # forgotten first: two graphs at most are held, and none that is closed
+        # released before the new graph is built: at most two graphs are held
         self._newest = self._base
         model = self.to_model(vector)
         lin = self.objective.linearise(model, self.kind, space=self.space)
-        gradient = _to_numpy(self.space.gradient_to_vector(lin.gradient))
+        gradient = to_numpy(self.space.gradient_to_vector(lin.gradient))
         self._newest = _Evaluated(vector, lin.value, gradient, lin.hessian)
         return self._newest
 
@@ -200,7 +202,8 @@ class ScipyProblem:
         return torch.from_numpy(vector).to(self.space.device)
 
 
-def _to_numpy(tensor: Tensor) -> Vector:
+def to_numpy(tensor: Tensor) -> Vector:
+    """Return a tensor as a new float64 array, which a caller may change."""
     return np.array(tensor.cpu().numpy(), dtype=np.float64)
 
 
@@ -213,7 +216,7 @@ def _bounds(space: ModelSpace) -> Bounds | None:
     if not space.bounded:
         return None
     lower, upper = (
-        np.full(space.size, default) if side is None else _to_numpy(side)
+        np.full(space.size, default) if side is None else to_numpy(side)
         for side, default in ((space.lower, -np.inf), (space.upper, np.inf))
     )
     return Bounds(lower, upper)

@@ -24,12 +24,12 @@ def to_pylops(operator: SymmetricOperator) -> pylops.LinearOperator:
         operator: On flat vectors ``[n]``, on any device.
 
     Returns:
-        An operator on float64 NumPy vectors ``[n]``, its own adjoint. It holds
-        ``operator``, and raises what that raises, also once that is closed.
+        A self-adjoint operator on float64 NumPy vectors ``[n]``. It holds a reference to
+        ``operator``, and raises the same errors, for instance after ``close()``.
 
     Raises:
         ImportError: If PyLops is not installed.
-        TypeError: If ``operator`` is no SymmetricOperator.
+        TypeError: If ``operator`` is not a SymmetricOperator.
 
     Example:
         >>> import numpy, pylops, torch, hvpopt

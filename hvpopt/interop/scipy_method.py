@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.interop.as_scipy import Vector, to_numpy
 from hvpopt.methods.method import Method, checked_method
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
@@ -24,9 +25,7 @@ from hvpopt.problem.objective import Kind, Objective
 from hvpopt.run.minimize import minimize
 from hvpopt.run.result import IterationRecord, MinimizeResult, Status
 
-Vector: TypeAlias = npt.NDArray[np.float64]
-
-#: SciPy's names of the options, and what minimize calls them.
+#: Names of the options in SciPy, and in ``hvpopt.minimize``.
 OPTIONS = {
     "maxiter": "max_iter",
     "gtol": "gtol",
@@ -34,7 +33,7 @@ OPTIONS = {
     "max_seconds": "max_seconds",
     "disp": "progress",
 }
-#: What SciPy's methods report when a callback raises StopIteration.
+#: Status of SciPy's methods when a callback raises StopIteration.
 STOPPED_BY_CALLBACK = 99
 
 
@@ -43,29 +42,29 @@ def scipy_method(
 ) -> Callable[..., OptimizeResult]:
     """Return an hvpopt method as a ``method`` of ``scipy.optimize.minimize``.
 
-    ``jac`` is needed (``jac=True`` too). Products come from ``hess`` (whose value may be
-    an array, a sparse matrix or a LinearOperator) or, if there is none, from ``hessp``.
-    With neither, or with ``hess="2-point"`` and the like, they are central differences of
-    ``jac``: two gradients a product, and about eight correct digits, taken up to
-    6e-6 ‖x‖ outside the bounds; the result's message says so.
+    ``jac`` is required, as a function or as ``jac=True``. Products come from ``hess``
+    (whose value may be an array, a sparse matrix or a LinearOperator) or, if there is
+    none, from ``hessp``. With neither, or with ``hess="2-point"`` and similar strings,
+    they are central differences of ``jac``: two gradients a product, about eight correct
+    digits, evaluated up to 6e-6 ‖x‖ outside the bounds; the result's message says so.
 
-    ``bounds`` are kept by every iterate and trial; ``x0`` is moved inside them first. A
-    ``callback`` of either signature is called after each step. As in hvpopt.minimize, a
-    ``fun`` that raises at a trial point asks for a shorter step, and an interrupt or a
-    failure after the first step returns the best point.
+    Every iterate and trial is within ``bounds``; ``x0`` is moved inside them first. A
+    ``callback`` of either signature is called after each step. As in hvpopt.minimize, an
+    exception of ``fun`` at a trial point shortens the step, and an interrupt or a failure
+    after the first step returns the best point.
 
     Args:
-        method: How to step. Default that of hvpopt.minimize.
+        method: The method that takes the steps. Default that of hvpopt.minimize.
         **options: Defaults of ``maxiter``, ``gtol`` (relative to the largest gradient
-            met, unlike in SciPy), ``max_products``, ``max_seconds`` and ``disp`` (a
-            progress bar); the ``options`` of a call take precedence, and its ``tol`` is
-            ``gtol`` where that is not given.
+            so far, unlike in SciPy), ``max_products``, ``max_seconds`` and ``disp`` (a
+            progress bar). The ``options`` of a call take precedence; its ``tol`` serves
+            as ``gtol`` if it has none.
 
     Returns:
         The callable. Its OptimizeResult has ``x fun jac success status message nit nfev
-        njev nhev``, each n counting calls of the caller's function, and ``counts`` and
-        ``history`` as in MinimizeResult. ``status`` is 0 for success and 99 for a
-        callback that stopped the run.
+        njev nhev``, of which ``nfev``, ``njev`` and ``nhev`` count calls of the caller's
+        functions, and ``counts`` and ``history`` as in MinimizeResult. ``status`` is 0
+        for success and 99 for a callback that stopped the run.
 
     Raises:
         TypeError: For an unknown option, or a method of the wrong type.
@@ -146,13 +145,13 @@ class _CallableObjective(Objective):
 
     def value(self, model: Model) -> float:
         assert isinstance(model, Tensor)
-        # the loop linearises at its last trial, or at the one before a longer step failed
+        # the loop linearises at the last trial, or at the one before it
         for known, result in self._recent:
             if torch.equal(known, model):
                 return result
         self.counts.tally(values=1)
         value = checks.numbers_of(
-            "what fun returned", self.fun(_array(model), *self.args)
+            "what fun returned", self.fun(to_numpy(model), *self.args)
         )
         if value.size != 1:
             raise ValueError(f"fun returned shape {value.shape}; expected one number")
@@ -161,7 +160,7 @@ class _CallableObjective(Objective):
 
     def gradient(self, model: Tensor, counts: Counts) -> Tensor:
         counts.tally(gradients=1)
-        return _vector(self.jac(_array(model), *self.args), model.numel(), "jac")
+        return _vector(self.jac(to_numpy(model), *self.args), model.numel(), "jac")
 
     def value_and_gradient(self, model: Model) -> tuple[float, Model]:
         assert isinstance(model, Tensor)
@@ -183,7 +182,7 @@ class _CallableObjective(Objective):
 
 
 class _CallableHessian(SymmetricOperator):
-    """Products from ``hess``, evaluated once and when first needed, or from ``hessp``."""
+    """Products from ``hess``, evaluated once, at the first product, or from ``hessp``."""
 
     def __init__(
         self, objective: _CallableObjective, model: Tensor, space: ModelSpace
@@ -200,10 +199,10 @@ class _CallableHessian(SymmetricOperator):
         step = self.space.step_to_model(vector.to(self.dtype))
         assert isinstance(step, Tensor)
         self.counts.tally(products=1)
-        return self.space.gradient_to_vector(self._apply(_array(step)))
+        return self.space.gradient_to_vector(self._apply(to_numpy(step)))
 
     def _apply(self, step: Vector) -> Tensor:
-        objective, x = self._objective, _array(self._model)
+        objective, x = self._objective, to_numpy(self._model)
         if objective.hess is None:
             assert objective.hessp is not None
             objective.nhev += 1
@@ -212,7 +211,7 @@ class _CallableHessian(SymmetricOperator):
         if self._matrix is None:
             objective.nhev += 1
             matrix = objective.hess(x, *objective.args)
-            # operators and sparse matrices multiply as they are
+            # operators and sparse matrices have a ``dot``
             matrix = matrix if hasattr(matrix, "dot") else np.asarray(matrix)
             if matrix.shape != (step.size, step.size):
                 raise ValueError(
@@ -241,11 +240,6 @@ class _DifferencedJac(FiniteDifferenceHessian):
         assert isinstance(shaped, Tensor)
         moved = self._model["model"] + shaped
         return self.space.gradient_to_vector(self._objective.gradient(moved, self.counts))
-
-
-def _array(tensor: Tensor) -> Vector:
-    """Return a copy, so that no callable can change what hvpopt holds."""
-    return np.array(tensor.cpu().numpy(), dtype=np.float64)
 
 
 def _vector(values: Any, size: int, what: str) -> Tensor:
@@ -294,7 +288,7 @@ def _bounds(bounds: Any, size: int) -> tuple[Vector, Vector]:
 def _loop_options(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(given) - set(OPTIONS))
     if unknown:
-        # the protocol may grow: what is not known is ignored, audibly
+        # a later SciPy may pass more options: ignore them with a warning
         warnings.warn(
             f"unknown options {unknown}; there are {sorted(OPTIONS)}",
             OptimizeWarning,
@@ -303,7 +297,7 @@ def _loop_options(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, 
     chosen = {k: v for k, v in given.items() if k in OPTIONS and v is not None}
     merged = {k: v for k, v in defaults.items() if v is not None} | chosen
     if checks.is_number(merged.get("disp")):
-        merged["disp"] = merged["disp"] > 0  # SciPy's methods take a level of detail
+        merged["disp"] = merged["disp"] > 0  # SciPy's methods accept a verbosity level
     return {OPTIONS[name]: value for name, value in merged.items()}
 
 
@@ -319,12 +313,12 @@ def _callback(
     def adapted(model: Model, record: IterationRecord) -> None:
         assert isinstance(model, Tensor)
         if record.iteration == 0:
-            return  # SciPy reports steps, not the start
+            return  # SciPy calls it after steps only
         if named:
-            now = {"x": _array(model), "fun": record.value, "nit": record.iteration}
+            now = {"x": to_numpy(model), "fun": record.value, "nit": record.iteration}
             callback(intermediate_result=_scipy_result(now))
         else:
-            callback(_array(model))
+            callback(to_numpy(model))
 
     return adapted
 
@@ -338,9 +332,9 @@ def _optimize_result(
     if objective.hess is None and objective.hessp is None:
         message += "; products by central differences of jac"
     fields = {
-        "x": _array(result.x),
+        "x": to_numpy(result.x),
         "fun": result.fun,
-        "jac": _array(result.jac) if isinstance(result.jac, Tensor) else None,
+        "jac": to_numpy(result.jac) if isinstance(result.jac, Tensor) else None,
         "success": result.success,
         "status": STOPPED_BY_CALLBACK if result.status is Status.CALLBACK else code,
         "message": message,

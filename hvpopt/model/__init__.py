@@ -1,1 +1,1 @@
-"""Models: their tensors, their flat space, and what evaluations cost."""
+"""Models: their tensors, their flat coordinates, and counts of evaluations."""

@@ -1,8 +1,8 @@
-"""Copies for functions of the caller's, which may write to what they are given.
+"""Copies of models for a caller's functions, which may write to their arguments.
 
-A function that works in place on a copy, as autograd sees it, is a function like any
-other. One that writes where autograd cannot see it (``.data``, ``torch.no_grad()``) is
-not: its value belongs to another point than its gradient.
+A function may work in place on its copy if autograd records the operation. Writes that
+autograd does not record (``.data``, ``torch.no_grad()``) are refused: the value would
+then belong to another point than the gradient.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from hvpopt.model.tensors import Model, call_loss, copy_model, named_tensors, re
 
 
 class GraphCopies:
-    """Copies that belong to the graph of tensors, and a look at them afterwards.
+    """Copies that are part of the graph of tensors, checked for writes after a call.
 
     Args:
-        tensors: What to copy; those that require gradients are looked at.
+        tensors: Tensors to copy; those that require gradients are checked.
 
     Attributes:
         tensors: The copies, to be passed to a function.
@@ -35,12 +35,12 @@ class GraphCopies:
         self._nodes: list[Node | None] = [t.grad_fn for t in self.tensors]
 
     def check(self, names: Iterable[str], what: str, cure: str) -> None:
-        """Raise WrittenError if a copy was written to without autograd's knowledge.
+        """Raise WrittenError if autograd did not record a write to a copy.
 
         Args:
-            names: Of the tensors.
-            what: Who wrote, such as ``"the loss"``.
-            cure: What to do instead.
+            names: Names of the tensors.
+            what: The function that was called, such as ``"the loss"``.
+            cure: What to do instead, for the message.
 
         Raises:
             WrittenError: Naming the first such tensor and how many entries changed.
@@ -49,9 +49,9 @@ class GraphCopies:
             names, self._given, self.tensors, self._nodes, strict=True
         ):
             if node is None or copy.grad_fn is not node:
-                continue  # not differentiated, or in place as part of the graph
-            # a version is counted under no_grad() even where nothing changed, and not
-            # counted for .data
+                continue  # not differentiated, or written in place within the graph
+            # under no_grad() the version grows even if no entry changes; a write to
+            # .data does not change it
             if copy._version == 0 and same(given, copy):
                 continue
             changed = int((given.detach() != copy.detach()).sum())
@@ -74,10 +74,10 @@ def writes(function: Callable[..., Any], model: Model) -> tuple[Any, bool]:
 
     Args:
         function: Called as the model is arranged.
-        model: Not changed.
+        model: The model. Not changed.
 
     Returns:
-        What the function returns, and whether it has written to its copy.
+        The function's return value, and True if it has written to its copy.
     """
     copy = copy_model(model)
     with torch.no_grad():
@@ -89,19 +89,19 @@ def writes(function: Callable[..., Any], model: Model) -> tuple[Any, bool]:
 def call_with_graph(
     function: Callable[..., Any], model: Model, what: str, cure: str
 ) -> Any:
-    """Call a function with copies of a model that belong to the model's graph.
+    """Call a function with copies of a model that are part of the model's graph.
 
     Args:
         function: Called as the model is arranged.
         model: Tensors that require gradients. Not changed.
-        what: The function, for errors.
-        cure: What to do where it writes unseen.
+        what: The function, for the message.
+        cure: What to do instead, for the message.
 
     Returns:
-        What the function returns.
+        The function's return value.
 
     Raises:
-        WrittenError: If it writes to its copies where autograd cannot see it.
+        WrittenError: If autograd does not record a write to a copy.
     """
     named = named_tensors(model)
     copies = GraphCopies(list(named.values()))
@@ -112,7 +112,7 @@ def call_with_graph(
 
 
 def new_leaves(model: Model) -> list[Tensor]:
-    """Return leaves for a graph, which share memory with a model and are only read."""
+    """Return leaves for a graph, which share the model's memory; do not change them."""
     return [
         (t.clone() if t.is_inference() else t).detach().requires_grad_()
         for t in named_tensors(model).values()

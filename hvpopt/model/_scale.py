@@ -1,8 +1,8 @@
-"""Units: powers of two near a size, so that squares neither underflow nor overflow.
+"""Scaling by powers of two, so that squares neither underflow nor overflow.
 
 A squared norm leaves the range of float64 for entries under 1e-154 or over 1e154, and
-that of float32 for 1e-19 and 1e19. Division by a power of two rounds nothing: what is
-computed in a unit has the same bits as without one, wherever both are in range.
+that of float32 for 1e-19 and 1e19. Division by a power of two is exact: a scaled
+computation has the same bits as the plain one, wherever both are in range.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from torch import Tensor
 
 
 def power_of_two(size: float, dtype: torch.dtype = torch.float64) -> float:
-    """Return the power of two at or next below a size; 1 for zero or no finite number.
+    """Return the largest power of two up to a size; 1 for zero, infinity and NaN.
 
     Args:
         size: At least 0.
-        dtype: The power and its reciprocal are normal numbers of it.
+        dtype: Both the power and its reciprocal are normal numbers of this dtype.
+            Default float64.
     """
     if not 0.0 < size < math.inf:
         return 1.0
@@ -29,16 +30,16 @@ def power_of_two(size: float, dtype: torch.dtype = torch.float64) -> float:
 
 
 def unit_of(vector: Tensor) -> float:
-    """Return the power of two at or next below a vector's largest entry; 1 for zero."""
+    """Return the largest power of two up to a vector's largest entry; 1 for zero."""
     size = float(vector.abs().max()) if vector.numel() else 0.0
     return power_of_two(size, vector.dtype)
 
 
 def euclidean_norm(vector: Tensor) -> float:
-    """Return the Euclidean norm of a vector ``[n]`` of any size.
+    """Return the Euclidean norm of a vector ``[n]``.
 
     Args:
-        vector: Its squares may lie outside the range of its dtype.
+        vector: Squares of its entries may lie outside the range of its dtype.
     """
     plain = float(vector.norm())
     info = torch.finfo(vector.dtype)
@@ -49,7 +50,7 @@ def euclidean_norm(vector: Tensor) -> float:
 
 
 def times_power(vector: Tensor, above: float, below: float) -> Tensor:
-    """Return ``vector · above / below``, also where the quotient is no number.
+    """Return ``vector · above / below``, also where ``above / below`` is out of range.
 
     Args:
         vector: ``[n]``.

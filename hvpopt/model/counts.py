@@ -1,4 +1,4 @@
-"""Counts: what a run has cost, in evaluations and in wave propagations."""
+"""Counts: the cost of a run, in evaluations and in wave propagations."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-#: Threads may share a tally; a signal handler may run within one.
+#: Threads may share a tally, and a signal handler may interrupt ``tally``.
 _lock = threading.RLock()
 
 
 @dataclass
 class Counts:
-    """A tally of work, advanced where the work happens.
+    """A tally of evaluations.
 
-    Objectives and operators each own one. An operator that an objective made reports
-    to the objective's tally too, so that the objective's is the whole cost. Subtract
-    two snapshots for the cost of what ran between them. An evaluation counts when it
-    begins, and so also where it fails. Threads may share a tally; ``metered`` tells
-    apart what each of them spends.
+    Every objective and every operator has one. An operator made by an objective reports
+    to the objective's tally too, which is then the total cost. Subtract two snapshots
+    for the cost between them. An evaluation is counted when it begins, so a failed one
+    counts too. Threads may share a tally; ``metered`` separates what each of them adds.
 
     Attributes:
         values: Loss evaluations without a graph.
-        gradients: Loss-and-gradient evaluations. Building the graph that serves
-            Hessian-vector products is one of these.
+        gradients: Loss-and-gradient evaluations. Building the graph for Hessian-vector
+            products counts as one.
         products: Hessian-vector products (one per column of a block).
         propagations: Wave propagations, one for each pass of one shot's wavefield over
-            all time steps: a value takes 1 per shot, a gradient 2. Zero for a loss
-            that hvpopt does not know to propagate waves.
+            all time steps: a value takes 1 per shot, a gradient 2. Zero for a plain
+            torch function.
     """
 
     values: int = 0
@@ -46,7 +45,7 @@ class Counts:
         products: int = 0,
         propagations: int = 0,
     ) -> None:
-        """Add work done to this tally and to the ones it reports to."""
+        """Add evaluations to this tally and to those it reports to."""
         with _lock:
             self.values += values
             self.gradients += gradients
@@ -63,7 +62,7 @@ class Counts:
                 )
 
     def child(self) -> Counts:
-        """Return a tally at zero that reports to this one."""
+        """Return a new tally, at zero, that reports to this one."""
         return Counts(_parent=self)
 
     def snapshot(self) -> Counts:
@@ -90,20 +89,21 @@ class Counts:
         return difference
 
 
-#: The meters of the block at hand, by the identity of the tallies that they meter.
+#: The meters of the current block, by the identity of the tallies that they meter.
 _meters: ContextVar[Mapping[int, Counts]] = ContextVar("meters", default={})  # noqa: B039
 
 
 @contextmanager
 def metered(counts: Counts, *, pass_on: bool = False) -> Iterator[Counts]:
-    """A block in which a tally's own part is told apart from that of other threads.
+    """Count separately what the current thread adds to a tally within a block.
 
     What the block's thread adds to the tally is added to a new one as well; threads that
-    it starts are others. Of nested blocks with the same tally only the innermost is told.
+    it starts are not included. Of nested blocks with the same tally only the innermost
+    counts.
 
     Args:
-        counts: A tally that others may advance at the same time.
-        pass_on: Tell the block around this one too. Default False.
+        counts: A tally that other threads may add to at the same time.
+        pass_on: Also count in the enclosing block. Default False.
 
     Yields:
         The new tally.

@@ -1,6 +1,6 @@
 """ModelSpace: model tensors to and from one flat vector; scaling, mask, bounds.
 
-Optimisers and Krylov methods see a flat vector ``z`` of the free cells only. A model
+Optimisers and Krylov methods work on a flat vector ``z`` of the free cells only. A model
 is one tensor, a tuple of tensors, or a dict of tensors, and
 
     model cell = scale · z        for a free cell,
@@ -8,9 +8,9 @@ is one tensor, a tuple of tensors, or a dict of tensors, and
 
 Steps scale like models, gradients scale inversely, and the Hessian that acts on flat
 vectors is ``S H S``. Model-shaped values, gradients and products are the same under
-any scale; so is an exact Newton step. What a scale does change is length: the shift τ,
-eigenvalues and trust radii are measured in the scaled coordinates, which is what makes
-them meaningful when parameters have different units.
+any scale; so is an exact Newton step. A scale changes lengths: the shift τ, eigenvalues
+and trust radii are measured in the scaled coordinates, so that they are meaningful
+for parameters of different units.
 """
 
 from __future__ import annotations
@@ -48,20 +48,21 @@ class ModelSpace:
             Default all free.
         lower: Lower bounds in the model's units, scalars or tensors, per parameter
             like ``scale``. Default unbounded.
-        upper: Upper bounds, likewise.
-        dtype: Of the flat vector. Default float64, so that Krylov vectors keep their
-            orthogonality whatever the model's dtype.
+        upper: Upper bounds in the model's units, per parameter like ``scale``. Default
+            unbounded.
+        dtype: Dtype of the flat vector. Default float64, so that Krylov vectors stay
+            orthogonal for models of any dtype.
 
     Attributes:
         names: Parameter names.
         size: Number of free cells, the length ``n`` of a flat vector.
-        device: Where the model and every flat vector live.
+        device: Device of the model and of every flat vector.
         lower, upper: Bounds on the flat vector ``[n]``, or None where there are none.
         scale: Scale of each free cell ``[n]``, or None where all are 1.
 
     Raises:
         TypeError: For parameters that are not real floating-point tensors, a mask that
-            is not boolean, or scales and bounds that are no real numbers.
+            is not boolean, or scales and bounds that are not real numbers.
         ValueError: For non-finite models, parameters on several devices, shapes that
             do not fit, scales that are not positive, crossed bounds, a model outside
             its bounds, or no free cell.
@@ -126,7 +127,7 @@ class ModelSpace:
 
     @property
     def eps(self) -> float:
-        """The machine epsilon of the model's coarsest dtype."""
+        """The machine epsilon of the parameter with the least precision."""
         return max(float(torch.finfo(dtype).eps) for dtype in self._dtypes)
 
     @property
@@ -135,12 +136,12 @@ class ModelSpace:
         return self.lower is not None or self.upper is not None
 
     def inside(self, vector: Tensor) -> bool:
-        """True if a flat vector breaks no bound."""
+        """True if a flat vector ``[n]`` is within the bounds."""
         self._check_length(vector)
         return not self.bounded or bool((self.project(vector) == vector).all())
 
     def pushed_out(self, vector: Tensor, gradient: Tensor) -> Tensor:
-        """Return True ``[n]`` for cells at a bound that descent would push through it.
+        """Return True ``[n]`` for cells at a bound that steepest descent would cross.
 
         Args:
             vector: A flat point ``[n]`` inside the bounds.
@@ -159,20 +160,21 @@ class ModelSpace:
         """Return the norm of each parameter's part of a flat vector, ``[p]``.
 
         Args:
-            vector: ``[n]``, of any size.
+            vector: ``[n]``. Squares of its entries may be out of range.
         """
         self._check_length(vector)
         parts = torch.split(vector, self._free_counts)
         return vector.new_tensor([euclidean_norm(part) for part in parts])
 
     def nearby(self, model: Model) -> Model:
-        """Return a model moved by about the cube root of its rounding, within bounds.
+        """Return a model at a random distance of about ``eps ** (1 / 3)``, within bounds.
 
-        Each free cell moves at random, by as much as the root mean square of its
-        parameter times that; inward where a bound is in the way. Frozen cells stay.
+        Each free cell moves by at most the root mean square of its parameter times
+        ``eps ** (1 / 3)``, away from a bound that it would cross. Frozen cells do not
+        change.
 
         Args:
-            model: Inside its bounds.
+            model: A model inside its bounds.
         """
         vector = self.to_vector(model)
         counts = torch.tensor(self._free_counts).to(vector.device)
@@ -218,8 +220,8 @@ class ModelSpace:
         """Return ``model`` if it is arranged and shaped like this space's models.
 
         Args:
-            model: What to check.
-            what: The word for it in an error.
+            model: The model, gradient or step to check.
+            what: Its name in an error message.
 
         Returns:
             The same object.
@@ -253,7 +255,7 @@ class ModelSpace:
         return model
 
     def arrange(self, model: Model) -> Model:
-        """Return a model with its parameters in this space's own order.
+        """Return a model with its parameters in this space's order.
 
         Args:
             model: Arranged and shaped like this space's models; a dict in any order.
@@ -270,7 +272,7 @@ class ModelSpace:
             return (
                 isinstance(self._reference, Tensor)
                 and candidate.shape == self._shapes[0]
-                # a 1-D model without mask or scale is its own flat vector
+                # a 1-D model without mask or scale equals its flat vector
                 and (
                     candidate.ndim != 1
                     or self._free is not None
@@ -279,7 +281,7 @@ class ModelSpace:
             )
         return isinstance(candidate, (tuple, list, Mapping))
 
-    # -- inside -----------------------------------------------------------------
+    # -- helpers ----------------------------------------------------------------
 
     def _pick(self, model: Model, name: str) -> Tensor:
         if isinstance(model, Tensor):
@@ -327,7 +329,7 @@ class ModelSpace:
         return vector if self.scale is None else vector * self.scale
 
     def _per_parameter(self, what: str, option: PerParameter) -> list[Any]:
-        """Spread one option over the parameters, arranged like the model or shared."""
+        """Return an option's entry for each parameter; one value serves all of them."""
         if isinstance(option, Mapping):
             unknown = set(option) - set(self.names)
             if unknown:
@@ -348,14 +350,14 @@ class ModelSpace:
     def _expand(
         self, what: str, option: PerParameter, default: object, dtype: torch.dtype
     ) -> Tensor:
-        """Return one flat tensor over all cells of a per-parameter option."""
+        """Return a per-parameter option as one flat tensor over all cells."""
         parts = []
         values = self._per_parameter(what, option)
         for name, shape, own, value in zip(
             self.names, self._shapes, self._dtypes, values, strict=True
         ):
             value = default if value is None else value
-            # a Python number would come out as float32, and not be the number given
+            # torch would round a Python number to float32
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             try:
                 tensor = torch.as_tensor(
@@ -395,7 +397,7 @@ class ModelSpace:
         return None if bool(free.all()) else free.nonzero().reshape(-1)
 
     def _count_free(self) -> list[int]:
-        """Return how many free cells each parameter has."""
+        """Return the number of free cells of each parameter."""
         if self._free is None:
             return self._numels
         ends = torch.tensor(self._numels).cumsum(0).to(self._free)
@@ -417,7 +419,7 @@ class ModelSpace:
     def _flat_bound(
         self, what: str, option: PerParameter, default: float
     ) -> Tensor | None:
-        # rounded to the model's dtype first: a cell can then never round past it
+        # rounded to the model's dtype first, so that no cell can round past the bound
         flat = self._flat_option(what, option, default)
         return None if flat is None or bool((flat == default).all()) else flat
 
@@ -441,11 +443,14 @@ class ModelSpace:
 
 
 def checked_space(space: object, model: Model) -> ModelSpace:
-    """Return flat coordinates: a space that is one, or for None that of a model.
+    """Return a space if it is a ModelSpace, or the default space of a model for None.
 
     Args:
-        space: What was given.
-        model: Of which the space is where none was given.
+        space: A ModelSpace, or None.
+        model: The model whose default space serves for None.
+
+    Raises:
+        TypeError: If ``space`` is neither.
     """
     if space is None:
         return ModelSpace(model)
@@ -461,6 +466,6 @@ def _clamp(vector: Tensor, lower: Tensor | None, upper: Tensor | None) -> Tensor
 
 
 def _own(part: Tensor, flat: Tensor) -> Tensor:
-    """Give each parameter its own memory, so that no two results share a buffer."""
+    """Return a part that shares no memory with the flat vector."""
     shared = part.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
     return part.clone() if shared else part

@@ -25,8 +25,8 @@ def named_tensors(model: Model) -> dict[str, Tensor]:
         Name to tensor, in the model's own order.
 
     Raises:
-        TypeError: If the model is none of these, or holds something that is no tensor.
-        ValueError: If it holds no tensor.
+        TypeError: If the model is none of these, or an entry is not a tensor.
+        ValueError: If the model is empty.
     """
     if isinstance(model, Tensor):
         return {"model": model}
@@ -53,7 +53,7 @@ def named_tensors(model: Model) -> dict[str, Tensor]:
 
 
 def _how_to_pass(what: object) -> str:
-    """Return the words, and the line, that make a model of something else."""
+    """Return the part of a message that says how to make a model of an object."""
     if isinstance(what, torch.nn.ParameterDict):
         return "pass dict(parameters.items())"
     if isinstance(what, torch.nn.ParameterList):
@@ -83,20 +83,20 @@ def rebuild(like: Model, tensors: Sequence[Tensor]) -> Model:
     return tuple(tensors)
 
 
-#: What becomes of hooks where derivatives are taken at a copy of the model.
+#: Effect of a hook if derivatives are taken at a copy of the model, for the warning.
 IGNORED = "is ignored: derivatives are taken at a copy of the model"
 
 
 def warn_of_hooks(
     model: Model, mask: str = "mask=", *, fate: str = IGNORED, stacklevel: int = 3
 ) -> None:
-    """Warn of hooks on a model's tensors, which have no say in a minimisation.
+    """Warn of hooks on a model's tensors, which do not affect a minimisation.
 
     Args:
-        model: As the caller gave it.
-        mask: How cells are held where the warning comes from.
-        fate: What becomes of the hooks there.
-        stacklevel: From here to the caller, for the warning. Default 3.
+        model: The caller's model.
+        mask: The option that freezes cells instead, for the message.
+        fate: Effect of the hooks, for the message.
+        stacklevel: Of ``warnings.warn``. Default 3.
     """
     hooked = [
         name
@@ -114,7 +114,7 @@ def warn_of_hooks(
 
 
 def copy_model(model: Model) -> Model:
-    """Return a detached copy of a model; nothing of the caller's is shared."""
+    """Return a detached copy of a model, which shares no memory with it."""
     return rebuild(model, [t.detach().clone() for t in named_tensors(model).values()])
 
 
@@ -126,10 +126,10 @@ def call_loss(loss: Callable[..., Tensor], model: Model) -> Tensor:
         model: A tensor, a tuple or a dict of tensors.
 
     Returns:
-        What it returns.
+        The loss's return value.
 
     Raises:
-        TypeError: If the loss takes other arguments; or whatever it raises.
+        TypeError: If the loss takes other arguments.
     """
     args: Sequence[Tensor] = ()
     named: Mapping[str, Tensor] = {}
@@ -142,16 +142,16 @@ def call_loss(loss: Callable[..., Tensor], model: Model) -> Tensor:
     try:
         return loss(*args, **named)
     except TypeError as error:
-        told = _wrong_arguments(loss, args, named)
-        if not told:
+        reason = _wrong_arguments(loss, args, named)
+        if not reason:
             raise
-        raise TypeError(f"{told} ({error})") from error
+        raise TypeError(f"{reason} ({error})") from error
 
 
 def _wrong_arguments(
     loss: Callable[..., Tensor], args: Sequence[Tensor], named: Mapping[str, Tensor]
 ) -> str:
-    """Return what is wrong where a loss does not take its model; else nothing."""
+    """Return why a loss cannot be called with its model; empty if it can."""
     try:
         signature = inspect.signature(loss)
     except (TypeError, ValueError):  # some built-in functions have none
@@ -161,29 +161,29 @@ def _wrong_arguments(
     except TypeError:
         pass
     else:
-        return ""  # the call itself was right: the error came from within
+        return ""  # the arguments fit: the loss itself raised the error
     if named:
         called = ", ".join(f"{name}=..." for name in named)
-        whole = "the dict whole, pass lambda **model: loss(model)"
+        remedy = "the dict whole, pass lambda **model: loss(model)"
     else:
         called = ", ".join("..." for _ in args)
-        whole = "the list or tuple whole, pass lambda *model: loss(model)"
+        remedy = "the list or tuple whole, pass lambda *model: loss(model)"
     return (
         f"the loss cannot be called as its model is arranged, loss({called}), since it "
-        f"takes {signature}; if it takes {whole}"
+        f"takes {signature}; if it takes {remedy}"
     )
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """True if a tensor has no NaN and no infinity."""
+    """Return True if a tensor has no NaN and no infinity."""
     return bool(torch.isfinite(tensor).all())
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that cannot be a model.
+    """Raise if tensors cannot be the parameters of a model.
 
     Args:
-        tensors: By parameter name.
+        tensors: Tensors by parameter name.
 
     Raises:
         TypeError: For a dtype that is not real floating point.

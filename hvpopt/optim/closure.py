@@ -21,33 +21,34 @@ Closure = Callable[[], Tensor]
 
 
 class ClosureObjective(Objective):
-    """The loss of a closure, which reads the parameters where they are.
+    """The loss of a closure, which reads the values of the parameters.
 
-    A graph must find the values that it was built with, while trials need others. Each
-    evaluation therefore lends the parameters the memory of its own model and gives theirs
-    back: nothing is overwritten, and autograd sees no change in place.
+    A graph needs the values that it was built with, while trials need others. During an
+    evaluation ``.data`` of each parameter is therefore a copy of the evaluated model, and
+    is restored afterwards: nothing is overwritten in place.
 
     Args:
-        params: The parameters, leaves.
+        params: The parameters, leaf tensors.
 
     Attributes:
-        closure: Computes the loss and returns it; set before each step.
+        params: As given.
+        closure: Computes and returns the loss; set before each step.
+        linear: Names of parameters in which the loss was found to be linear.
     """
 
     def __init__(self, params: list[Tensor]) -> None:
         super().__init__("closure")
         self.params = params
         self.closure: Closure | None = None
-        #: Parameters in which the loss was found to be linear.
         self.linear: set[str] = set()
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Raise TypeError: there is nothing to pass."""
+        """Raise TypeError, since a closure takes no arguments."""
         raise TypeError("a closure reads its parameters, and takes no tensors")
 
     @contextmanager
     def placed(self, model: Model) -> Iterator[None]:
-        """Let the parameters be a model for as long as the context lasts.
+        """Set the parameters to the values of a model within a block.
 
         Args:
             model: Their values. Not changed.
@@ -88,13 +89,13 @@ class ClosureObjective(Objective):
         """Return the loss and its gradient, one tensor for each parameter; not counted.
 
         Args:
-            model: Where.
+            model: The model at which to evaluate.
             create_graph: Keep the graph, for second derivatives.
 
         Raises:
-            ValueError: If the loss is no scalar, carries no graph, ignores a parameter,
-                or the closure called ``backward()``.
-            SecondOrderError: If the gradient exists, but not with a graph of its own.
+            ValueError: If the loss is not a scalar, has no graph, ignores a parameter,
+                or if the closure called ``backward()``.
+            SecondOrderError: If the gradient exists, but cannot be differentiated.
         """
         with self.placed(model), torch.enable_grad():
             value = self._without_backward()
@@ -121,7 +122,7 @@ class ClosureObjective(Objective):
         return self.closure()
 
     def _without_backward(self) -> Tensor:
-        """Call the closure, and refuse one that frees its graph."""
+        """Call the closure; raise ValueError if it called ``backward()``."""
         kept = [p.grad for p in self.params]
         try:
             for parameter in self.params:
@@ -146,7 +147,7 @@ class ClosureObjective(Objective):
     def hessian(
         self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
     ) -> HessianOperator:
-        """Return the Hessian by double backprop, one graph for every product.
+        """Return the Hessian by double backprop; all products use one graph.
 
         Args:
             model: Where to linearise.
@@ -154,7 +155,7 @@ class ClosureObjective(Objective):
             space: Flat coordinates. Default ``ModelSpace(model)``.
 
         Raises:
-            ValueError: For Gauss-Newton, which a plain loss has not.
+            ValueError: For Gauss-Newton, which needs a residual.
         """
         if kind == "gauss-newton":
             raise ValueError(
@@ -179,10 +180,10 @@ class ClosureObjective(Objective):
 
 
 class ClosureHessian(HessianOperator):
-    """Products from the graph of a closure's gradient, each at the graph's own model.
+    """Products from the graph of a closure's gradient, at the model of the graph.
 
     Args:
-        objective: Of the closure.
+        objective: The closure's objective.
         model: Where to linearise.
         space: Flat coordinates.
     """
@@ -190,7 +191,7 @@ class ClosureHessian(HessianOperator):
     def __init__(
         self, objective: ClosureObjective, model: Model, space: ModelSpace
     ) -> None:
-        # the parameters are the leaves here, where HessianOperator makes its own
+        # HessianOperator would make leaves of its own; here they are the parameters
         SymmetricOperator.__init__(
             self,
             space.size,

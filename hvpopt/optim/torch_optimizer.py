@@ -1,4 +1,4 @@
-"""Newton: any hvpopt method, one step at each call."""
+"""Newton: a ``torch.optim`` optimiser that takes the steps of any hvpopt method."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hvpopt.model.tensors import Model, named_tensors, warn_of_hooks
 from hvpopt.optim.closure import Closure, ClosureObjective
 from hvpopt.run._limits import check_repeatable
 
-#: What becomes of hooks on the parameters themselves.
+#: Effect of a hook on a parameter, for the warning.
 HOOKS = (
     "makes gradients and products that belong to no one loss, or is not called: there is "
     "no backward() here"
@@ -35,37 +35,42 @@ class Newton(torch.optim.Optimizer):
     The closure computes the loss from the parameters and returns it. Unlike a closure of
     ``torch.optim.LBFGS`` it must not call ``backward()``: second derivatives need the
     graph that this would free. It is called with gradients on once a step and with
-    gradients off for each trial, and must give the same loss for the same parameters.
+    gradients off for each trial, and must return the same loss for the same parameters.
 
-    A step costs the gradient where it starts, its products and its trial values, as in
-    hvpopt.minimize; the first one value more, to tell a loss that changes from call to
-    call (dropout, noise, a batch drawn within the closure) and refuse it. The iterates
-    are the same too, until somebody else changes the parameters: the method then starts
-    anew from where they are. A gradient that a line search has already evaluated is used
-    again only if the closure is the same object.
+    A step costs the gradient at its start, its products and its trial values, as in
+    hvpopt.minimize. The first step costs one more value, to detect and refuse a loss that
+    is not deterministic (dropout, noise, a batch drawn within the closure). The iterates
+    are those of minimize too, unless the parameters are changed between steps: the method
+    then restarts from their values. A gradient that a line search has already evaluated
+    is used again only if the closure is the same object.
 
-    After a step, ``.grad`` of each parameter holds the gradient where the step started,
-    as with every torch optimiser. Each parameter keeps its memory.
+    After a step, ``.grad`` of each parameter holds the gradient at the start of the step,
+    as with every torch optimiser. Parameters are changed in place.
 
     Args:
         params: Tensors, named tensors, or one parameter group. Those that do not require
-            a gradient now are left alone.
-        method: How to step. Default ``TrustRegionNewton()``.
+            a gradient at construction are not changed.
+        method: The method that takes the steps. Default ``TrustRegionNewton()``.
         scale: Size of one unit of each parameter, one for all or a sequence with an
-            entry for each of ``params``; see ModelSpace.
-        mask: True where cells may change, likewise.
-        lower: Lower bounds, likewise. No iterate and no trial breaks them.
-        upper: Upper bounds, likewise.
+            entry for each of ``params``; see ModelSpace. Default 1.
+        mask: True where cells may change; one for all or a sequence. Default all.
+        lower: Lower bounds in the parameters' units, one for all or a sequence. Every
+            iterate and trial is within the bounds. Default none.
+        upper: Upper bounds, like ``lower``. Default none.
         gtol: Stationary when the norm of the projected gradient is at most ``gtol``
-            times the largest met so far, and the next step would change no parameter by
+            times the largest so far, and the next step would change no parameter by
             more than ``gtol`` of its size; as for ``minimize``. Default 1e-6.
         certify: Certify that such a point is a minimum; as for ``minimize``. Default
             False.
 
     Attributes:
         last: The last Step; or, where the gradient vanishes and no negative curvature is
-            found, a Stationary, whose ``minimum`` says whether to stop. None at first.
-            A Step without a vector lowered nothing, and left the parameters alone.
+            found, a Stationary, whose ``minimum`` is True if the point is a minimum. None
+            before the first step. A Step whose ``vector`` is None did not lower the loss
+            and did not change the parameters.
+        method: As given.
+        gtol: As given.
+        certify: As given.
 
     Raises:
         TypeError: For a method or parameters of the wrong type.
@@ -131,7 +136,7 @@ class Newton(torch.optim.Optimizer):
 
     @property
     def counts(self) -> Counts:
-        """What the steps have cost so far."""
+        """Cost of the steps so far."""
         return self._objective.counts
 
     @torch.no_grad()
@@ -142,12 +147,12 @@ class Newton(torch.optim.Optimizer):
             closure: Returns the loss, a differentiable scalar; must not call backward.
 
         Returns:
-            The loss where the step started, detached.
+            The loss at the start of the step, detached.
 
         Raises:
             TypeError: For a closure that is not callable or returns no torch scalar.
-            ValueError: For a closure that calls backward, ignores a parameter, returns a
-                loss that is not a finite scalar, or another one at its second call.
+            ValueError: For a closure that calls backward, ignores a parameter, or returns
+                a loss that is not a finite scalar or not deterministic.
         """
         use = "step needs a function that returns the loss"
         checks.function("the closure", closure, use)
@@ -176,7 +181,7 @@ class Newton(torch.optim.Optimizer):
         return torch.tensor(point.value, dtype=torch.float64)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse a second group: the parameters share one Hessian.
+        """Raise for a second parameter group, since the parameters share one Hessian.
 
         Args:
             param_group: A dict with the parameters under ``"params"``.
@@ -192,9 +197,9 @@ class Newton(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next step depends on beside the parameters and the options.
+        """Return the state of the method, without the parameters and the options.
 
-        It holds hvpopt's own dataclasses: load it with ``weights_only=False``.
+        It contains dataclasses of hvpopt: load it with ``weights_only=False``.
         """
         counted = (
             self._first,
@@ -207,14 +212,14 @@ class Newton(torch.optim.Optimizer):
         return {**super().state_dict(), "progress": copy.deepcopy(progress)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on as the optimiser whose state this is; load the parameters as well.
+        """Load the state of another optimiser; load the parameters separately.
 
         Args:
-            state_dict: Of a Newton with the same parameters and options.
+            state_dict: From a Newton with the same parameters and options.
 
         Raises:
-            TypeError: If it is no mapping.
-            ValueError: For the state of another kind of optimiser or of another size.
+            TypeError: If the state is not a mapping.
+            ValueError: For the state of another class of optimiser, or of another size.
         """
         rest = dict(checks.having("the state", state_dict, "keys", "pass a state_dict()"))
         if "progress" not in rest:
@@ -233,7 +238,7 @@ class Newton(torch.optim.Optimizer):
         self._first = self._first.to(self._space.device)
 
     def _begin(self) -> None:
-        """Start the method from where the parameters are."""
+        """Start the method at the values of the parameters."""
         model = tuple(p.detach() for p in self._params)
         self._space = ModelSpace(model, **self._options)
         self._problem = Problem(self._objective, self._space)
@@ -245,12 +250,12 @@ class Newton(torch.optim.Optimizer):
         self._spent, self._looked, self._rests = Counts(), 0, 0
 
     def _untouched(self) -> bool:
-        """True if the parameters are what the last step left."""
-        ours = named_tensors(self._space.to_model(self._vector)).values()
-        return all(map(torch.equal, ours, (p.detach() for p in self._params)))
+        """Return True if the parameters have not changed since the last step."""
+        kept = named_tensors(self._space.to_model(self._vector)).values()
+        return all(map(torch.equal, kept, (p.detach() for p in self._params)))
 
     def _start_point(self, *, same_closure: bool) -> Point:
-        """Evaluate the point, in the order in which minimize does."""
+        """Evaluate the current point, in the same order as minimize."""
         kind = self.method.kind
         if self._taken is None:
             point = self._problem.linearise(self._vector, kind)
@@ -266,7 +271,7 @@ class Newton(torch.optim.Optimizer):
         return point
 
     def _check_repeatable(self, point: Point) -> None:
-        """Refuse a closure that gives two losses at one point, as minimize does."""
+        """Raise if the loss is not deterministic; checked at the first step only."""
         if self._repeats:
             return
         try:
@@ -294,7 +299,7 @@ class Newton(torch.optim.Optimizer):
         )
 
     def _count(self, step: Step | Stationary, before: Tensor, spent: Counts) -> None:
-        """Note where a step began, what it cost, and what it left."""
+        """Update what the tolerance depends on: costs and sizes of the steps."""
         self._spent = self._spent + spent
         if isinstance(step, Step) and step.vector is not None:
             self._steps += 1
@@ -316,7 +321,7 @@ class Newton(torch.optim.Optimizer):
 
 
 def _of_free(what: str, option: PerParameter, free: Sequence[bool]) -> PerParameter:
-    """Drop the entries of parameters that are left alone."""
+    """Drop the entries of parameters that do not require a gradient."""
     if not isinstance(option, (tuple, list)):
         return option
     if len(option) != len(free):

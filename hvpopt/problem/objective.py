@@ -28,10 +28,10 @@ class Linearisation:
 
     Attributes:
         value: The objective.
-        gradient: Shaped like the model.
-        hessian: Its Hessian by products; ``close()`` it where it holds a graph. None
-            where only the gradient was asked for.
-        parts: Value of each named part of a sum; empty for a single objective.
+        gradient: Its gradient, shaped like the model.
+        hessian: Its Hessian, by products; call ``close()`` to release its graph. None if
+            only value and gradient were requested.
+        parts: Value of each named part of a sum. Default empty, for a single objective.
     """
 
     value: float
@@ -44,12 +44,12 @@ class Objective(ABC):
     """A scalar function of a model, with counted evaluations.
 
     Attributes:
-        name: What its part is called in a sum.
-        counts: The tally of everything evaluated through this objective, products of
-            the operators that it made included.
+        name: Its name as a part of a sum.
+        counts: The tally of everything evaluated through this objective, including the
+            products of its Hessians.
     """
 
-    #: NumPy's numbers leave ``weight * objective`` to ``__rmul__``.
+    #: Makes ``numpy_scalar * objective`` call ``__rmul__``.
     __array_ufunc__ = None
 
     def __init__(self, name: str) -> None:
@@ -58,7 +58,7 @@ class Objective(ABC):
 
     @property
     def has_gauss_newton(self) -> bool:
-        """True if ``hessian`` knows ``kind="gauss-newton"``. Default False."""
+        """True if ``hessian`` accepts ``kind="gauss-newton"``. Default False."""
         return False
 
     @abstractmethod
@@ -91,14 +91,14 @@ class Objective(ABC):
     ) -> SymmetricOperator:
         """Return an operator whose mean over seeds is the Hessian, with cheap products.
 
-        For statistics that need no single product to be exact, such as a diagonal. Its
-        ``cost`` says what a product costs relative to the Hessian's. Default the Hessian.
+        For statistics that do not need exact products, such as a diagonal. Its ``cost``
+        is that of a product relative to one of the Hessian. Default the Hessian itself.
 
         Args:
             model: Where to linearise.
             kind: ``"exact"``, or ``"gauss-newton"`` where the objective defines one.
             space: Flat coordinates. Default ``ModelSpace(model)``.
-            seed: Of what is random in it.
+            seed: Seed of the random numbers. Default 0.
         """
         checks.seed("seed", seed)
         return self.hessian(model, kind, space=space)
@@ -114,7 +114,7 @@ class Objective(ABC):
         *,
         space: ModelSpace | None = None,
     ) -> Linearisation:
-        """Return value, gradient and Hessian at a model, sharing what can be shared.
+        """Return value, gradient and Hessian at a model, from one graph if possible.
 
         Args:
             model: Where to linearise.
@@ -131,16 +131,16 @@ class Objective(ABC):
 
     @property
     def processes(self) -> Processes:
-        """The processes that evaluate this together. Default this one alone."""
+        """The processes that evaluate this objective together. Default this one alone."""
         return ALONE
 
     def without(self, parts: Mapping[str, str]) -> Objective:
-        """Return the sum of the other parts, a new objective; this one stays as it is.
+        """Return a new objective, the sum of the other parts; this one is unchanged.
 
-        What the new one evaluates is counted in ``counts`` here too.
+        Evaluations of the new objective count in ``counts`` of this one too.
 
         Args:
-            parts: Why each of these is dropped, by name, as ``BadPartError.parts`` says.
+            parts: Why each part is dropped, by its name; as ``BadPartError.parts``.
 
         Raises:
             ValueError: If there is no such part, or no other.
@@ -170,15 +170,15 @@ class Objective(ABC):
 
 
 class SumObjective(Objective):
-    """A weighted sum of objectives of one model, its parts reported apart.
+    """A weighted sum of objectives of one model, which reports each part's value.
 
-    Made by ``misfit + 0.1 * roughness``. A part's reported value includes its weight.
+    ``misfit + 0.1 * roughness`` makes one. A part's reported value includes its weight.
 
     Args:
         terms: Pairs of weight and objective. Names that repeat are numbered.
 
     Raises:
-        TypeError: If a term is no pair of a number and an Objective.
+        TypeError: If a term is not a pair of a number and an Objective.
         ValueError: If there is no term, or a weight is not finite.
     """
 
@@ -193,25 +193,25 @@ class SumObjective(Objective):
 
     @property
     def has_gauss_newton(self) -> bool:
-        """True if every term has one."""
+        """True if every term has a Gauss-Newton matrix."""
         return all(term.has_gauss_newton for _, term in self.terms)
 
     @property
     def processes(self) -> Processes:
-        """Those of the first term that is evaluated by several."""
+        """The processes of the first term that several processes evaluate."""
         found = (term.processes for _, term in self.terms)
         return next((processes for processes in found if processes.count > 1), ALONE)
 
     def without(self, parts: Mapping[str, str]) -> SumObjective:
         """Return the sum without parts of its terms, named ``"term: part"``."""
-        shares: dict[str, dict[str, str]] = {name: {} for name in self._names}
-        for told, why in parts.items():
-            name, _, part = told.rpartition(": ")
-            if name not in shares:
-                raise ValueError(f"no term of {self.name!r} has a part {told!r}")
-            shares[name][part] = why
+        by_term: dict[str, dict[str, str]] = {name: {} for name in self._names}
+        for full_name, why in parts.items():
+            name, _, part = full_name.rpartition(": ")
+            if name not in by_term:
+                raise ValueError(f"no term of {self.name!r} has a part {full_name!r}")
+            by_term[name][part] = why
         other = SumObjective(
-            (weight, term.without(shares[name]) if shares[name] else term)
+            (weight, term.without(by_term[name]) if by_term[name] else term)
             for name, (weight, term) in zip(self._names, self.terms, strict=True)
         )
         other.counts = self.counts.child()
@@ -274,8 +274,8 @@ class SumObjective(Objective):
     def _operator(self, make: Callable[[Objective], SymmetricOperator]) -> SumOperator:
         spent: list[Counts] = []
         total = self._sum(self._each(make, spent))
-        # a graph is a gradient; a term that needs none (a Born pass) counts none, and
-        # that of a regulariser is nothing beside a sketch of waves
+        # a graph counts as a gradient, except that of a regulariser beside a sketch of
+        # a waveform misfit; a Born pass needs no graph
         if total.cost >= 1.0:
             self.counts.tally(gradients=max(own.gradients for own in spent))
         return total
@@ -310,17 +310,17 @@ class SumObjective(Objective):
     def _each(
         self, evaluate: Callable[[Objective], Any], spent: list[Counts] | None = None
     ) -> list[Any]:
-        """Evaluate every term; the propagations they spend are the sum's too.
+        """Evaluate every term, and count its propagations in the sum's tally too.
 
         Args:
-            evaluate: What to do with a term.
-            spent: Is given what each term has spent.
+            evaluate: Called with each term.
+            spent: A list to append each term's counts to. Default none.
 
         Returns:
-            What each term gave.
+            The return value for each term.
 
         Raises:
-            BadPartError: That of a term, its parts named as the sum's.
+            BadPartError: If a term raises it; the parts are named as the sum's.
         """
         results = []
         for name, (_, term) in zip(self._names, self.terms, strict=True):
@@ -330,7 +330,7 @@ class SumObjective(Objective):
                 except BadPartError as error:
                     error.within(name)
                     raise
-                finally:  # also what has failed was run
+                finally:  # a failed evaluation counts too
                     self.counts.tally(propagations=own.propagations)
             if spent is not None:
                 spent.append(own)
@@ -355,12 +355,12 @@ class SumObjective(Objective):
 
 
 def check_kind(kind: str) -> None:
-    """Raise TypeError or ValueError unless ``kind`` is a Hessian's name."""
+    """Raise TypeError or ValueError unless ``kind`` names a kind of Hessian."""
     checks.choice("kind", kind, ("exact", "gauss-newton"))
 
 
 def _checked_term(term: Any) -> tuple[float, Objective]:
-    """Return a finite weight and an objective."""
+    """Return a term's finite weight and its objective."""
     if not isinstance(term, (tuple, list)) or len(term) != 2:
         raise TypeError(
             f"a term of the sum is {checks.kind(term)}; pass a pair (weight, objective)"
@@ -373,7 +373,7 @@ def _checked_term(term: Any) -> tuple[float, Objective]:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Number the names that repeat, by place, and again where that is taken."""
+    """Append its position to each name that repeats, and primes until it is unique."""
     taken = {name for name in names if names.count(name) == 1}
     distinct = []
     for i, name in enumerate(names):

@@ -1,32 +1,32 @@
-"""Processes: those that evaluate an objective together, and decide alike."""
+"""Processes: the processes that evaluate an objective together."""
 
 from __future__ import annotations
 
 
 class Processes:
-    """One process or several that run the same loop; here one alone.
+    """The processes that run the same loop; this class stands for a single process.
 
-    Several must take the same decisions. What differs among them, clocks and signals,
-    goes through ``largest`` first.
+    All processes must take the same decisions. Those that depend on clocks and signals,
+    which differ between processes, are taken from the result of ``largest``.
 
     Attributes:
-        count: How many there are.
-        is_main: True in the one that writes files and shows progress.
+        count: Number of processes.
+        is_main: True in the process that writes files and shows progress.
     """
 
     count: int = 1
     is_main: bool = True
 
     def largest(self, number: float) -> float:
-        """Return the largest of the numbers that the processes give.
+        """Return the largest of one number from each process.
 
-        With several it is a message, and every process must call it.
+        With several processes it sends a message, and every process must call it.
 
         Args:
-            number: This process's.
+            number: The number of this process.
         """
         return number
 
 
-#: What an objective of this process alone has.
+#: The ``processes`` of an objective that this process evaluates alone.
 ALONE = Processes()

@@ -24,12 +24,12 @@ class TorchObjective(Objective):
 
     Args:
         loss: Called as the model is arranged: ``loss(t)``, ``loss(a, b)`` or
-            ``loss(vp=a, vs=b)``. It is given copies and may work in place on them; one
-            that writes where autograd cannot see it (``v.data.clamp_(0, 1)``) is refused
-            where that shows: give bounds instead.
-        name: What its part is called in a sum. Default the function's own name.
-        convex: Says that the loss is convex in the model (most regularisers are). Its
-            exact Hessian then serves where Gauss-Newton is asked for.
+            ``loss(vp=a, vs=b)``. Its arguments are copies, on which it may work in
+            place. A write that autograd does not record (``v.data.clamp_(0, 1)``) is
+            refused when it is detected: use bounds instead.
+        name: Name of its part in a sum. Default the function's name.
+        convex: True if the loss is convex in the model (most regularisers are). Its
+            exact Hessian then serves as its Gauss-Newton matrix. Default False.
 
     Raises:
         TypeError: If ``loss`` cannot be called or is a class, or for another option of
@@ -71,7 +71,7 @@ class TorchObjective(Objective):
         self.counts.tally(values=1)
         value, wrote = writes(self._loss, model)
         if wrote and not self._works_in_place:
-            # once: is it part of the graph, or unseen by it?
+            # raises unless autograd records the write; checked once
             leaves = rebuild(model, new_leaves(model))
             call_with_graph(self._loss, leaves, "the loss", IN_PLACE)
             self._works_in_place = True
@@ -84,13 +84,13 @@ class TorchObjective(Objective):
         """Return the objective and its gradient, shaped like the model."""
         self.counts.tally(gradients=1)
         value, _, gradients = gradient_graph(self._loss, model, create_graph=False)
-        # autograd may hand one buffer to two parameters, or an expanded scalar
+        # autograd may return one buffer for two parameters, or an expanded scalar
         return float(value.detach()), rebuild(model, [g.clone() for g in gradients])
 
     def hessian(
         self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
     ) -> HessianOperator:
-        """Return the Hessian by double backprop, one graph for every product.
+        """Return the Hessian by double backprop; all products use one graph.
 
         Args:
             model: Where to linearise.
@@ -98,7 +98,7 @@ class TorchObjective(Objective):
             space: Flat coordinates. Default ``ModelSpace(model)``.
 
         Returns:
-            An operator that also carries ``value`` and ``gradient``.
+            An operator with the attributes ``value`` and ``gradient``.
 
         Raises:
             ValueError: For Gauss-Newton of a loss that is not declared convex.
@@ -128,11 +128,11 @@ class TorchObjective(Objective):
         """Return value, gradient and Hessian from one graph."""
         if kind is None:
             return super().linearise(model, None)
-        # the graph's own forward and backward pass are the value and the gradient
+        # the passes that build the graph give the value and the gradient
         operator = self.hessian(model, kind, space=space)
         return Linearisation(operator.value, operator.gradient, operator)
 
 
 def as_objective(loss: Objective | Callable[..., Tensor]) -> Objective:
-    """Return ``loss`` itself if it is an Objective, else a TorchObjective of it."""
+    """Return ``loss`` if it is an Objective, else a TorchObjective of it."""
     return loss if isinstance(loss, Objective) else TorchObjective(loss)

@@ -1,7 +1,8 @@
-"""Runs: ``minimize``, its loop over stages and steps, and what of them is saved.
+"""Runs: ``minimize``, its loop over stages and steps, and checkpoints.
 
-``state_tree`` turns states into JSON and tensors and back, ``files`` keeps them on disk,
-``lock`` keeps a path for one run, ``fingerprint`` tells one problem from another,
-``saved_products`` keeps those of the step under way, ``checkpoint`` decides when to save,
-``signals`` turns SIGINT and SIGTERM into an orderly end and passes them on.
+``minimize`` checks the arguments, ``_loop`` takes the steps, ``_limits`` and ``signals``
+end a run, and ``result`` and ``history`` report it. ``_state`` is the state of a run,
+``state_tree`` converts it to JSON and tensors and back, ``_files`` writes these,
+``_checkpoint`` decides when, ``_saved_products`` keeps the products of the current step,
+``_fingerprint`` identifies the problem, and ``_lock`` reserves a path for one run.
 """

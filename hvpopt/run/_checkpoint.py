@@ -1,4 +1,4 @@
-"""What is saved of a run, and when."""
+"""Checkpoint: saves the state of a run to a file after and within steps."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ logger = logging.getLogger(__name__)
 def load(
     path: Path, device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Any], RunState, bool]:
-    """Return the newest whole state that a file or the one before it holds.
+    """Return the newest undamaged state of a checkpoint file or its previous version.
 
     Args:
-        path: Of the checkpoint.
-        device: Where its tensors are to live. Default the host.
+        path: Path of the checkpoint.
+        device: Device of the state's tensors. Default the host.
 
     Returns:
-        What the problem is known by, the state, and True if no file was damaged.
+        The fingerprint of the problem, the state, and True if the file itself was
+        undamaged.
 
     Raises:
-        FileNotFoundError: If there is none.
-        StateError: If it is damaged, of another version, or not finite.
+        FileNotFoundError: If there is no file.
+        StateError: If the state is damaged, of another version, or not finite.
     """
-    skeleton, tensors, whole = files.read_newest(path)
+    skeleton, tensors, undamaged = files.read_newest(path)
     found = decode(skeleton, tensors)
     if not isinstance(found, tuple) or not isinstance(found[1], RunState):
         raise StateError(f"{path} holds no state of a run")
@@ -45,23 +46,24 @@ def load(
         raise StateError(f"{path} is refused: {bad}")
     if torch.device(device).type != "cpu":
         found = decode(skeleton, tensors, device)
-    return found[0], found[1], whole
+    return found[0], found[1], undamaged
 
 
 class Checkpoint:
-    """Saves a run to a file, and never ends one because it cannot.
+    """Saves a run to a file; a save that fails does not end the run.
 
     Args:
-        path: The file.
-        problem: What it is known by, written with every state.
-        every: Steps between saves.
-        seconds: Within a step, save when this long has passed since the last save.
-        keep: Keep the file that is there as the previous one at the first save.
-        there: The state that the file holds already; None for none.
+        path: Path of the file.
+        problem: Fingerprint of the problem, written with every state.
+        every: Steps between saves. Default 1.
+        seconds: Seconds since the last save after which to save within a step. Default
+            60.
+        keep: Keep an existing file as the previous version at the first save. Default
+            True.
+        there: The state in the existing file. Default None, for no file.
 
     Attributes:
-        slowest: Seconds that the slowest save took.
-
+        slowest: Duration of the slowest save so far, seconds.
     """
 
     def __init__(
@@ -85,34 +87,34 @@ class Checkpoint:
         self._there = "" if there is None else there.place
 
     def after_step(self, iteration: int, state: Callable[[], RunState]) -> None:
-        """Save if this iteration is one to be saved."""
+        """Save the state if the iteration is a multiple of ``every``."""
         if iteration % self.every == 0:
             self.save(state())
 
     def within_step(self, state: Callable[[], RunState]) -> None:
-        """Save if long enough has passed."""
+        """Save the state if ``seconds`` have passed since the last save."""
         if time.monotonic() - self._last >= self.seconds:
             self.save(state())
 
     def finish(self, state: RunState) -> None:
-        """Save the state that a run ends with, unless it is saved already."""
+        """Save the last state of a run, unless it is saved already."""
         if (len(state.history), len(state.products)) != self._newest:
             self.save(state)
 
     def discard(self) -> None:
-        """Remove what was saved."""
+        """Remove the file and its previous version."""
         files.remove(self.path)
 
     @property
     def failure(self) -> str:
-        """What was saved last, in words, where the save after it failed; else empty."""
+        """A message with the last saved state if a later save failed; else empty."""
         if not self._error:
             return ""
         last = self._there or "no state"
         return f"{last} is saved in {self.path}, since saving failed ({self._error})"
 
     def save(self, state: RunState) -> None:
-        """Save a state; warn if that fails and the save before did not."""
+        """Save a state; warn at the first of consecutive failures."""
         began = time.monotonic()
         try:
             if bad := state.unusable():
@@ -136,21 +138,21 @@ class Checkpoint:
 
 
 def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -> Path:
-    """Return the path of a checkpoint, or raise for what is out of range.
+    """Check the options of a checkpoint, and return its resolved path.
 
     Args:
-        path: The file.
+        path: Path of the file.
         every: Steps between saves.
-        seconds: Between saves within a step.
+        seconds: Seconds between saves within a step.
 
     Returns:
-        Where the file really lies, whatever directory the process goes to: links are
-        followed here, so that saving replaces the file and never the link.
+        The absolute path, with links resolved, so that a save replaces the file rather
+        than the link.
 
     Raises:
-        TypeError: If the path is none.
+        TypeError: If ``path`` is not a path.
         ValueError: For a number out of range, or a directory.
-        FileNotFoundError: If the directory that it is to lie in does not exist.
+        FileNotFoundError: If the file's directory does not exist.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"checkpoint is {path!r}; pass the path of a file")
@@ -170,17 +172,17 @@ def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -
 
 
 def check_apart(path: Path, history_file: str | os.PathLike[str] | None) -> None:
-    """Refuse a history that would be written over a checkpoint, or over its previous one.
+    """Raise if the history file is one of a checkpoint's files.
 
     Args:
-        path: Of the checkpoint.
-        history_file: Of the history, or None.
+        path: Resolved path of the checkpoint.
+        history_file: Path of the history, or None.
 
     Raises:
-        ValueError: If they are one file.
+        ValueError: If it is the checkpoint, its previous version, or its lock.
     """
     if not isinstance(history_file, (str, os.PathLike)):
-        return  # what is no path is refused where it is opened
+        return  # HistoryFile checks the type
     given = os.path.realpath(history_file)
     for file in (path, files.previous(path), path.with_name(f"{path.name}.lock")):
         there = file.exists() and os.path.exists(given)

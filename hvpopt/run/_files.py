@@ -1,8 +1,9 @@
-"""State files: safetensors with JSON metadata, replaced whole, the last two kept.
+"""State files: safetensors with JSON metadata, replaced atomically, the last two kept.
 
-A state is written to a new file, synced, and renamed into place, and the directory is
-synced: whenever the machine stops, a whole state lies under the name. The one before
-stays beside it as ``NAME.previous``. A SHA-256 over skeleton and tensors tells damage.
+A state is written to a new file, synced, and renamed to its path, and the directory is
+synced: the path holds a complete state even if the machine stops during a save. The
+state before it is kept as ``NAME.previous``. A SHA-256 over skeleton and tensors detects
+damage.
 """
 
 from __future__ import annotations
@@ -29,32 +30,33 @@ from hvpopt.errors import DamagedError, StateError
 
 logger = logging.getLogger(__name__)
 
-#: Version of the format; a state of another one is refused.
+#: Version of the format; files of other versions are refused.
 FORMAT = 1
 #: Keys of the metadata.
 VERSION, CONTENT, CHECKSUM = "hvpopt state", "content", "sha256"
-#: What follows the name of a state file in that of a temporary one.
+#: Suffix of a temporary file, after the name of the state file.
 _TEMPORARY = r"\.\d+-[0-9a-f]{8}\.(new|link)"
 
 
 def previous(path: Path) -> Path:
-    """Return where the state before the last one lies."""
+    """Return the path of the state before the last one."""
     return path.with_name(path.name + ".previous")
 
 
 def write(
     path: Path, skeleton: Any, tensors: Mapping[str, Tensor], *, keep: bool = True
 ) -> None:
-    """Write a state, and leave either it or the one before under the name.
+    """Replace a state file atomically.
 
     Args:
-        path: The file.
-        skeleton: What ``json`` can write.
-        tensors: By name, on the host, no two sharing memory.
-        keep: Keep the file that is there as the previous one; False where it is damaged.
+        path: Path of the file.
+        skeleton: An object that ``json`` can write.
+        tensors: Tensors by name, on the host, no two sharing memory.
+        keep: Keep the existing file as the previous version; False if it is damaged.
+            Default True.
 
     Raises:
-        OSError: If it cannot be written; what was there stays there.
+        OSError: If the file cannot be written; the existing one is then unchanged.
     """
     content = json.dumps(skeleton, allow_nan=False)
     metadata = {VERSION: str(FORMAT), CONTENT: content}
@@ -63,13 +65,13 @@ def write(
     try:
         with open(new, "xb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        # straight from the tensors: no second copy of them is made on the way
+        # ``save_file`` rather than ``save``, which makes a second copy of the tensors
         save_tensors(dict(tensors), new, metadata)
-        os.chmod(new, mode)  # as the umask has it, which safetensors ignores
+        os.chmod(new, mode)  # safetensors ignores the umask
         with open(new, "rb+") as file:
             os.fsync(file.fileno())
     except BaseException as error:
-        # also where memory ran out or somebody interrupted: no part of a state stays
+        # leave no partial file, also after MemoryError or KeyboardInterrupt
         with suppress(OSError):
             new.unlink()
         if isinstance(error, safetensors.SafetensorError):
@@ -85,12 +87,12 @@ def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
     """Return the skeleton and tensors of a state file.
 
     Args:
-        path: The file.
+        path: Path of the file.
 
     Raises:
-        FileNotFoundError: If there is none.
-        DamagedError: If it is truncated or altered.
-        StateError: If it is of another version.
+        FileNotFoundError: If there is no file.
+        DamagedError: If the file is truncated or altered.
+        StateError: If the file is of another version.
     """
     data = path.read_bytes()
     try:
@@ -101,7 +103,7 @@ def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
         version = metadata[VERSION]
     except (
         safetensors.SafetensorError,
-        ValueError,  # also of JSON and of UTF-8
+        ValueError,  # includes errors of JSON and of UTF-8
         KeyError,
         TypeError,
         RuntimeError,
@@ -124,18 +126,18 @@ def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
 
 
 def read_newest(path: Path) -> tuple[Any, dict[str, Tensor], bool]:
-    """Return the newest whole state: that of the path, or the one before.
+    """Return the state of a file or, if it is damaged, of its previous version.
 
     Args:
-        path: The file.
+        path: Path of the file.
 
     Returns:
-        Skeleton, tensors, and True if the file itself was whole.
+        Skeleton, tensors, and True if the file itself was undamaged.
 
     Raises:
-        FileNotFoundError: If there is neither.
+        FileNotFoundError: If neither file exists.
         DamagedError: If both are damaged.
-        StateError: If the newest whole one is of another version.
+        StateError: If the newest undamaged one is of another version.
     """
     try:
         return *read(path), True
@@ -152,17 +154,17 @@ def read_newest(path: Path) -> tuple[Any, dict[str, Tensor], bool]:
 
 
 def remove(path: Path) -> None:
-    """Remove a state file and the one before it, where they are."""
+    """Remove a state file and its previous version, if they exist."""
     for file in (path, previous(path)):
         with suppress(OSError):
             file.unlink()
 
 
 def sweep(path: Path) -> None:
-    """Remove the temporary files that killed processes have left beside a state file.
+    """Remove the temporary files of killed processes beside a state file.
 
     Args:
-        path: The file; nobody else may be writing it.
+        path: Path of the file; no other process may be writing it.
     """
     ours = re.compile(re.escape(path.name) + _TEMPORARY)
     with suppress(OSError):
@@ -179,8 +181,8 @@ def checksum(
 
     Args:
         content: The skeleton as JSON.
-        tensors: By name.
-        version: Of the format.
+        tensors: Tensors by name.
+        version: Version of the format. Default the current one.
     """
     digest = hashlib.sha256()
     digest.update(json.dumps([version, content]).encode())
@@ -193,33 +195,37 @@ def checksum(
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor, whatever its dtype and device."""
+    """Return the bytes of a tensor of any dtype, on any device."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _keep(path: Path) -> None:
-    """Make the file at a path the previous one, with the path never empty if possible."""
+    """Make the file at a path the previous version, by a hard link if possible.
+
+    On a file system without hard links the file is moved, and the path is empty until
+    the new state takes its place.
+    """
     link = _temporary(path, "link")
     try:
         os.link(path, link)
         os.replace(link, previous(path))
-        # renaming one link of a file to another does nothing, and leaves it there
+        # ``replace`` does nothing if both are links to one file
         link.unlink(missing_ok=True)
-    except OSError:  # a file system without hard links
+    except OSError:
         with suppress(OSError):
             link.unlink()
         os.replace(path, previous(path))
 
 
 def _temporary(path: Path, ending: str) -> Path:
-    """Return a name beside a file that no other process or thread takes."""
+    """Return a unique path in the directory of a file."""
     unique = f"{os.getpid()}-{secrets.token_hex(4)}"
     return path.with_name(f"{path.name}.{unique}.{ending}")
 
 
 def _sync_directory(directory: Path) -> None:
-    # so that the renaming itself survives a power cut; not every system can
+    # makes the renaming durable; not available on every system
     with suppress(OSError, AttributeError):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:

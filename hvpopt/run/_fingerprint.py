@@ -1,4 +1,4 @@
-"""What tells one problem from another, so that no state goes on in the wrong one."""
+"""Fingerprints of problems, so that a saved state is not used for another problem."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from hvpopt.run._files import tensor_bytes
 
 logger = logging.getLogger(__name__)
 
-#: Relative difference of the loss at the start that is another loss. Threads may add in
-#: another order, and other machines round otherwise; other data differ by far more.
+#: Relative difference of the loss at the start above which it is another loss. The order
+#: of sums and the rounding of another machine change it by less, other data by more.
 VALUE_TOLERANCE = 1e-4
-#: Its place in a fingerprint.
+#: Key of the loss at the start in a fingerprint.
 VALUE = "value at the start"
-#: Place of what was dropped before that value was taken.
+#: Key of the parts that were dropped before that value was computed.
 DROPPED = "dropped at the start"
 
 
@@ -47,13 +47,13 @@ def hash_model(model: Model) -> str:
 def fingerprint(
     names: Sequence[str], space: ModelSpace, start: Model, method: Method
 ) -> dict[str, Any]:
-    """Return what a problem and its method are known by, for JSON.
+    """Return the fingerprint of a problem and its method, for JSON.
 
     Args:
-        names: Of the objectives.
-        space: Scale, bounds and mask.
-        start: The model that the run began at.
-        method: Its class and options.
+        names: Names of the objectives.
+        space: The space, for its scale, bounds and mask.
+        start: The model at the start of the run.
+        method: The method, for its class and options.
     """
     free = space.step_to_model(torch.ones(space.size, dtype=space.dtype).to(space.device))
     tensors = named_tensors(start)
@@ -62,7 +62,9 @@ def fingerprint(
             f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in tensors.items()
         ),
         "start": hash_model(start),
-        "mask": hash_tensor(torch.cat([t.ne(0).reshape(-1) for t in _tensors(free)])),
+        "mask": hash_tensor(
+            torch.cat([t.ne(0).reshape(-1) for t in named_tensors(free).values()])
+        ),
         "scale": hash_tensor(space.scale),
         "lower": hash_tensor(space.lower),
         "upper": hash_tensor(space.upper),
@@ -76,8 +78,8 @@ def check_same(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Raise StateError, naming each difference, unless two fingerprints agree.
 
     Args:
-        saved: Of the state.
-        own: Of the problem at hand.
+        saved: Fingerprint in the saved state.
+        own: Fingerprint of the current problem.
 
     Raises:
         StateError: If they differ.
@@ -99,14 +101,14 @@ def check_same(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def check_same_value(there: float, here: float) -> None:
-    """Raise StateError unless two values of the loss at the start are those of one loss.
+    """Raise StateError unless two values of the loss at the start agree.
 
     Args:
-        there: Saved.
-        here: Of the loss at hand.
+        there: The saved value.
+        here: The value of the current loss.
 
     Raises:
-        StateError: If they differ.
+        StateError: If they differ by more than VALUE_TOLERANCE.
     """
     if not abs(there - here) <= VALUE_TOLERANCE * max(abs(there), abs(here)):
         raise StateError(
@@ -118,8 +120,8 @@ def check_same_value(there: float, here: float) -> None:
 def describe(tree: Any) -> Any:
     """Return options as JSON that is equal for equal options.
 
-    Tensors are known by their hash; functions and other objects by their name and what
-    they hold.
+    Tensors are represented by their hash, functions by their name, and other objects by
+    the name of their class and their attributes.
 
     Args:
         tree: Any object.
@@ -129,7 +131,7 @@ def describe(tree: Any) -> Any:
     if tree is None or isinstance(tree, (bool, int, str)):
         return tree
     if isinstance(tree, float):
-        return repr(float(tree))  # exact, and to be read in a message
+        return repr(float(tree))  # exact, and readable in a message
     if isinstance(tree, Tensor):
         return f"tensor {hash_tensor(tree)}"
     if isinstance(tree, Mapping):
@@ -142,7 +144,3 @@ def describe(tree: Any) -> Any:
     if callable(tree):
         return getattr(tree, "__qualname__", type(tree).__qualname__)
     return [type(tree).__qualname__, describe(getattr(tree, "__dict__", {}))]
-
-
-def _tensors(model: Model) -> list[Tensor]:
-    return list(named_tensors(model).values())

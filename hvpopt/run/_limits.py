@@ -1,4 +1,4 @@
-"""The ways out of a run that has not converged: limits, signals, refusals."""
+"""Reasons to end a run that has not converged: limits, signals, unusable losses."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from hvpopt.problem.processes import Processes
 from hvpopt.run.result import Status
 from hvpopt.run.signals import SignalListener
 
-#: Sizes of a flat model, or one over them, from which on it is looked whether the
-#: curvatures that belong to it are numbers.
+#: Norm of a flat model above which, or below the reciprocal of which, ``check_range``
+#: checks that curvatures are in the range of float64.
 EXTREME = 1e100
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may spend, and when it has converged; see ``minimize``.
+    """Limits and tolerances of a stage; see ``minimize``.
 
     Attributes:
-        max_iter: Steps.
-        max_products: Hessian-vector products.
-        max_seconds: Of this process.
-        gtol: Relative norm of the projected gradient, and size of the next step.
-        certify: Certify a minimum by λ_min.
+        max_iter: Largest number of steps.
+        max_products: Largest number of Hessian-vector products.
+        max_seconds: Largest time of this process, seconds.
+        gtol: Tolerance of the projected gradient's relative norm and of the next step's
+            relative size.
+        certify: Certify a minimum by λ_min. Default False.
 
     Raises:
-        TypeError: For what is no number.
+        TypeError: For a limit that is not a number.
         ValueError: For a number out of range.
     """
 
@@ -55,13 +56,14 @@ class Limits:
 
 
 class Stop(BaseException):
-    """Carries the status that ends a run, and what to add to its sentence.
+    """Ends a run with a status.
 
-    Not an Exception, so that it passes through a method or a loss that handles those.
+    Derived from BaseException, so that a method or loss that catches Exception does not
+    catch it.
 
     Args:
-        status: Why.
-        detail: What more there is to say.
+        status: Why the run ends.
+        detail: Text to append to the status's message. Default empty.
     """
 
     def __init__(self, status: Status, detail: str = "") -> None:
@@ -71,17 +73,18 @@ class Stop(BaseException):
 
 
 class Watch:
-    """Looks at clocks and signals, and tells every process of a run the same.
+    """Checks clocks and signals, with the same result in every process of a run.
 
-    With several processes both questions are messages: all must ask them alike.
+    With several processes each check sends a message, so all processes must make the
+    same calls.
 
     Args:
-        max_seconds: Of this process.
-        listener: Notes signals.
-        processes: Those of the run.
+        max_seconds: Largest time of this process, seconds.
+        listener: Records the signals of this process.
+        processes: The processes of the run.
 
     Attributes:
-        deadline: When ``time.monotonic()`` passes this, seconds, the run ends.
+        deadline: Value of ``time.monotonic()``, seconds, at which the run ends.
     """
 
     def __init__(
@@ -91,27 +94,27 @@ class Watch:
         self._listener, self._processes = listener, processes
 
     def raise_if_signalled(self) -> None:
-        """Raise Stop, with the signal's own status, if a process received one."""
+        """Raise Stop, with the signal's status, if any process received a signal."""
         received = self._processes.largest(self._listener.received or 0)
         if received:
-            if self._listener.received is None:  # that of another process of the run
+            if self._listener.received is None:  # another process received it
                 self._listener.note(signal.Signals(int(received)))
             self._listener.told = True
             terminated = received == signal.SIGTERM
             raise Stop(Status.TERMINATED if terminated else Status.INTERRUPTED)
 
     def late(self, spare: float = 0.0) -> bool:
-        """Return True once less time than ``spare``, seconds, is left to a process."""
+        """Return True if any process has less than ``spare`` seconds left."""
         if self.deadline == math.inf:
             return False
         return bool(self._processes.largest(time.monotonic() > self.deadline - spare))
 
 
 class CallbackError(Exception):
-    """Carries what the caller's own callback raised, which is not the loss's failure.
+    """Wraps an exception from the caller's callback, to distinguish it from the loss's.
 
     Args:
-        error: What it raised.
+        error: The exception.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -120,24 +123,25 @@ class CallbackError(Exception):
 
 
 class RefusedError(CallbackError):
-    """Carries the error for a state of the caller's own method that cannot be saved.
+    """Wraps the error for a state of the caller's method that cannot be saved.
 
-    It ends the run where that is first known, before more is spent on it.
+    It ends the run within its first steps, when little is lost.
     """
 
 
 def check_repeatable(first: float, again: float, eps: float) -> None:
-    """Refuse a loss that changes from call to call.
+    """Raise if a loss is not deterministic.
 
     Args:
         first: The loss at the start.
-        again: The same.
-        eps: Machine epsilon of the model's dtype; the two may differ by its root.
+        again: The loss at the start, evaluated again.
+        eps: Machine epsilon of the model's dtype; the relative difference may be up to
+            its square root.
 
     Raises:
         ValueError: If they differ.
     """
-    # threads may add in another order; a random loss differs by far more
+    # another order of sums changes less than this, random numbers far more
     if abs(first - again) > math.sqrt(eps) * max(abs(first), abs(again)):
         raise ValueError(
             f"the loss is not deterministic: two calls at the start gave {first!r} and "
@@ -146,15 +150,15 @@ def check_repeatable(first: float, again: float, eps: float) -> None:
 
 
 def check_range(vector: Tensor, gradient: Tensor) -> None:
-    """Refuse unknowns so large or so small that no curvature of theirs is a number.
+    """Raise if unknowns are so large or small that curvatures leave the range of float64.
 
     Args:
         vector: The flat starting point ``[n]``.
         gradient: The flat gradient there ``[n]``.
 
     Raises:
-        ValueError: If its size is over 1e100 or under 1e-100, and the gradient divided by
-            it underflows or overflows float64.
+        ValueError: If the norm of ``vector`` is over 1e100 or under 1e-100, and the
+            gradient's norm divided by it underflows or overflows float64.
     """
     size, steepness = euclidean_norm(vector), euclidean_norm(gradient)
     extreme = size > EXTREME or 0.0 < size < 1.0 / EXTREME

@@ -1,4 +1,4 @@
-"""One process at a time on a path: a lock beside the file, gone with its holder."""
+"""PathLock: a lock file that reserves a path for one run at a time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from types import TracebackType
 
 logger = logging.getLogger(__name__)
 
-#: What a lock that somebody else holds fails with.
+#: Error numbers of a lock that another process or run holds.
 _TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-#: Attempts to lock a file that others remove at the same time.
+#: Attempts to lock a file that other runs remove at the same time.
 _ATTEMPTS = 100
 
 if sys.platform == "win32":
     import msvcrt
 
-    #: A byte that nobody writes: what is locked cannot be read either.
+    #: Offset of the locked byte, beyond the contents: a locked byte cannot be read.
     _PLACE = 2**30
 
     def _lock(descriptor: int) -> None:
@@ -39,21 +39,22 @@ else:
 
 
 class PathLock:
-    """Holds ``NAME.lock`` beside a file while it is entered.
+    """Context manager that locks ``NAME.lock`` beside a file.
 
     The lock is the operating system's (``flock``, on Windows that of a byte), which ends
-    with the process that holds it, however that ends: what a killed process leaves is an
-    unlocked file. It holds between the threads of a process too. Child processes do not
-    inherit it. On a file system without locks a warning says that there is none.
+    with the process that holds it: a killed process leaves an unlocked file. It also
+    excludes other threads of the process, and child processes do not inherit it. On a
+    file system without locks a warning is logged and the path is not locked.
 
     Args:
-        path: The file; its directory must exist.
+        path: Path of the file; its directory must exist.
 
     Attributes:
-        held: True while the lock is held; False also where there are no locks.
+        held: True while the lock is held; always False on a file system without locks.
 
     Raises:
-        BlockingIOError: On entering, if another run holds it; names process and host.
+        BlockingIOError: On entering, if another run holds the lock; the message names
+            its process and host.
         OSError: On entering, if the directory cannot be written.
     """
 
@@ -64,7 +65,7 @@ class PathLock:
 
     @property
     def held(self) -> bool:
-        """Whether the lock is held."""
+        """True while the lock is held."""
         return self._descriptor is not None
 
     def __enter__(self) -> PathLock:
@@ -88,7 +89,7 @@ class PathLock:
                 _locks.add(self)
                 self._sign()
                 return self
-            os.close(descriptor)  # removed by the run before, after it was opened
+            os.close(descriptor)  # the previous run removed the file after it was opened
         raise BlockingIOError(
             errno.EAGAIN, f"{self.file} is removed as often as it is made; try again"
         )
@@ -102,7 +103,7 @@ class PathLock:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
-        # removed while it is locked, so that nobody else's file is; Windows cannot
+        # removed while locked, so that it is not another run's file; Windows cannot
         with suppress(OSError):
             self.file.unlink()
         with suppress(OSError):
@@ -112,7 +113,7 @@ class PathLock:
                 self.file.unlink()
 
     def forget(self) -> None:
-        """Let go of what a child process has inherited; its parent still holds it."""
+        """Close the descriptor in a child process; the parent still holds the lock."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             with suppress(OSError):
@@ -135,10 +136,10 @@ class PathLock:
             return False
 
     def _sign(self) -> None:
-        """Write who holds the lock."""
+        """Write the process and host that hold the lock."""
         assert self._descriptor is not None
         signature = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        with suppress(OSError):  # a full disk: the lock holds all the same
+        with suppress(OSError):  # the lock is valid without, for instance on a full disk
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, signature.encode())
 
@@ -154,11 +155,11 @@ class PathLock:
 
 
 def _holder(descriptor: int) -> str:
-    """Return in words who holds a lock."""
+    """Return a description of the run that holds a lock, for a message."""
     try:
         os.lseek(descriptor, 0, os.SEEK_SET)
-        told = json.loads(os.read(descriptor, 4096))
-        pid, host = int(told["pid"]), str(told["host"])
+        signature = json.loads(os.read(descriptor, 4096))
+        pid, host = int(signature["pid"]), str(signature["host"])
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
     if (pid, host) == (os.getpid(), socket.gethostname()):
@@ -166,7 +167,7 @@ def _holder(descriptor: int) -> str:
     return f"process {pid} on {host}"
 
 
-#: Those of this process.
+#: The locks that this process holds.
 _locks: weakref.WeakSet[PathLock] = weakref.WeakSet()
 
 

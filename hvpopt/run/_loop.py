@@ -1,8 +1,8 @@
-"""The one outer loop, for every method, and its ways out.
+"""The outer loop of every method.
 
 A run is a sequence of stages, each of one fixed objective: those of a list, and one more
-wherever a bad part of an objective is dropped. The model, the counts, the history and
-what the method has learnt pass on.
+whenever a bad part of an objective is dropped. The model, the counts, the history and
+the method's state pass from stage to stage.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 Callback = Callable[[Model, IterationRecord], Any]
 
-#: Ways out of the whole run, whatever stages are left.
+#: Statuses that end the run, even if stages are left.
 ENDING = (
     Status.CALLBACK,
     Status.INTERRUPTED,
@@ -73,11 +73,11 @@ ENDING = (
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage of a list minimises, and how far.
+    """One stage of a run.
 
     Attributes:
-        objective: What to minimise.
-        limits: When the stage ends.
+        objective: The objective to minimise.
+        limits: Limits and tolerances of the stage.
     """
 
     objective: Objective
@@ -85,18 +85,18 @@ class Stage:
 
 
 class Run:
-    """One run, a context. ``point`` is always the best point so far.
+    """One run, a context manager. ``point`` is always the best point so far.
 
     Args:
-        stages: One after the other.
+        stages: The stages, in order.
         space: The model's coordinates and bounds.
-        first: Where the run begins ``[n]``.
-        method: How to step.
-        watch: Looks at the clock and at signals.
-        fallback: Goes on where the loss turns out at the first step to have no second
-            derivative. Default none: that is raised.
-        callback: See ``minimize``.
-        saving: The run is saved, by the main process.
+        first: The starting point ``[n]``.
+        method: The method that takes the steps.
+        watch: Checks the clock and signals.
+        fallback: Replaces the method if the first step shows that the loss has no second
+            derivative. Default none: SecondOrderError is raised.
+        callback: See ``minimize``. Default none.
+        saving: True if the main process saves the run. Default False.
     """
 
     def __init__(
@@ -135,8 +135,8 @@ class Run:
         self._began = time.monotonic()
         processes = stages[0].objective.processes
         self._products = ProductLog(keeps=saving and processes.is_main)
-        # A step that a clock cuts short is not the one that an uninterrupted run takes,
-        # nor that of another process: then the clock ends the run within the step.
+        # A step that the clock cuts short differs from that of an uninterrupted run and
+        # from that of another process. The clock then ends the run within the step.
         self._cut_short = not saving and processes.count == 1
 
     def __enter__(self) -> Run:
@@ -149,22 +149,22 @@ class Run:
     # -- beginning --------------------------------------------------------------
 
     def begin(self, checkpoint: Callable[[float, dict[str, str]], Checkpoint]) -> None:
-        """Evaluate the first point; what fails here is raised.
+        """Evaluate the first point; errors are raised.
 
         Args:
-            checkpoint: Makes one, given the value at the start and what was dropped for
-                it; called by the process that saves.
+            checkpoint: Returns a Checkpoint, given the value at the start and the parts
+                that were dropped for it. Called in the process that saves.
         """
         value = self._enter(self.first)
         if self.saving and self.problem.objective.processes.is_main:
             self.checkpoint = checkpoint(value, dict(self._dropped))
 
     def restore(self, state: RunState, checkpoint: Checkpoint | None) -> None:
-        """Go to where a saved run was.
+        """Continue from a saved state.
 
         Args:
-            state: Of the run.
-            checkpoint: To save to; None where another process does.
+            state: The saved state.
+            checkpoint: The checkpoint to save to; None if another process saves.
         """
         extra = self._spent
         self._begin_stage(state.stage)
@@ -186,7 +186,7 @@ class Run:
         self.state, self.checkpoint = state, checkpoint
 
     def _begin_stage(self, number: int) -> None:
-        """Minimise a stage's objective, and tell apart what is spent of its tally."""
+        """Make a stage's objective the current one, and count its evaluations."""
         self._stage, self._dropped = number, {}
         objective = self.stages[number].objective
         self._meters.close()
@@ -195,7 +195,7 @@ class Run:
         self._become(objective)
 
     def _become(self, objective: Objective) -> None:
-        """Minimise this objective from now on."""
+        """Make an objective the current one."""
         self.problem = Problem(objective, self.space, self._meter)
         self.problem.after = self._after_evaluation
         self.problem.check_kept = self._check_kept
@@ -203,18 +203,21 @@ class Run:
             self.problem.wrap = self._products.wrap
 
     def _enter(self, vector: Tensor, step: Step | None = None) -> float:
-        """Begin a stage: evaluate its first point, without what is bad there.
+        """Begin a stage: evaluate its first point, and drop the parts that are bad there.
 
         Args:
-            vector: Where ``[n]``.
-            step: That led there, where it is not evaluated yet.
+            vector: The first point ``[n]``.
+            step: The step that led there, if the point is not evaluated yet. Default
+                none.
 
         Returns:
-            The value there.
+            The value at the start of a run; NaN at later stages.
 
         Raises:
-            ValueError: For a loss that is not finite at the start of a run, or changes.
-            SecondOrderError: If it has no second derivative, and the method needs one.
+            ValueError: For a loss that is not finite at the start of a run, or not
+                deterministic.
+            SecondOrderError: If the loss has no second derivative, and the method needs
+                one.
         """
         before = self.first if self.state is None else self.state.point.vector
         known = None if self.state is None else self.state.method
@@ -255,13 +258,13 @@ class Run:
         return value
 
     def _drop(self, error: BadPartError) -> None:
-        """Go on with an objective without its bad parts; it is a new one.
+        """Replace the objective by one without its bad parts.
 
         Args:
-            error: Names them.
+            error: Names the bad parts.
 
         Raises:
-            BadPartError: If the objective must not go on without them.
+            BadPartError: If the run must not continue without them.
         """
         if not error.parts:
             raise error
@@ -274,14 +277,14 @@ class Run:
         self._become(objective)
 
     def _fall_back(self, error: SecondOrderError, *, stacklevel: int) -> None:
-        """Take the method that needs no products, if there is one.
+        """Replace the method by the fallback, which needs no products.
 
         Args:
-            error: Why.
-            stacklevel: From here to the caller of ``minimize``, for the warning.
+            error: Why the loss has no products.
+            stacklevel: Of ``warnings.warn``, for the caller of ``minimize``.
 
         Raises:
-            SecondOrderError: If there is none.
+            SecondOrderError: If there is no fallback.
         """
         if self.fallback is None:
             raise error
@@ -296,18 +299,18 @@ class Run:
     # -- the loop ---------------------------------------------------------------
 
     def run(self, bar: tqdm[Any], *, fresh: bool) -> MinimizeResult:
-        """Step until a way out of the last stage, and return what was reached.
+        """Take steps until the last stage ends, and return the result.
 
         Args:
             bar: Shows progress.
-            fresh: True for a run that begins, False for one that goes on.
+            fresh: True for a new run, False for a resumed one.
 
         Returns:
             The best model, and why the run ended.
 
         Raises:
-            Exception: What the callback raised, or the loss before a step was taken.
-            Stop: Never; every one is told in the result.
+            Exception: What the callback raised, or the loss before the first step.
+            Stop: Never; each one is reported by the result.
         """
         discard = False
         try:
@@ -329,8 +332,8 @@ class Run:
             raise error.error from None
         except Exception as error:
             if self.history[-1].iteration == 0 == self._stage and self._pending is None:
-                # the caller's input is the likely cause, and the start all that is known;
-                # unless products of the first step are, or a process was lost
+                # The caller's input is the likely cause, and the saved start is useless
+                # unless products of the first step are saved or a process was lost.
                 ended = getattr(error, "ends_run", False)
                 discard = fresh and not ended and not self._products.known()
                 raise
@@ -340,7 +343,7 @@ class Run:
             self._finish(discard=discard)
 
     def _step(self, bar: tqdm[Any]) -> None:
-        """Take a step, or stop; where a bad part is met, begin a stage without it."""
+        """Take a step, or raise Stop; at a bad part begin a stage without it."""
         assert self.state is not None
         step: Step | Stationary | None = None
         taken: Step | None = None
@@ -373,31 +376,31 @@ class Run:
             raise Stop(Status.MAX_PRODUCTS, str(out)) from None
         except TimeoutError as late:
             raise Stop(Status.MAX_SECONDS, str(late)) from None
-        # the state is whole before anybody else's code runs
+        # the state is complete before the callback runs
         self._announce()
         bar.update(taken is not None)
         bar.set_postfix(loss=f"{self.point.value:.4g}", refresh=False)
 
     def _accepted(self, step: Step | Stationary) -> Step:
-        """Return a step that was accepted, or stop."""
+        """Return a step that was accepted; raise Stop for any other outcome."""
         if isinstance(step, Stationary):
             status = Status.CONVERGED if step.minimum else Status.STATIONARY
             raise Stop(status, step.reason)
         if step.vector is None:
-            self._look_again()
+            self._raise_bad_part()
             raise Stop(Status.NO_DECREASE, step.reason)
         return step
 
-    def _look_again(self) -> None:
-        """Raise BadPartError if what failed in trials fails here too."""
+    def _raise_bad_part(self) -> None:
+        """Raise BadPartError if a part that failed in the trials fails here too."""
         error = self.problem.last_error
-        # of several processes some may have refused: an error that does not end the run
+        # a RankError that does not end the run: some processes rejected the trial model
         refused = getattr(error, "ends_run", None) is False
         if refused or isinstance(error, FloatingPointError):
             self.problem.objective.value(self.space.to_model(self.point.vector))
 
     def _advance(self, step: Step, state: Any) -> None:
-        """Move to the step's end and evaluate what the next iteration will read."""
+        """Move to the step's end, and evaluate what the next iteration needs there."""
         assert step.vector is not None
         before = self.point
         self._release()
@@ -419,17 +422,18 @@ class Run:
         self._announce()
 
     def _without_products(self, error: SecondOrderError) -> None:
-        """Go on from the start without products, or end where none were needed so far.
+        """Restart with the fallback, or stop if the method's steps need no products.
 
         Args:
-            error: What the last product said.
+            error: The error of the last product.
 
         Raises:
-            SecondOrderError: If a step needed some and cannot do without.
-            Stop: If only what kind of point this is remains unknown.
+            SecondOrderError: If the method needs products, and it is not the first step
+                or there is no fallback.
+            Stop: If products were only needed to look for negative curvature.
         """
         if not self.method.needs_products:
-            # no step has made a product, so this was the look for negative curvature
+            # steps need no products, so this was the search for negative curvature
             detail = "its curvature is unknown"
             if not self._gradients_alone:
                 detail += f", since the loss has no second derivative: {error.cause}"
@@ -446,7 +450,7 @@ class Run:
     def _linearised(
         self, vector: Tensor, known: Point | None = None, *, steps: int = 0
     ) -> Point:
-        """Return what is needed of a point: no Hessian where no step will follow."""
+        """Return a point with value and gradient; with a Hessian if a step can follow."""
         if known is not None:
             return self._ready(known, steps=steps)
         kind = None if self._at_limit(steps) else self.method.kind
@@ -456,25 +460,25 @@ class Run:
         kind = None if self._at_limit(steps) else self.method.kind
         return self.problem.with_hessian(point, kind)
 
-    # -- what ends it -----------------------------------------------------------
+    # -- stopping ---------------------------------------------------------------
 
     @property
     def _limits(self) -> Limits:
         return self.stages[self._stage].limits
 
     def _start_of_stage(self) -> IterationRecord | None:
-        """Return the record that the stage began with; None at the start of the run."""
+        """Return the first record of the stage; None before it is made."""
         return next((r for r in self.history if r.stage == self._stage), None)
 
     @property
     def _steps(self) -> int:
-        """Steps of this stage so far."""
+        """Number of steps of this stage so far."""
         start = self._start_of_stage()
         return 0 if start is None else self.history[-1].iteration - start.iteration
 
     @property
     def _spent(self) -> Counts:
-        """What the run has spent."""
+        """Cost of the run so far."""
         return self._earlier + self._meter
 
     def _check_limits(self, at: Iterate) -> None:
@@ -492,7 +496,7 @@ class Run:
             raise Stop(Status.MAX_SECONDS)
 
     def _after_evaluation(self) -> None:
-        """Save if it is time, and stop where the clock or a signal says so."""
+        """Save if a save is due, and raise Stop if the time is over or a signal came."""
         if self.state is None:
             return
         if self.checkpoint is not None:
@@ -502,7 +506,7 @@ class Run:
         self.watch.raise_if_signalled()
 
     def _at_limit(self, steps: int = 0) -> bool:
-        """True if no step may follow after so many more."""
+        """Return True if a limit allows no further step after ``steps`` more."""
         last = self._steps + steps >= self._limits.max_iter
         return last or self._out_of_products() or self._out_of_time()
 
@@ -517,14 +521,14 @@ class Run:
         deadline = self.watch.deadline if self._cut_short else math.inf
         start = self._start_of_stage()
         spent = self._spent.products
-        if self._stage > 0:  # of this stage alone, which may have no record yet
+        if self._stage > 0:  # the cost of this stage alone, which may have no record yet
             spent -= spent if start is None else start.counts.products
         return Budget(self._limits.max_products - spent, deadline)
 
     def _tolerance(self) -> Tolerance:
-        """Return what the stage calls converged, by its records alone.
+        """Return the stage's tolerance, a function of its records alone.
 
-        They are the same after a restart, and so is what is decided by them.
+        The records are the same in a resumed run, and so is the tolerance.
         """
         records = [r for r in self.history if r.stage == self._stage]
         last = records[-1]
@@ -541,7 +545,7 @@ class Run:
             gtol=gtol,
             certify=self._limits.certify,
             start=self.first,
-            # of the same objective: what was dropped may have been most of the gradient
+            # of the same objective: a dropped part may have dominated the gradient
             largest=max(
                 r.gradient_norm for r in records if r.objective == last.objective
             ),
@@ -554,11 +558,11 @@ class Run:
             ),
         )
 
-    # -- telling and saving -----------------------------------------------------
+    # -- reports and saves ------------------------------------------------------
 
     def _record(self, step: Step | None, before: Tensor, size: float) -> None:
         steps = -1 if not self.history else self.history[-1].iteration
-        # a stage begins at a point that is known already
+        # the record that begins a later stage is not a step
         taken = step is not None or not self.history
         record = record_of(
             step,
@@ -576,7 +580,7 @@ class Run:
         self.history.append(record)
 
     def _commit(self, method: Any) -> None:
-        """Note a whole step; what is saved from here on begins at it."""
+        """Make a completed step the state from which the run is saved."""
         self._check_kept(method)
         self._products.clear()
         self.state = RunState(
@@ -592,15 +596,15 @@ class Run:
         )
 
     def _check_kept(self, state: Any) -> None:
-        """Refuse what no saved state can hold, as long as little is lost by that.
+        """Raise in the first steps if the method's state cannot be saved.
 
-        Later the run goes on, and a warning says that it is not saved.
+        Later the run continues unsaved, with a warning.
 
         Args:
-            state: What the method keeps, or a part of it.
+            state: The method's state, or a part of it.
 
         Raises:
-            RefusedError: If it cannot be stored.
+            RefusedError: If the state cannot be saved.
         """
         if not self.saving or len(self.history) > 2:
             return
@@ -610,20 +614,20 @@ class Run:
             raise RefusedError(error) from error
 
     def _to_be_saved(self) -> RunState:
-        """Return the last whole step, and the products that came after it."""
+        """Return the state after the last completed step, with the products since."""
         assert self.state is not None
         products = self._products.known()
         kept = sum((product.counts for product in products), self.state.counts)
         return replace(
             self.state,
             products=products,
-            # values and gradients of this step, which a run that goes on makes again
+            # values and gradients of this step, which a resumed run evaluates again
             resumed=self._resumed + (self._spent - kept),
             seconds=time.monotonic() - self._began,
         )
 
     def _announce(self) -> None:
-        """Tell the history file, the checkpoint and the callback of the last record."""
+        """Pass the last record to the history file, the checkpoint and the callback."""
         record = self.history[-1]
         if self.history_file is not None:
             self.history_file.add(record)
@@ -641,7 +645,7 @@ class Run:
             raise Stop(Status.CALLBACK)
 
     def _finish(self, *, discard: bool) -> None:
-        """Save the state that a run ends with, or remove what was saved."""
+        """Save the last state of the run, or remove the checkpoint."""
         if self.checkpoint is None:
             return
         if discard:
@@ -682,13 +686,13 @@ class Run:
                 resume_counts=self._resumed,
             )
         )
-        told = result.message
+        message = result.message
         if self._stage < len(self.stages) - 1:
-            told += f"; this was stage {self._stage + 1} of {len(self.stages)}"
+            message += f"; this was stage {self._stage + 1} of {len(self.stages)}"
         if not self.method.needs_products:
-            told += "; its steps came from gradients alone"
+            message += "; its steps came from gradients alone"
             if self._gradients_alone:
-                told += (
+                message += (
                     f", since the loss has no second derivative: {self._gradients_alone}"
                 )
-        return replace(result, message=told)
+        return replace(result, message=message)

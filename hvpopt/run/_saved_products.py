@@ -1,10 +1,10 @@
-"""Products of the step under way, saved so that none is made twice.
+"""Saves the products of the current step, so that a resumed run does not repeat them.
 
 A method is a deterministic function of its state and of the values, gradients and
-products that it is given. A run that goes on evaluates the values and gradients of the
-interrupted step again, and is given its products from the state: that brings the method
-to where it was, whatever it was building, for the price of vector arithmetic. Every
-product is kept with a hash of its vector, so that it never answers another question.
+products that it receives. A resumed run evaluates the values and gradients of the
+interrupted step again, and takes its products from the saved state: this restores the
+method's progress within the step at the cost of vector arithmetic. Every product is kept
+with a hash of its vector, so that it is used for that vector alone.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SavedProduct:
-    """One product.
+    """One Hessian-vector product.
 
     Attributes:
-        asked: Of which operator, and a hash of the vector.
-        product: ``[n]``.
-        counts: What it cost.
+        asked: Label of the operator, and a hash of the vector.
+        product: The product ``[n]``.
+        counts: Its cost.
     """
 
     asked: str
@@ -38,10 +38,10 @@ class SavedProduct:
 
 
 class ProductLog:
-    """The products of the step under way, and those still to be given again.
+    """The products of the current step, and saved ones that were not used yet.
 
     Args:
-        keeps: Keep products at all; where several processes make one, one keeps it.
+        keeps: Keep products for saving; True in one process of a saved run.
     """
 
     def __init__(self, *, keeps: bool) -> None:
@@ -50,31 +50,31 @@ class ProductLog:
         self._waiting: list[SavedProduct] = []
 
     def known(self) -> tuple[SavedProduct, ...]:
-        """Return all products of the step: those made and those still to be given."""
+        """Return all products of the step: those used so far and those still saved."""
         return (*self._made, *self._waiting)
 
     def clear(self, waiting: Sequence[SavedProduct] = ()) -> None:
-        """Begin a step, with products that are to be given again.
+        """Begin a step.
 
         Args:
-            waiting: Oldest first. Default none.
+            waiting: Saved products of the step, oldest first. Default none.
         """
         self._made, self._waiting = [], list(waiting)
 
     def wrap(self, operator: SymmetricOperator, label: str) -> SymmetricOperator:
-        """Return an operator whose products are kept, and given again.
+        """Return an operator whose products this log keeps, or takes from those saved.
 
         Args:
-            operator: Makes them.
-            label: Tells it from other operators at the same point.
+            operator: Computes the products.
+            label: Distinguishes the operator from others at the same point.
         """
         return SavedProducts(operator, self, label)
 
     def product(self, operator: SymmetricOperator, label: str, vector: Tensor) -> Tensor:
-        """Return a product, made or given again.
+        """Return a product: the next saved one if it matches, else a new one.
 
         Args:
-            operator: Makes it.
+            operator: Computes the product.
             label: See ``wrap``.
             vector: ``[n]``.
         """
@@ -92,7 +92,7 @@ class ProductLog:
         if not self._keeps:
             return saved.product
         self._made.append(saved)
-        # a method may overwrite what it is given, and what is kept must stay
+        # a copy, since a method may overwrite its product
         return saved.product.clone()
 
     def _give_up_waiting(self) -> None:
@@ -110,8 +110,8 @@ class SavedProducts(DerivedOperator):
     """An operator whose products a log keeps.
 
     Args:
-        operator: Makes them.
-        log: Keeps them.
+        operator: Computes the products.
+        log: The log.
         label: See ``ProductLog.wrap``.
     """
 

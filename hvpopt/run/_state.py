@@ -1,4 +1,4 @@
-"""The state of a run: what the loop holds, what is saved, and what is restored."""
+"""RunState: the state of a run that the loop updates and a checkpoint saves."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from hvpopt.run.state_tree import non_finite
 
 @dataclass(frozen=True)
 class RunState:
-    """A run after a whole step, and the products that the step after it has made.
+    """A run after a completed step, and the products of the next step so far.
 
     Attributes:
         point: The iterate, without a Hessian.
         method: The method's state.
-        first: Where the stage began ``[n]``.
+        first: The point at which the stage began ``[n]``.
         history: All records.
-        counts: Spent up to here.
+        counts: Cost up to the completed step.
         stage: Number of the stage, from 0.
         dropped: Why each dropped part of the objective was bad, by name.
         negative_curvature: The last direction of negative curvature ``[n]``, or None.
-        gradients_alone: Why the loss has no second derivative, where the method that was
-            asked for gave way to one without products; else empty.
-        products: Of the step under way.
-        resumed: Spent on going on from saved states, on top of ``counts``.
-        seconds: Since the run began.
+        gradients_alone: Why the loss has no second derivative, if a method without
+            products replaced the default one; else empty.
+        products: The products of the current step.
+        resumed: Cost of resuming from saved states, in addition to ``counts``.
+        seconds: Seconds since the run began.
     """
 
     point: Point
@@ -49,13 +49,13 @@ class RunState:
 
     @property
     def place(self) -> str:
-        """Where in its run the state is, in words."""
-        told = f"the state after step {self.history[-1].iteration}"
-        return told + f" and {len(self.products)} products" * bool(self.products)
+        """A description of the state's position in its run, for a message."""
+        step = f"the state after step {self.history[-1].iteration}"
+        return step + f" and {len(self.products)} products" * bool(self.products)
 
     def unusable(self) -> str:
-        """Return in words what is not finite, and must be; empty if all is well."""
-        # a record says NaN where a method knows nothing
+        """Return a description of a number that is not finite; empty if there is none."""
+        # records may hold NaN for unknown values
         kept = {f.name: getattr(self, f.name) for f in fields(self)}
         del kept["history"]
         found = (non_finite(value, name) for name, value in kept.items())

@@ -1,7 +1,7 @@
-"""The history of a run as JSON lines, for whoever follows it while it goes.
+"""The history of a run as JSON lines, to be followed during the run.
 
-One line is one ``IterationRecord``, flushed as soon as it is there. What is unknown or
-infinite is null, since JSON has neither NaN nor infinity.
+One line is one ``IterationRecord``, flushed at once. Unknown and infinite numbers are
+null, since JSON has neither NaN nor infinity.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hvpopt.run.result import IterationRecord
 
 logger = logging.getLogger(__name__)
 
-#: Bytes that are searched for the end of a line at once.
+#: Bytes to read at a time in the search for the end of a line.
 _BLOCK = 4096
 
 
@@ -28,21 +28,21 @@ def line_of(record: IterationRecord) -> str:
 
 
 class HistoryFile:
-    """A file of JSON lines that grows by one for each record.
+    """A file of JSON lines, one for each record.
 
-    Where it cannot be written a warning says so, another one after it could again, and
-    the run goes on. The records that are missing are written as soon as they can be.
+    If the file cannot be written, a warning is logged at the first of consecutive
+    failures and the run continues. Missing records are written at the next success.
 
     Args:
-        path: The file; what was there is replaced. A relative path is one of the
-            directory that the process is in now.
-        known: Records of a run that goes on. Their lines stay where the file has them
-            and are written where it has not; what comes after them, such as a line that
-            was cut short or a step that is taken again, goes.
+        path: Path of the file; an existing one is replaced. A relative path is resolved
+            against the current directory at once.
+        known: Records of a resumed run. Lines of the file that equal theirs are kept,
+            missing ones are written, and everything after them, such as an incomplete
+            line or a step that is repeated, is removed. Default none.
 
     Raises:
-        TypeError: If the path is none.
-        ValueError: If it is a directory.
+        TypeError: If ``path`` is not a path.
+        ValueError: If ``path`` is a directory.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class HistoryFile:
             raise ValueError(f"history_file is the directory {self.path}")
         self._failed = False
         self._begun = False
-        self._whole = 0  # bytes of the lines that are known to be in the file
+        self._written = 0  # bytes of the lines that are known to be in the file
         self._waiting = [line_of(record) + "\n" for record in known]
         self._write()
 
@@ -75,24 +75,24 @@ class HistoryFile:
             if line != own.encode():
                 break
             same += 1
-        # cut in place: who follows the file keeps it
-        self._whole = sum(len(line) for line in there[:same])
-        os.truncate(self.path, self._whole)
+        # truncated rather than replaced, so that a program that follows it can continue
+        self._written = sum(len(line) for line in there[:same])
+        os.truncate(self.path, self._written)
         del self._waiting[:same]
         self._begun = True
 
     def _grow(self) -> None:
-        """Write what is waiting after the last whole line."""
+        """Write the waiting lines after the last complete line."""
         with open(self.path, "ab+") as file:
             size = file.seek(0, os.SEEK_END)
-            # what a failed attempt has left; the file may be a new one since
-            end = _end_of_lines(file, min(size, self._whole) if self._failed else size)
+            # drops what a failed attempt wrote; the file may have been replaced since
+            end = _end_of_lines(file, min(size, self._written) if self._failed else size)
             if end < size:
                 file.truncate(end)
             file.write("".join(self._waiting).encode())
             file.flush()
-            whole = file.seek(0, os.SEEK_END)
-        self._whole = whole
+            written = file.seek(0, os.SEEK_END)
+        self._written = written
         self._waiting.clear()
 
     def _write(self) -> None:
@@ -115,7 +115,7 @@ class HistoryFile:
 
 
 def _end_of_lines(file: BinaryIO, size: int) -> int:
-    """Return where the last whole line of a file's first bytes ends."""
+    """Return the end of the last complete line among the first ``size`` bytes."""
     end = size
     while end > 0:
         begin = max(0, end - _BLOCK)

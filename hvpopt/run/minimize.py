@@ -1,4 +1,4 @@
-"""minimize: the door of the outer loop."""
+"""minimize: checks its arguments, and runs the outer loop."""
 
 from __future__ import annotations
 
@@ -72,97 +72,97 @@ def minimize(
     Args:
         loss: An Objective, or any scalar torch function called as the model is
             arranged: ``loss(t)``, ``loss(a, b)`` or ``loss(vp=a, vs=b)``. Or a list of
-            them, the stages of a run (say, of rising frequency): each is minimised from
-            where the one before ended, with what the method has learnt.
+            them, the stages of a run (for example of rising frequency): each starts from
+            the end of the one before, with the method's state.
         model: The start: a tensor, a tuple or a dict of tensors. Not changed. Hooks on it
             are ignored, with a warning.
-        method: How to step. Default ``QuasiNewton()`` for an objective with a
-            Gauss-Newton matrix, such as a waveform misfit, else ``TrustRegionNewton()``.
-            A loss that turns out at the first step to have no second derivative is
-            minimised by ``QuasiNewton(initial=GradientScale())``, with a warning.
-        scale: Size of one unit of each parameter; see ModelSpace.
-        mask: True where cells may change; see ModelSpace.
-        lower: Lower bounds, scalars or tensors; see ModelSpace. No iterate and no trial
-            breaks them.
-        upper: Upper bounds, likewise.
-        max_iter: Steps of a stage at most: one number, or a list with one for each stage
-            of a list of losses. Default 100.
-        max_products: Hessian-vector products of a stage at most, a number or a list. The
-            last step may be cut short. A method that needs none goes on without. Default
-            no limit.
-        max_seconds: Seconds of this process at most, for all stages together; looked at
-            between products. Default no limit.
+        method: The method that takes the steps. Default ``QuasiNewton()`` for an
+            objective with a Gauss-Newton matrix, such as a waveform misfit, else
+            ``TrustRegionNewton()``; and, with a warning,
+            ``QuasiNewton(initial=GradientScale())`` if the first step shows that the loss
+            has no second derivative.
+        scale: Size of one unit of each parameter; see ModelSpace. Default 1.
+        mask: True where cells may change; see ModelSpace. Default all.
+        lower: Lower bounds in the model's units, scalars or tensors; see ModelSpace.
+            Every iterate and trial is within the bounds. Default none.
+        upper: Upper bounds in the model's units, like ``lower``. Default none.
+        max_iter: Largest number of steps of a stage: one number, or a list with one for
+            each stage. Default 100.
+        max_products: Largest number of Hessian-vector products of a stage, a number or a
+            list. The last step may be cut short. Ignored by methods without products.
+            Default no limit.
+        max_seconds: Largest time of this process, seconds, for all stages together;
+            checked between products. Default no limit.
         gtol: Converged when the norm of the projected gradient is at most ``gtol``
-            times the largest met so far, and the next step would change no parameter by
-            more than ``gtol`` of its size (or promises less than the rounding of the
-            loss). The message states both numbers. The largest is that of the stage, and
-            where a shot was dropped that since. A number or a list. Default 1e-6.
-            (scipy's BFGS asks for an absolute 1e-5 of the gradient alone, its L-BFGS-B
-            for that or for a relative fall of 2e-9 of the loss; optimistix for small
-            changes of both loss and model.)
+            times the largest so far, and the next step would change no parameter by
+            more than ``gtol`` of its size (or would decrease the loss by less than its
+            rounding). The message states both numbers. The largest is that of the stage,
+            or that since the last drop of a shot. A number or a list. Default 1e-6.
+            (scipy's BFGS requires 1e-5 of the absolute gradient, its L-BFGS-B that or a
+            relative decrease of 2e-9 of the loss; optimistix small changes of both loss
+            and model.)
         certify: Certify that the Hessian has no negative eigenvalue before a point is
-            called converged, and leave it where there is one. The price is up to the
+            called converged, and leave the point if it has one. This takes up to the
             method's ``max_products`` exact products each time. Default False: methods
-            that use the exact Hessian of a plain loss look at λ_min with no more
-            products than half of what the run has evaluated; QuasiNewton, whose
-            curvature is positive by construction, and waveform misfits do not look,
-            unless no step was taken at all. The message says which.
+            that use the exact Hessian of a plain loss estimate λ_min with at most half
+            as many products as the run has evaluated; QuasiNewton, whose curvature is
+            positive by construction, and waveform misfits do not estimate it, unless no
+            step was taken. The message states which.
         callback: Called with the model and its record after the start and each step.
             Returning a true value, or raising StopIteration, ends the run.
         progress: Show a tqdm bar with loss and gradient.
-        checkpoint: File that the run is saved to: after steps, and within them as far as
-            their products have come. Where it exists, the run goes on from it: on the
-            same machine and number of threads the iterates are, bit by bit, those of a
-            run that was never interrupted. Loss, model, method and options are those of
-            the saved run, or refused; limits and callbacks may be others (``max_iter``
-            counts the steps before too). The state before stays beside it as
-            ``NAME.previous``. With a checkpoint, a limit of seconds ends the run within a
-            step, early enough to save, instead of cutting the step short; and the
-            products of the step under way stay in memory, as much again as a Lanczos
-            basis takes. Its directory must exist. As long as the run goes,
-            ``NAME.lock`` keeps other runs from the path; a process that is killed leaves
-            it unlocked. Where a save fails, a warning says so and the run goes on; the
-            message of the result says what was saved last. Default none.
-        checkpoint_every: Steps between saves. A save is synced to disk: where steps are
-            quick, take more of them. Default 1.
-        checkpoint_seconds: Within a step, save between products when this long has
-            passed since the last save. Default 60.
-        history_file: File of JSON lines that grows by one record at each step. What is
-            there is replaced; where a run goes on, its lines stay. Default none.
+        checkpoint: File to save the run to, after steps and, with the products so far,
+            within steps. If the file exists, the run resumes from it: on the same
+            machine and number of threads the iterates are bit for bit those of an
+            uninterrupted run. Loss, model, method and options must be those of the saved
+            run; limits and callbacks may differ (``max_iter`` includes the steps before).
+            The state before the last is kept as ``NAME.previous``. With a checkpoint,
+            ``max_seconds`` ends the run within a step, early enough to save, instead of
+            cutting the step short; and the products of the current step stay in memory,
+            which doubles that of a Lanczos basis. The directory must exist. During the
+            run ``NAME.lock`` excludes other runs from the path; a killed process leaves
+            it unlocked. A failed save is logged as a warning and does not end the run;
+            the result's message names the last state saved. Default none.
+        checkpoint_every: Steps between saves. Each save is synced to disk, so increase
+            this if steps are short. Default 1.
+        checkpoint_seconds: Seconds since the last save after which to save between the
+            products of a step. Default 60.
+        history_file: File of JSON lines, to which each step appends a record. An existing
+            file is replaced; a resumed run keeps its lines. Default none.
 
     Returns:
-        The best model and the history. A run that meets a limit, fails after its first
-        step, or gets SIGINT or SIGTERM returns too, and says why; after a signal as soon
-        as the product under way is done, and at a second SIGINT at once. What a callback
-        raises is raised.
+        The best model and the history. A run that reaches a limit, fails after its first
+        step, or receives SIGINT or SIGTERM returns too, and its message says why; after a
+        signal when the current product is done, after a second SIGINT at once. Exceptions
+        of the callback are raised.
 
-        A signal ends the run under way, the outer ones of a run in a callback included,
-        and then reaches the script, which keeps the result. A handler of the script's own
-        is called as the run returns. With Python's own handlers SIGTERM ends the process,
-        and a second SIGINT (in the same run or a later one) raises KeyboardInterrupt, as
-        soon as the script begins another run; so does what its own handler raises. A
-        script with several runs therefore does not go on with the others. One that is
-        to go on after SIGTERM calls ``hvpopt.run.signals.acknowledge()`` first. A
-        first SIGINT ends one run alone, whose ``status`` is ``Status.INTERRUPTED``; in
-        an interactive session any SIGINT does. Between runs signals are the script's.
+        A signal ends the current run and, if that was started in a callback, the outer
+        ones. Then it is passed to the script, which keeps the result. A handler that the
+        script has installed is called when the run returns. With Python's default
+        handlers SIGTERM ends the process, and a second SIGINT (in the same run or a later
+        one) raises KeyboardInterrupt, when the script begins another run; an exception of
+        an installed handler is raised then too. A script with several runs therefore
+        stops before the next one; to continue after SIGTERM it calls
+        ``hvpopt.run.signals.acknowledge()`` first. A first SIGINT ends one run only,
+        whose ``status`` is ``Status.INTERRUPTED``; so does every SIGINT in an interactive
+        session. Between runs hvpopt handles no signals.
 
-        Evaluations that other threads make of the same loss at the same time, and those
-        of another run in the callback, are neither counted nor limited here.
+        Evaluations of the same loss by other threads, and those of another run in the
+        callback, are neither counted nor limited.
 
     Raises:
-        TypeError: For a model, loss, method or option of the wrong type, or a method
-            whose state cannot be saved where a checkpoint is asked for.
-        ValueError: For a loss that is not scalar, not finite at the start, ignores a
-            parameter or changes from call to call; for bounds, scales or masks that do
+        TypeError: For a model, loss, method or option of the wrong type, or, with a
+            checkpoint, a method whose state cannot be saved.
+        ValueError: For a loss that is not scalar, not finite at the start, not
+            deterministic, or ignores a parameter; for bounds, scales or masks that do
             not fit; for limits out of range; for a history that is the checkpoint's file.
         SecondOrderError: For a loss without second derivative and a method that needs
             products.
-        hvpopt.run.state_tree.StateError: If the checkpoint is of another problem, method
-            or version, is not finite, or is damaged together with the one before it. If
-            the last one alone is damaged, a warning is logged and the run goes on from
-            the one before.
+        StateError: If the checkpoint is of another problem, method or version, is not
+            finite, or is damaged and so is its previous version. If only the last one is
+            damaged, a warning is logged and the run resumes from the previous version.
         FileNotFoundError: If the checkpoint's directory does not exist.
-        BlockingIOError: If another run, which is named, saves to the checkpoint's path.
+        BlockingIOError: If another run saves to the checkpoint's path.
         OSError: If the checkpoint's directory cannot be written.
 
     Example:
@@ -193,7 +193,7 @@ def minimize(
     start = copy_model(model)
     space = ModelSpace(start, scale=scale, mask=mask, lower=lower, upper=upper)
     objectives = [stage.objective for stage in stages]
-    # one without a Gauss-Newton matrix needs a method that does without
+    # the default method must suit every stage
     plainest = min(objectives, key=lambda objective: objective.has_gauss_newton)
     chosen = default_method(plainest) if method is None else checked_method(method)
     processes = objectives[0].processes
@@ -223,13 +223,13 @@ def minimize(
         found = _saved(path, processes, space.device)
         known: tuple[IterationRecord, ...] = ()
         if found is not None:
-            problem, state, whole = found
+            problem, state, undamaged = found
             check_same(problem, known_by)
             _check_start(run, problem, state)
-            save = saver(problem, keep=whole, there=state) if main else None
+            save = saver(problem, keep=undamaged, there=state) if main else None
             run.restore(state, save)
             known = state.history
-            # its products are the log's, and not held twice
+            # the log owns the saved products: release the other reference to them
             del state
             found = None
         if main and history_file is not None:
@@ -247,13 +247,13 @@ def minimize(
         ) as bar:
             result = run.run(bar, fresh=not known)
         if run.checkpoint is not None and run.checkpoint.failure:
-            told = f"{result.message}; {run.checkpoint.failure}"
-            result = replace(result, message=told)
+            message = f"{result.message}; {run.checkpoint.failure}"
+            result = replace(result, message=message)
         return result
 
 
 def _by_stage(options: dict[str, Any], loss: object) -> Iterator[dict[str, Any]]:
-    """Yield the options of each stage: of a list its entry, else the number."""
+    """Yield the options of each stage: the entry of a list, else the number."""
     if not isinstance(loss, (list, tuple)):
         yield options
         return
@@ -273,24 +273,24 @@ def _by_stage(options: dict[str, Any], loss: object) -> Iterator[dict[str, Any]]
 def _saved(
     path: Path | None, processes: Processes, device: torch.device
 ) -> tuple[dict[str, Any], RunState, bool] | None:
-    """Return what a checkpoint holds; None where there is none."""
+    """Return what ``load`` returns for a checkpoint; None if there is no file."""
     if path is None:
         return None
-    # file systems may show it to one process of a run and not yet to another
+    # a shared file system may show the file to one process and not yet to another
     there = processes.largest(path.exists() or previous(path).exists())
     return load(path, device) if there else None
 
 
 def _check_start(run: Run, problem: dict[str, Any], state: RunState) -> None:
-    """Refuse a state whose loss had another value at the start.
+    """Raise if the loss at the start of a saved run had another value.
 
     Args:
-        run: Its first stage's objective is evaluated.
-        problem: What the saved one is known by.
-        state: Says what was dropped later.
+        run: The run, whose first objective is evaluated.
+        problem: Fingerprint of the saved problem.
+        state: The saved state, for the parts that were dropped later.
 
     Raises:
-        StateError: If the values differ, or parts are bad that were not.
+        StateError: If the values differ, or a part is bad that the run did not drop.
     """
     objective = run.stages[0].objective
     if problem[DROPPED]:
@@ -299,8 +299,8 @@ def _check_start(run: Run, problem: dict[str, Any], state: RunState) -> None:
         value = objective.value(run.space.to_model(run.first))
     except BadPartError as error:
         if not error.parts or not error.parts.keys() <= state.dropped.keys():
-            told = f"the loss at its start cannot be evaluated any more: {error}"
-            raise StateError(told) from error
+            message = f"the loss at its start cannot be evaluated any more: {error}"
+            raise StateError(message) from error
         logger.warning(
             "the loss at the start cannot be compared with the saved one: %s, which the "
             "run dropped later, is bad already",
@@ -312,7 +312,7 @@ def _check_start(run: Run, problem: dict[str, Any], state: RunState) -> None:
 
 @contextmanager
 def _alone(path: Path | None) -> Iterator[None]:
-    """A block in which nobody else saves to a path."""
+    """Lock a path against other runs within a block; do nothing for None."""
     if path is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""What a minimisation returns: the best model, why it ended, and what each step did."""
+"""The result of a minimisation: the best model, why it ended, and a record per step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hvpopt.model.tensors import Model
 
 
 class Status(Enum):
-    """Why a minimisation ended; the value is a sentence for a person."""
+    """Why a minimisation ended; the value is a message."""
 
     CONVERGED = "the projected gradient is within its tolerance"
     STATIONARY = "the projected gradient vanishes, but this may be no minimum"
@@ -33,39 +33,40 @@ class Status(Enum):
 
     @property
     def message(self) -> str:
-        """The sentence for a person."""
+        """The message, which is the member's value."""
         return self.value
 
 
 @dataclass(frozen=True)
 class IterationRecord:
-    """One iteration: the iterate it ended at and the step that led there.
+    """One iteration: the step, and the iterate at its end.
 
     Attributes:
-        iteration: Steps taken so far: 0 for the start. Where a stage begins, at a point
-            that is known already, it is that of the record before.
+        iteration: Number of steps so far, 0 at the start. The first record of a later
+            stage repeats the number of the record before.
         value: The objective.
         gradient_norm: Norm of the flat projected gradient.
-        step_norm: Norm of the flat step that led here.
-        relative_step: The largest change of a parameter in it, relative to its size.
-        step_length: Fraction of the direction that was taken.
-        trials: Values spent on the step.
-        shift: τ.
-        smallest_eigenvalue: λ_min at the iterate that the step left.
-        lower_bound: Below λ_min, with the method's confidence.
-        residual: Relative residual of the linear solve.
-        inner_iterations: Iterations of the linear solver.
-        inner_status: How the step's linear algebra ended.
-        curvature_step: True for a step along negative curvature off a stationary point.
-        predicted: Decrease that the quadratic model predicted for the whole direction.
-        radius: Of the trust region that bounded the direction.
-        active: Cells held at a bound.
-        parts: Value of each named part of a sum.
-        counts: Spent since the run began.
-        seconds: Since the run began.
-        stage: Number of the stage, from 0. Values of two stages are not to be compared.
-        dropped: What was dropped from the objective so far (a bad shot), and why. Values
-            of records that dropped different things are not to be compared.
+        step_norm: Norm of the flat step. Default 0, for no step.
+        relative_step: The largest change of a parameter in the step, relative to its
+            size. Default 0.
+        step_length: Step length as a fraction of the direction. Default 0.
+        trials: Number of trial values of the step. Default 0.
+        shift: The shift τ of the Hessian. Default 0.
+        smallest_eigenvalue: λ_min at the start of the step; NaN if not estimated.
+        lower_bound: Lower bound of λ_min, with the method's confidence. Default −∞.
+        residual: Relative residual of the linear solve; NaN without one.
+        inner_iterations: Iterations of the linear solver. Default 0.
+        inner_status: Why the linear solver ended; None without one.
+        curvature_step: True for a step along negative curvature from a stationary point.
+        predicted: Decrease of the quadratic model for the full direction; NaN if unknown.
+        radius: Radius of the trust region that bounded the direction. Default ∞.
+        active: Number of cells held at a bound.
+        parts: Value of each named part of a sum; empty for a single objective.
+        counts: Cost since the run began.
+        seconds: Seconds since the run began.
+        stage: Number of the stage, from 0. Values of different stages are not comparable.
+        dropped: Why each dropped part of the objective (a bad shot) was bad, by name.
+            Values of records with different dropped parts are not comparable.
     """
 
     iteration: int
@@ -93,7 +94,7 @@ class IterationRecord:
 
     @property
     def objective(self) -> tuple[int, frozenset[str]]:
-        """Which of the run's objectives this is a record of."""
+        """Stage and dropped parts, which identify the objective of the record."""
         return self.stage, frozenset(self.dropped)
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,23 +110,24 @@ class MinimizeResult:
 
     Attributes:
         x: The best model, arranged, shaped and typed like the start.
-        fun: The objective there.
-        jac: Its gradient there, shaped like the model; None if the run ended before it
-            was evaluated.
-        success: True if the run converged to a minimum as far as its method can tell.
-        status: Why it ended.
-        message: The same in words, with what a person should know.
-        nit: Accepted steps.
-        nfev: Values without gradient.
-        njev: Gradients.
-        nhev: Hessian-vector products.
-        counts: All of these and wave propagations.
+        fun: The objective at ``x``.
+        jac: Its gradient at ``x``, shaped like the model; None if the run ended before
+            it was evaluated.
+        success: True if the run converged to a minimum, as far as its method can tell.
+        status: Why the run ended.
+        message: Why the run ended, with details such as dropped shots.
+        nit: Number of accepted steps.
+        nfev: Number of values without gradient.
+        njev: Number of gradients.
+        nhev: Number of Hessian-vector products.
+        counts: These three numbers and that of wave propagations.
         history: One record for the start of each stage and one for each accepted step.
-        negative_curvature: The last direction of negative curvature that a step met,
-            shaped like the model, of unit length in flat coordinates; None if none was.
-        resume_counts: What going on from a saved state cost on top of ``counts``: the
-            loss at the start, to tell the problem, and the graph, values and gradients
-            of the interrupted step, made once more.
+        negative_curvature: The last direction of negative curvature found by a step,
+            shaped like the model, of unit length in flat coordinates; None if none was
+            found.
+        resume_counts: Cost of resuming from saved states, in addition to ``counts``: the
+            loss at the start, to check that the problem is the same, and the graph,
+            values and gradients of the interrupted step.
     """
 
     x: Model
@@ -142,17 +144,17 @@ class MinimizeResult:
 
     @property
     def nfev(self) -> int:
-        """Values without gradient."""
+        """Number of values without gradient."""
         return self.counts.values
 
     @property
     def njev(self) -> int:
-        """Gradients."""
+        """Number of gradients."""
         return self.counts.gradients
 
     @property
     def nhev(self) -> int:
-        """Hessian-vector products."""
+        """Number of Hessian-vector products."""
         return self.counts.products
 
 
@@ -171,15 +173,15 @@ def record_of(
     """Return the record of a step, or of the start of a stage.
 
     Args:
-        step: That led to the point; None where a stage begins.
-        point: Where it ended.
-        before: Where it began ``[n]``.
-        iteration: Steps taken so far.
+        step: The step; None for the start of a stage.
+        point: The point at its end.
+        before: The point at its start ``[n]``.
+        iteration: Number of steps so far.
         relative_step: The step's size relative to the model.
-        counts: Spent since the run began.
-        seconds: Since the run began.
-        stage: Its number.
-        dropped: From the objective, and why.
+        counts: Cost since the run began.
+        seconds: Seconds since the run began.
+        stage: Number of the stage, from 0.
+        dropped: Why each dropped part of the objective was bad, by name.
     """
     record = IterationRecord(
         iteration=iteration,
@@ -214,12 +216,12 @@ def record_of(
 
 
 def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str:
-    """Return why a run ended, for a person.
+    """Return the message of a result.
 
     Args:
-        status: Why.
-        detail: What more there is to say; may be empty.
-        history: Told where the linear algebra ended early, and what was dropped.
+        status: Why the run ended.
+        detail: Text to append to the status's message; may be empty.
+        history: All records, for early ends of the linear solver and dropped parts.
     """
     message = status.message + (f": {detail}" if detail else "")
     missed = [
@@ -233,29 +235,28 @@ def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str
             f"ended before its tolerance (last: {missed[-1].message})"
         )
     if history and history[-1].dropped:
-        told = "; ".join(f"{what}: {why}" for what, why in history[-1].dropped.items())
-        message += f"; dropped from the objective ({told})"
+        dropped = "; ".join(f"{part}: {why}" for part, why in history[-1].dropped.items())
+        message += f"; dropped from the objective ({dropped})"
     return message
 
 
-#: A fall of this many times the loss's first size and slope is taken for endless.
+#: A decrease by this many times the loss's first size and slope is taken for unbounded.
 ENDLESS = 1e20
-#: Steps that tell whether a fall slows down.
+#: Number of values from which on a decrease can be judged to slow down or not.
 TELLING = 12
 
 
 def with_unbounded(result: MinimizeResult) -> MinimizeResult:
-    """Return a result that says so where the loss seems unbounded below.
+    """Return a result whose message says so if the loss seems unbounded below.
 
-    It does where it fell by more than any loss of its scale, or where its derivatives
-    overflowed on the way; and it may be where it fell below zero, far, and no slower in
-    the last third of the steps than in the third before. What a run that failed says of
-    its failure is kept.
+    It does if it decreased by more than ENDLESS times its scale, if its derivatives
+    overflowed, or if it decreased far below zero, and no slower in the last third of the
+    steps than in the third before. The message of a failed run is kept.
 
     Args:
-        result: Of a run.
+        result: The result of a run.
     """
-    # of one objective alone
+    # records of the last objective alone
     last = result.history[-1].objective
     history = [record for record in result.history if record.objective == last]
     falling = len(history) > 1 and result.fun < min(history[0].value, 0.0)
@@ -266,30 +267,30 @@ def with_unbounded(result: MinimizeResult) -> MinimizeResult:
     endless = overflowed or (scale > 0.0 and not -result.fun <= ENDLESS * scale)
     if not endless and not _falls_on(history):
         return result
-    told = (
+    advice = (
         f"from {history[0].value:.3g} it fell to {result.fun:.3g} in {len(history) - 1} "
         "steps, no slower at the end. Bound the model (lower=, upper=), add a term that "
         "grows with it, or look for a wrong sign in the loss"
     )
     if result.status in (Status.STATIONARY, Status.NO_DECREASE):
-        message = f"{Status.UNBOUNDED.message}: {told}"
+        message = f"{Status.UNBOUNDED.message}: {advice}"
         return replace(result, status=Status.UNBOUNDED, message=message)
     status = result.status
     if status is Status.FAILED and (overflowed or "FloatingPointError" in result.message):
         status = Status.UNBOUNDED
-    message = f"{result.message}; {Status.UNBOUNDED.message}: {told}"
+    message = f"{result.message}; {Status.UNBOUNDED.message}: {advice}"
     return replace(result, status=status, message=message)
 
 
 def _scale(history: list[IterationRecord]) -> float:
-    """Return the size of loss and slope where the run first met a gradient, or 0."""
+    """Return |loss| + gradient norm at the first record with a gradient, or the first."""
     met = (record for record in history if record.gradient_norm > 0.0)
     first = next(met, history[0])
     return abs(first.value) + first.gradient_norm
 
 
 def _falls_on(history: list[IterationRecord]) -> bool:
-    """True if the loss falls far below zero, and no slower at the end."""
+    """Return True if the loss decreases far below zero, and no slower at the end."""
     values = [record.value for record in history]
     n = len(values) // 3
     if len(values) <= TELLING:

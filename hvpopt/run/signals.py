@@ -1,8 +1,8 @@
-"""SIGINT and SIGTERM as a wish to stop, noted until what is being computed is done.
+"""SIGINT and SIGTERM end a run after its current evaluation.
 
-A signal ends the run under way, which returns its best model. Then it reaches the script:
-a handler of the script's own is called as the run returns; what would end the script on
-the spot, and lose the result, waits until the next run begins.
+The run returns its best model. Then the signal is passed to the script: a handler that
+the script has installed is called when the run returns; an exception or a default action
+that would end the script, and lose the result, is deferred until the next run begins.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-#: What is noted; schedulers send the second before they kill.
+#: Signals that end a run; schedulers send SIGTERM before they kill a process.
 HEARD = (signal.SIGINT, signal.SIGTERM)
 
 #: The listeners of this process's main thread, the outermost run's first.
 _active: list[SignalListener] = []
-#: What the next run raises or sends as it begins.
+#: Signals to send and exceptions to raise when the next run begins.
 _pending: list[signal.Signals | BaseException] = []
 #: Whether an earlier run of the script was ended by SIGINT.
 _interrupted_before = False
 
 
 class SignalListener:
-    """Notes SIGINT and SIGTERM while it is entered, and passes them on at its end.
+    """Context manager that records SIGINT and SIGTERM, and passes them on at its end.
 
-    A second SIGINT raises KeyboardInterrupt at once, for a person who cannot wait. Of
-    nested runs each notes a signal, since it asks all of them to stop. Handlers are
-    installed in the main thread alone, since Python allows no other, and those that were
-    there before are put back at the end. A signal that the process ignores stays ignored.
+    A second SIGINT raises KeyboardInterrupt at once. Every one of nested runs records a
+    signal, since it ends all of them. Handlers are installed in the main thread only, as
+    Python requires, and the previous ones are restored at the end. A signal that the
+    process ignores stays ignored.
 
-    At the end of the outermost run each signal reaches the handler of the script:
+    At the end of the outermost run each signal is passed to the handler of the script:
 
-    - A function of its own is called, once. What it raises is raised by the next run as
-      it begins, so that the result of this one is not lost.
-    - SIGTERM that would end the process is sent again as the next run begins.
-    - A first SIGINT is used up by the result that tells of it. A second one, in the same
-      run or a later one, and one that no result tells of, is KeyboardInterrupt as the
-      next run begins; or at once, where an error is leaving this run already. In an
-      interactive session, where the next run may be another matter, it is used up too.
+    - A function is called once. An exception of it is raised when the next run begins,
+      so that the result of this one is not lost.
+    - SIGTERM with the default action is sent again when the next run begins.
+    - A first SIGINT that the result reports is not passed on. A second one, in the same
+      run or a later one, and one that no result reports, raises KeyboardInterrupt when
+      the next run begins; or at once, if another error is raised by this run. In an
+      interactive session none is deferred to the next run.
 
     Attributes:
-        received: The first signal; None as long as there was none.
-        told: True once the run's result says that it was ended by a signal.
+        received: The first signal; None if there was none.
+        told: True if the run's result reports that a signal ended it.
     """
 
     def __init__(self) -> None:
@@ -58,13 +58,13 @@ class SignalListener:
         if threading.current_thread() is not threading.main_thread():
             return self
         if _active:
-            # a run that begins in a callback while the outer one is to stop
+            # begun in a callback while the outer run is about to stop
             self.received = _active[-1].received
         else:
             _deliver_pending()
         for number in HEARD:
             handler = signal.getsignal(number)
-            # None: installed from C, and could not be put back
+            # None: installed from C, and could not be restored
             if handler is not None and handler is not signal.SIG_IGN:
                 self._before[number] = handler
         _active.append(self)
@@ -84,15 +84,15 @@ class SignalListener:
         if self in _active:
             _active.remove(self)
         for number, handler in before.items():
-            # the outer run of a nested one has noted the signal itself
+            # otherwise the outer run has recorded the signal itself
             if handler is not _note and self._times.get(number):
                 self._pass_on(number, handler, error)
 
     def note(self, number: signal.Signals) -> None:
-        """Note a signal.
+        """Record a signal.
 
         Args:
-            number: Which; also one that another process of the run received.
+            number: The signal, of this process or of another one of the run.
         """
         self.received = self.received or number
         self._times[number] = self._times.get(number, 0) + 1
@@ -100,14 +100,14 @@ class SignalListener:
     def _pass_on(
         self, number: signal.Signals, handler: Any, error: BaseException | None
     ) -> None:
-        """Let a signal reach the handler that the script has."""
+        """Pass a signal to the script's handler, at once or when the next run begins."""
         global _interrupted_before
         if number == signal.SIGINT and handler in _OF_PYTHON:
             used_up = self.told and self._times[number] == 1 and not _interrupted_before
             interactive = hasattr(sys, "ps1")
             _interrupted_before = not interactive
             if error is not None:
-                # no result tells of it, so it must not wait; it may be on its way already
+                # no result reports it, so it is raised now, unless it is being raised
                 if not isinstance(error, KeyboardInterrupt):
                     _send(number)
             elif not (used_up or interactive):
@@ -124,22 +124,22 @@ class SignalListener:
 
 
 def acknowledge() -> None:
-    """Forget the signals of runs before, for a script that goes on all the same.
+    """Discard the deferred signals of earlier runs, so that a script can continue.
 
-    After ``result.status`` told of SIGTERM a script may save, and return; the next run
-    would end it. One that wants to go on with another run calls this first.
+    If ``result.status`` is ``Status.TERMINATED``, the next run ends the script, unless
+    this is called first.
     """
     global _interrupted_before
     _pending.clear()
     _interrupted_before = False
 
 
-#: Handlers of SIGINT that the script has not chosen itself, or that end it.
+#: Python's and the system's default handlers of SIGINT.
 _OF_PYTHON = (signal.default_int_handler, signal.SIG_DFL)
 
 
 def _note(number: int, _: FrameType | None) -> None:
-    """Note a signal in every run of the main thread."""
+    """Record a signal in every run of the main thread."""
     at_once = number == signal.SIGINT and any(run.received for run in _active)
     for run in _active:
         run.note(signal.Signals(number))
@@ -148,7 +148,7 @@ def _note(number: int, _: FrameType | None) -> None:
 
 
 def _deliver_pending() -> None:
-    """Raise or send what earlier runs have left, by the handlers there are now."""
+    """Raise or send what earlier runs have deferred, to the current handlers."""
     while _pending:
         waiting = _pending.pop(0)
         if isinstance(waiting, BaseException):
@@ -157,7 +157,7 @@ def _deliver_pending() -> None:
 
 
 def _send(number: signal.Signals) -> None:
-    """Do what the process does at a signal now."""
+    """Call the current handler of a signal, or raise the signal for a default one."""
     global _interrupted_before
     if number == signal.SIGINT:
         _interrupted_before = False
@@ -165,7 +165,7 @@ def _send(number: signal.Signals) -> None:
     if callable(handler):
         handler(number, sys._getframe())
         return
-    # the process may end here, and what it has printed is not to be lost
+    # the signal may end the process before its output is written
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()

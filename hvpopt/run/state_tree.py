@@ -1,9 +1,9 @@
-"""States as JSON and named tensors, and back, executing nothing on the way.
+"""Conversion of states to JSON and named tensors, and back without executing code.
 
 A tree of None, bools, ints, floats, strings, enums, tensors, lists, tuples, dicts and
 dataclasses becomes a JSON skeleton, in which each tensor is a name. Dataclasses and enums
-are looked up by name among those that the package has defined and that ``register`` was
-given: a file can name no other type, and no module is imported for it.
+are looked up by name among those of this package and those passed to ``register``: a file
+can name no other type, and no module is imported for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hvpopt.errors import StateError
 
-#: Where dataclasses and enums that a state may hold are defined.
+#: Packages and modules whose dataclasses and enums a state may contain.
 PACKAGES = ("hvpopt.methods", "hvpopt.krylov", "hvpopt.run")
 MODULES = ("hvpopt.run.result", "hvpopt.model.counts")
 
@@ -29,16 +29,16 @@ C = TypeVar("C", bound="type[Any]")
 
 
 def register(cls: C) -> C:
-    """Allow a dataclass or enum of your own in the state of a method of your own.
+    """Allow a dataclass or enum in the saved state of a user-defined method.
 
     Args:
-        cls: The class; usable as a decorator.
+        cls: The class. The function can be used as a decorator.
 
     Returns:
         The same class.
 
     Raises:
-        TypeError: If it is neither dataclass nor enum.
+        TypeError: If the class is neither a dataclass nor an enum.
     """
     if not (isinstance(cls, type) and _storable(cls)):
         raise TypeError(f"{cls!r} is no dataclass and no enum")
@@ -50,25 +50,25 @@ def encode(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     """Return a tree as a JSON skeleton and its tensors by name.
 
     Args:
-        tree: Of None, bools, ints, floats, strings, enums, tensors, lists, tuples, dicts
-            with string keys, and allowed dataclasses.
+        tree: A tree of None, bools, ints, floats, strings, enums, tensors, lists, tuples,
+            dicts with string keys, and allowed dataclasses.
 
     Returns:
-        What ``json`` can write, and copies of the tensors on the host.
+        An object that ``json`` can write, and copies of the tensors on the host.
 
     Raises:
-        TypeError: For anything else; the message says where it stands.
+        TypeError: For any other type; the message says where in the tree it is.
     """
     tensors: dict[str, Tensor] = {}
     return _encode(tree, "state", tensors), tensors
 
 
 def check_storable(tree: Any, where: str = "state") -> None:
-    """Raise TypeError, saying where, for what ``encode`` would; no tensor is copied.
+    """Raise TypeError where ``encode`` would, without copying tensors.
 
     Args:
-        tree: Of what ``encode`` takes.
-        where: What to call it.
+        tree: See ``encode``.
+        where: Name of the tree in a message. Default ``"state"``.
     """
     _encode(tree, where, None)
 
@@ -80,11 +80,12 @@ def decode(
 
     Args:
         skeleton: From ``encode``.
-        tensors: By name.
-        device: Where the tensors are to live.
+        tensors: Tensors by name.
+        device: Device of the tensors in the tree. Default the host.
 
     Raises:
-        StateError: For a type that is not allowed, or a skeleton of another make.
+        StateError: For a type that is not allowed, or a skeleton that does not fit this
+            version of the package.
     """
     try:
         return _decode(skeleton, tensors, torch.device(device))
@@ -97,16 +98,16 @@ def decode(
 
 
 def non_finite(tree: Any, where: str = "state") -> str:
-    """Return where a tree holds a NaN or an infinity, in words; empty if nowhere.
+    """Return a description of the first NaN or infinity in a tree; empty for none.
 
     Args:
-        tree: Of what ``encode`` takes.
-        where: What to call it.
+        tree: See ``encode``.
+        where: Name of the tree in the description. Default ``"state"``.
     """
     if isinstance(tree, float) and not math.isfinite(tree):
         return f"{where} is {tree}"
     if isinstance(tree, Tensor):
-        # a sum is finite only if all are, and several times cheaper than looking at each
+        # a finite sum implies finite entries, and is several times cheaper to compute
         if not tree.is_floating_point() or bool(torch.isfinite(tree.sum())):
             return ""
         bad = int((~torch.isfinite(tree)).sum())
@@ -135,7 +136,7 @@ def _encode(tree: Any, where: str, tensors: dict[str, Tensor] | None) -> Any:
         return float(tree) if math.isfinite(tree) else {"float": str(float(tree))}
     if isinstance(tree, Tensor):
         if tensors is not None:
-            # a copy: what is saved shares no memory with another tensor or with the run
+            # a copy, which shares no memory with another tensor or with the run
             copied = tree.detach().cpu()
             tensors[where] = copied.clone(memory_format=torch.contiguous_format)
         if tree.is_contiguous() or 0 in tree.stride():
@@ -180,8 +181,8 @@ def _decode(skeleton: Any, tensors: Mapping[str, Tensor], device: torch.device) 
 
 
 def _laid_out(tensor: Tensor, stride: list[int] | None, device: torch.device) -> Tensor:
-    # sums run along memory: another layout, or one that is not aligned as torch aligns
-    # its own, would round otherwise
+    # the order of sums depends on layout and alignment of memory: with the original
+    # strides, in memory that torch has aligned, they round as before
     shape = tuple(tensor.shape)
     if stride is None:
         return torch.empty(shape, dtype=tensor.dtype, device=device).copy_(tensor)
