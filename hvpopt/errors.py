@@ -18,6 +18,18 @@ GRADIENTS_ALONE = (
 class HvpoptError(Exception):
     """The base class; every subclass also derives from a built-in exception."""
 
+    def __reduce__(self) -> Any:
+        # pickling calls the class with ``args``, which are here the message alone
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[HvpoptError], args: tuple[Any, ...], held: dict[str, Any]
+) -> Any:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(held)
+    return error
+
 
 class BadPartError(HvpoptError, FloatingPointError):
     """Parts of a sum are not finite; the sum without them may be.
@@ -65,16 +77,6 @@ class SecondOrderError(HvpoptError, RuntimeError):
             f"products: {cause}. {GRADIENTS_ALONE}{found}"
         )
         self.cause = cause
-
-    def __reduce__(self) -> Any:
-        # pickling calls the class with ``args``, here the message alone, not the cause
-        return _restore, (self.cause, str(self))
-
-
-def _restore(cause: str, message: str) -> SecondOrderError:
-    error = SecondOrderError(cause)
-    error.args = (message,)
-    return error
 
 
 class AsymmetryError(HvpoptError, ValueError):

@@ -1,6 +1,8 @@
 """Runs that drop a bad shot: what is compared, recorded and saved."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from test_bad_shots import BAD, N_SHOTS, Faults, dropping, one_thread, problem, 
 
 import hvpopt
 from hvpopt.distributed import shard
-from hvpopt.errors import StateError
+from hvpopt.errors import AsymmetryError, BadShotError, RankError, StateError
 
 __all__ = ["one_thread", "problem"]
 pytestmark = [
@@ -21,6 +23,10 @@ METHODS = {
     "quasi-Newton": hvpopt.QuasiNewton,
 }
 NAME = f"shot {BAD}"
+
+
+def pickled(error):
+    return pickle.loads(pickle.dumps(error))
 
 
 def spoil_after(monkeypatch, there, iteration, where="scattered"):
@@ -294,3 +300,47 @@ def test_what_is_no_part_cannot_be_dropped(problem):
     assert total.counts.values == other.counts.values == 1
     with pytest.raises(ValueError, match=r"no term of 'waveforms \+ size' has"):
         total.without({"wavefronts: shot 1": "quiet"})
+
+
+def test_parts_of_nested_sums_are_dropped(problem):
+    there, observed, v, _ = problem
+    inner = hvpopt.SumObjective([(2.0, dropping(there, observed))])
+    outer = hvpopt.SumObjective([(1.0, inner)])
+    parts = {f"{inner.name}: waveforms: shot 1": "quiet"}
+    expected = 2.0 * dropping(there, observed).without({"shot 1": "quiet"}).value(v)
+    assert outer.without(parts).value(v) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("to", [copy.copy, copy.deepcopy, pickled])
+def test_errors_survive_a_copy(to):
+    bad = BadShotError("value", {3: "the misfit is nan"}, may_drop=True)
+    bad.within("waveforms")
+    for error in (bad, RankError("gone", (1,)), AsymmetryError("no", None)):
+        found = to(error)
+        assert type(found) is type(error)
+        assert str(found) == str(error)
+        assert found.__dict__ == error.__dict__
+
+
+def test_what_an_earlier_stage_dropped_is_known_in_a_later_one(
+    problem, monkeypatch, tmp_path
+):
+    there, observed, v, _ = problem
+    path = tmp_path / "run.safetensors"
+
+    def run(**options):
+        stages = [dropping(there, observed), without(there, observed)]
+        return hvpopt.minimize(stages, v, max_iter=2, checkpoint=path, **options)
+
+    spoil = spoil_after(monkeypatch, there, 1, "data")
+
+    def callback(model, record):
+        spoil(model, record)
+        return record.stage == 1
+
+    with pytest.warns(RuntimeWarning):
+        stopped = run(callback=callback)
+    assert [record.stage for record in stopped.history][-1] == 1
+    found = run()
+    assert found.nit == 4
+    assert f"dropped from the objective ({NAME}: " in found.message

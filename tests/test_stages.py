@@ -9,6 +9,7 @@ from waves import arguments, models_of, one_thread
 
 import hvpopt
 from hvpopt import Status
+from hvpopt.errors import StateError
 from hvpopt.fwi import Survey, WaveformMisfit
 from hvpopt.run._checkpoint import load
 from hvpopt.run.signals import acknowledge
@@ -214,5 +215,68 @@ def test_what_a_stage_measured_serves_the_next(generator):
     before, begun = result.history[3:5]
     assert begun.value == pytest.approx(0.5 * before.value, rel=1e-6)
     assert result.fun < begun.value
-    # the measured diagonal
-    assert result.counts.products == before.counts.products > 0
+    # the measured diagonal and the pairs; one product tells their scale here
+    assert result.counts.products == before.counts.products + 1 > 1
+
+
+def test_curvature_of_another_scale_costs_one_product():
+    """As many gradients as from nothing, and fewer products than to measure anew."""
+    weights = torch.logspace(-1, 2, 30, dtype=F64)
+
+    def valley(centre, scale):
+        return lambda x: scale * (0.5 * weights * (x - centre) ** 2).sum()
+
+    method = hvpopt.QuasiNewton
+    first = hvpopt.minimize(valley(1.0, 1.0), torch.zeros(30, dtype=F64), method=method())
+    for scale in (1e-4, 1.0, 1e4):
+        stages = [valley(1.0, 1.0), valley(-2.0, scale)]
+        result = hvpopt.minimize(stages, torch.zeros(30, dtype=F64), method=method())
+        alone = hvpopt.minimize(stages[1], first.x, method=method())
+        assert result.success
+        spent = result.counts - first.counts
+        assert spent.gradients <= alone.counts.gradients + 2
+        assert spent.products == 1 < alone.counts.products
+
+
+def test_a_later_stage_without_second_derivative_goes_on_by_gradients(start):
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return ((x - 2) ** 2).sum()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, slope):
+            (x,) = ctx.saved_tensors
+            return 2 * (x - 2) * slope
+
+    with pytest.warns(UserWarning, match="gradients alone"):
+        result = hvpopt.minimize([bowl_at(1.0), Once.apply], start)
+    assert result.success, result.message
+    assert torch.allclose(result.x, torch.full((6,), 2.0, dtype=F64), atol=1e-4)
+
+
+def test_another_loss_in_a_later_stage_is_refused(start, tmp_path):
+    path = tmp_path / "state"
+    stages = [bowl_at(1.0), bowl_at(2.0, 3.0)]
+    hvpopt.minimize(stages, start, checkpoint=path, max_iter=[3, 1])
+    with pytest.raises(StateError, match=r"the loss where stage 2 was saved"):
+        hvpopt.minimize([stages[0], bowl_at(5.0)], start, checkpoint=path)
+    again = hvpopt.minimize(stages, start, checkpoint=path)
+    assert again.success
+    assert again.resume_counts.values >= 2
+
+
+def test_a_later_stage_that_cannot_begin_says_so(start):
+    def nowhere(x):
+        return rosenbrock(x) * torch.nan
+
+    def random(x):
+        return rosenbrock(x) + torch.rand(())
+
+    for wrong, words in ((nowhere, "the loss is nan"), (random, "not deterministic")):
+        result = hvpopt.minimize([bowl_at(1.0), wrong, rosenbrock], start)
+        assert result.status is Status.FAILED
+        assert words in result.message
+        assert "this was stage 1 of 3, and stage 2 could not begin" in result.message

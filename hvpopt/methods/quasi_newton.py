@@ -9,6 +9,7 @@ is left out, so that no curvature condition has to be paid for in gradients.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ class QuasiNewtonState:
         single: True if pairs are kept in float32, since the model is float32: its
             gradients round by more than that, and a large model's pairs take half the
             memory.
+        rescale: True where a stage begins: the pairs are of another objective, and one
+            product is to say how much larger the curvature is here.
     """
 
     pairs: tuple[Pair, ...] = ()
@@ -49,6 +52,7 @@ class QuasiNewtonState:
     builds: int = 0
     gradient_first: bool = False
     single: bool = False
+    rescale: bool = False
 
 
 class QuasiNewton(SecondOrderMethod):
@@ -110,16 +114,19 @@ class QuasiNewton(SecondOrderMethod):
     def next_stage(self, problem: Problem, state: QuasiNewtonState) -> QuasiNewtonState:
         """Return the state with the pairs and the initial curvature of the last stage.
 
-        Both are curvature, which a sum that is nearly the same has too. Each pair is of
-        two gradients of one objective, and the next one will be.
+        Both are curvature, which a nearly equal objective has too, and another frequency
+        band has up to a factor. The next step takes that from one product along its
+        direction.
         """
         # measured elsewhere: a search that fails has it measured anew
-        return replace(state, age=max(state.age, 1))
+        return replace(state, age=max(state.age, 1), rescale=True)
 
     def step(
         self, problem: Problem, point: Point, state: QuasiNewtonState, budget: Budget
     ) -> Step:
         """Return a step along the quasi-Newton direction."""
+        if state.rescale:
+            state = self._rescaled(problem, point, state, budget)
         if state.initial is None or (self.refresh and state.age >= self.refresh):
             state = self._measure(problem, point, state, budget)
         step = self._search(problem, point, state)
@@ -132,6 +139,27 @@ class QuasiNewton(SecondOrderMethod):
             step = self._search(problem, point, state)
         return replace(step, memo=state)
 
+    def _rescaled(
+        self, problem: Problem, point: Point, state: QuasiNewtonState, budget: Budget
+    ) -> QuasiNewtonState:
+        """Return the state with pairs whose unit step is the best one along its line."""
+        anew = replace(state, pairs=(), initial=None, gradient_first=True, rescale=False)
+        if not state.pairs or not self.needs_products or budget.products < 1:
+            return anew
+        vector = self._vector(point, state)
+        slope = -float(vector @ point.gradient)
+        has = problem.objective.has_gauss_newton
+        with problem.hessian(point, "gauss-newton" if has else "exact") as hessian:
+            curvature = float(vector @ hessian.matvec(vector))
+        factor = curvature / slope if slope > 0.0 else 0.0
+        if not 0.0 < factor < math.inf:
+            return anew
+        # the newest pair scales the initial curvature too
+        pairs = tuple((s, factor * y) for s, y in state.pairs)
+        if not all(safely_positive(s, y) for s, y in pairs):
+            return anew
+        return replace(state, pairs=pairs, rescale=False)
+
     def _measure(
         self, problem: Problem, point: Point, state: QuasiNewtonState, budget: Budget
     ) -> QuasiNewtonState:
@@ -142,7 +170,8 @@ class QuasiNewton(SecondOrderMethod):
         self, problem: Problem, point: Point, state: QuasiNewtonState
     ) -> Tensor | None:
         """Return the quasi-Newton step; None where no curvature is known yet."""
-        return None if state.initial is None else self._vector(point, state)
+        unknown = state.initial is None or state.rescale
+        return None if unknown else self._vector(point, state)
 
     def _vector(self, point: Point, state: QuasiNewtonState) -> Tensor:
         vector = -self.preconditioner(state).apply(point.projected_gradient)

@@ -14,6 +14,7 @@ import torch
 
 from hvpopt import checks
 from hvpopt.errors import StateError
+from hvpopt.model.counts import Counts
 from hvpopt.run import _files as files
 from hvpopt.run._state import RunState
 from hvpopt.run.state_tree import decode, encode
@@ -83,7 +84,7 @@ class Checkpoint:
         self._keep = keep
         self._last = time.monotonic()
         self._error = ""
-        self._newest: tuple[int, int] | None = None
+        self._newest: tuple[int, int, Counts] | None = None
         self._there = "" if there is None else there.place
 
     def after_step(self, iteration: int, state: Callable[[], RunState]) -> None:
@@ -98,7 +99,7 @@ class Checkpoint:
 
     def finish(self, state: RunState) -> None:
         """Save the last state of a run, unless it is saved already."""
-        if (len(state.history), len(state.products)) != self._newest:
+        if _content(state) != self._newest:
             self.save(state)
 
     def discard(self) -> None:
@@ -122,7 +123,7 @@ class Checkpoint:
             skeleton, tensors = encode((self._problem, state))
             files.write(self.path, skeleton, tensors, keep=self._keep)
             self._keep = True
-            self._newest = len(state.history), len(state.products)
+            self._newest = _content(state)
             self._there, self._error = state.place, ""
         except (OSError, StateError, TypeError, MemoryError, RuntimeError) as error:
             level = logging.DEBUG if self._error else logging.WARNING
@@ -135,6 +136,11 @@ class Checkpoint:
             )
         self._last = time.monotonic()
         self.slowest = max(self.slowest, self._last - began)
+
+
+def _content(state: RunState) -> tuple[int, int, Counts]:
+    """Return what a state of a run has that an earlier one may lack."""
+    return len(state.history), len(state.products), state.resumed
 
 
 def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -> Path:

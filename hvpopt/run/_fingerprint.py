@@ -100,19 +100,20 @@ def check_same(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         raise StateError("the state is of another problem. " + "; ".join(differences))
 
 
-def check_same_value(there: float, here: float) -> None:
-    """Raise StateError unless two values of the loss at the start agree.
+def check_same_value(there: float, here: float, where: str = "at the start") -> None:
+    """Raise StateError unless two values of a loss at one model are those of one loss.
 
     Args:
         there: The saved value.
-        here: The value of the current loss.
+        here: The value of the loss at hand.
+        where: At which model. Default ``"at the start"``.
 
     Raises:
-        StateError: If they differ by more than VALUE_TOLERANCE.
+        StateError: If they differ by more than ``VALUE_TOLERANCE``.
     """
     if not abs(there - here) <= VALUE_TOLERANCE * max(abs(there), abs(here)):
         raise StateError(
-            "the state is of another problem. the loss at the start: "
+            f"the state is of another problem. the loss {where}: "
             f"{there!r} there, {here!r} here"
         )
 

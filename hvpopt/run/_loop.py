@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from hvpopt.errors import BadPartError, SecondOrderError
+from hvpopt.errors import BadPartError, SecondOrderError, StateError
 from hvpopt.methods.convergence import (
     Iterate,
     Tolerance,
@@ -34,7 +34,9 @@ from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model
 from hvpopt.problem.objective import Objective
+from hvpopt.problem.processes import ALONE, Processes
 from hvpopt.run._checkpoint import Checkpoint
+from hvpopt.run._fingerprint import check_same_value
 from hvpopt.run._limits import (
     CallbackError,
     Limits,
@@ -110,6 +112,7 @@ class Run:
         fallback: Method | None = None,
         callback: Callback | None = None,
         saving: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         self.stages = stages
         self.space = space
@@ -133,7 +136,7 @@ class Run:
         self._meter, self._earlier = Counts(), Counts()
         self._resumed = Counts()
         self._began = time.monotonic()
-        processes = stages[0].objective.processes
+        self._processes = processes
         self._products = ProductLog(keeps=saving and processes.is_main)
         # A step that the clock cuts short differs from that of an uninterrupted run and
         # from that of another process. The clock then ends the run within the step.
@@ -156,7 +159,7 @@ class Run:
                 that were dropped for it. Called in the process that saves.
         """
         value = self._enter(self.first)
-        if self.saving and self.problem.objective.processes.is_main:
+        if self.saving and self._processes.is_main:
             self.checkpoint = checkpoint(value, dict(self._dropped))
 
     def restore(self, state: RunState, checkpoint: Checkpoint | None) -> None:
@@ -171,6 +174,8 @@ class Run:
         if state.dropped:
             self._become(self.problem.objective.without(state.dropped))
         self._dropped = dict(state.dropped)
+        if state.stage > 0:
+            self._check_same_stage(state)
         self.first, self.history = state.first, list(state.history)
         self._negative_curvature = state.negative_curvature
         if state.gradients_alone and self.fallback is not None:
@@ -184,6 +189,18 @@ class Run:
         self._resumed = state.resumed + extra
         self._products.clear(state.products)
         self.state, self.checkpoint = state, checkpoint
+
+    def _check_same_stage(self, state: RunState) -> None:
+        """Raise StateError if a later stage's loss is not that of the saved run."""
+        model = self.space.to_model(state.point.vector)
+        try:
+            value = self.problem.objective.value(model)
+        except BadPartError as error:
+            message = f"the loss of stage {state.stage + 1} cannot be evaluated: {error}"
+            raise StateError(message) from error
+        check_same_value(
+            state.point.value, value, where=f"where stage {state.stage + 1} was saved"
+        )
 
     def _begin_stage(self, number: int) -> None:
         """Make a stage's objective the current one, and count its evaluations."""
@@ -211,21 +228,24 @@ class Run:
                 none.
 
         Returns:
-            The value at the start of a run; NaN at later stages.
+            The value there; NaN where a part was dropped after a step.
 
         Raises:
-            ValueError: For a loss that is not finite at the start of a run, or not
+            ValueError: For a loss that is not finite at the start of a stage, or not
                 deterministic.
             SecondOrderError: If the loss has no second derivative, and the method needs
                 one.
         """
-        before = self.first if self.state is None else self.state.point.vector
-        known = None if self.state is None else self.state.method
+        begins = not self.history or self.history[-1].stage != self._stage
+        before, known = self.first, None
+        if self.state is not None:
+            before, known = self.state.point.vector, self.state.method
         value = math.nan
         while True:
             try:
-                if self.state is None:
-                    value = self._value_at_start()
+                if begins:
+                    value = self._value_at(vector)
+                if known is None:
                     method = self.method.start(self.problem)
                     if self.saving:
                         check_storable(method, "the method's state")
@@ -237,10 +257,9 @@ class Run:
             except BadPartError as error:
                 self._drop(error)
             except SecondOrderError as error:
-                if self.state is not None:
-                    raise
                 self._fall_back(error, stacklevel=5)
-        if self.state is None:
+                known = None
+        if begins:
             check_repeatable(value, self.point.value, self.space.eps)
             check_range(vector, self.point.gradient)
         moved = vector - before
@@ -249,8 +268,9 @@ class Run:
         self._commit(method)
         return value
 
-    def _value_at_start(self) -> float:
-        value = self.problem.objective.value(self.space.to_model(self.first))
+    def _value_at(self, vector: Tensor) -> float:
+        """Return the loss where a stage begins; raise ValueError if it is not finite."""
+        value = self.problem.objective.value(self.space.to_model(vector))
         if not math.isfinite(value):
             raise ValueError(
                 f"the loss is {value} at the starting model; start where it is finite"
@@ -266,8 +286,8 @@ class Run:
         Raises:
             BadPartError: If the run must not continue without them.
         """
-        if not error.parts:
-            raise error
+        if error.parts.keys() <= self._dropped.keys():
+            raise error  # none, or none that is not dropped yet
         objective = self.problem.objective.without(error.parts)
         for part, why in error.parts.items():
             message = f"{part} is dropped from the objective from now on: {why}"
@@ -687,8 +707,11 @@ class Run:
             )
         )
         message = result.message
-        if self._stage < len(self.stages) - 1:
-            message += f"; this was stage {self._stage + 1} of {len(self.stages)}"
+        ended = self.history[-1].stage
+        if ended < len(self.stages) - 1:
+            message += f"; this was stage {ended + 1} of {len(self.stages)}"
+        if self._stage > ended:
+            message += f", and stage {self._stage + 1} could not begin"
         if not self.method.needs_products:
             message += "; its steps came from gradients alone"
             if self._gradients_alone:

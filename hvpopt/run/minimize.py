@@ -22,7 +22,7 @@ from hvpopt.methods.method import Method, checked_method
 from hvpopt.model.space import ModelSpace, PerParameter
 from hvpopt.model.tensors import Model, copy_model, warn_of_hooks
 from hvpopt.problem.objective import Objective
-from hvpopt.problem.processes import Processes
+from hvpopt.problem.processes import ALONE, Processes
 from hvpopt.problem.torch_objective import as_objective
 from hvpopt.run._checkpoint import Checkpoint, check_apart, check_checkpoint, load
 from hvpopt.run._files import previous, sweep
@@ -196,7 +196,8 @@ def minimize(
     # the default method must suit every stage
     plainest = min(objectives, key=lambda objective: objective.has_gauss_newton)
     chosen = default_method(plainest) if method is None else checked_method(method)
-    processes = objectives[0].processes
+    all_processes = (objective.processes for objective in objectives)
+    processes = next((found for found in all_processes if found.count > 1), ALONE)
     main = processes.is_main
     known_by = fingerprint([o.name for o in objectives], space, start, chosen)
 
@@ -218,6 +219,7 @@ def minimize(
             fallback=gradients_alone() if method is None else None,
             callback=callback,
             saving=path is not None,
+            processes=processes,
         ) as run,
     ):
         found = _saved(path, processes, space.device)
@@ -298,7 +300,9 @@ def _check_start(run: Run, problem: dict[str, Any], state: RunState) -> None:
     try:
         value = objective.value(run.space.to_model(run.first))
     except BadPartError as error:
-        if not error.parts or not error.parts.keys() <= state.dropped.keys():
+        first = (record for record in state.history if record.stage == 0)
+        dropped = {part for record in first for part in record.dropped}
+        if not error.parts or not error.parts.keys() <= dropped:
             message = f"the loss at its start cannot be evaluated any more: {error}"
             raise StateError(message) from error
         logger.warning(

@@ -234,8 +234,10 @@ def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str
             f"; in {len(missed)} of {history[-1].iteration} steps the linear algebra "
             f"ended before its tolerance (last: {missed[-1].message})"
         )
-    if history and history[-1].dropped:
-        dropped = "; ".join(f"{part}: {why}" for part, why in history[-1].dropped.items())
+    # also what an earlier stage went without
+    parts = {part: why for record in history for part, why in record.dropped.items()}
+    if parts:
+        dropped = "; ".join(f"{part}: {why}" for part, why in parts.items())
         message += f"; dropped from the objective ({dropped})"
     return message
 
