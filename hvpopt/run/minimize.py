@@ -196,8 +196,8 @@ def minimize(
     # the default method must suit every stage
     plainest = min(objectives, key=lambda objective: objective.has_gauss_newton)
     chosen = default_method(plainest) if method is None else checked_method(method)
-    all_processes = (objective.processes for objective in objectives)
-    processes = next((found for found in all_processes if found.count > 1), ALONE)
+    shared = (o.processes for o in objectives if o.processes is not ALONE)
+    processes = next(shared, ALONE)
     main = processes.is_main
     known_by = fingerprint([o.name for o in objectives], space, start, chosen)
 
