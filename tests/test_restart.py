@@ -152,6 +152,55 @@ def test_stopped_after_a_few_products_it_makes_none_twice(start, path, name):
     assert made["value"] == expected["value"] + again.values
 
 
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_evaluated_twice_is_told_apart(start, path, name, seconds):
+    """Sessions that end at any evaluation, also while saved products are given again."""
+    left, made = [0], {"values": 0, "gradients": 0, "products": 0}
+
+    def spend(what):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), 15)
+        made[what] += what != "gradients"  # these are counted with graphs, below
+
+    class Counting(hvpopt.TorchObjective):
+        def value(self, model):
+            spend("values")
+            return super().value(model)
+
+        def value_and_gradient(self, model):
+            spend("gradients")
+            return super().value_and_gradient(model)
+
+    product = hvpopt.HessianOperator._product
+
+    def counted(operator, vector):
+        spend("products")
+        return product(operator, vector)
+
+    options = {"max_iter": 8, "checkpoint": path, "checkpoint_seconds": seconds}
+    whole = hvpopt.minimize(rosenbrock, start, method=METHODS[name](), max_iter=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hvpopt.HessianOperator, "_product", counted)
+        for session in range(200):
+            # every second one ends as it begins, the others go further and further
+            left[0] = 1 if session % 2 else 2 + session // 2
+            objective = Counting(rosenbrock)
+            result = hvpopt.minimize(objective, start, method=METHODS[name](), **options)
+            made["gradients"] += objective.counts.gradients
+            acknowledge()
+            twice = result.resume_counts
+            assert min(twice.as_dict().values()) >= 0
+            assert twice.products == 0
+            if result.status is not Status.TERMINATED:
+                break
+    assert session > 2
+    same(result, whole)
+    total = (result.counts + result.resume_counts).as_dict()
+    assert {kind: total[kind] for kind in made} == made
+
+
 def test_resuming_costs_a_value_and_a_graph_and_says_so(start, path):
     objective = hvpopt.TorchObjective(rosenbrock)
     first = hvpopt.minimize(objective, start, max_iter=4, checkpoint=path)

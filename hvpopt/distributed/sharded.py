@@ -351,18 +351,10 @@ class ShardedMisfit(Objective):
         codes = random_codes(n_encoded, len(self.numbers), seed)
         return self.encode(codes).hessian(model, kind, space=space)
 
-    def sketch(
-        self,
-        model: Model,
-        kind: Kind = "gauss-newton",
-        *,
-        space: ModelSpace | None = None,
-        seed: int = 0,
-    ) -> ShardedHessian:
-        """Return a cheap estimate of the Hessian; see ``WaveformMisfit.sketch``."""
-        can_encode = not self._of_all().why_not_encoded()
-        size = 1 if can_encode else -(-len(self.numbers) // 3)
-        return self.sample(size, seed=seed).hessian(model, kind, space=space)
+    @property
+    def sketch_size(self) -> int:
+        """1 where shots can be encoded, else a third of the shots, rounded up."""
+        return -(-len(self.numbers) // 3) if self._of_all().why_not_encoded() else 1
 
     # -- sums over ranks --------------------------------------------------------
 

@@ -91,8 +91,9 @@ class Objective(ABC):
     ) -> SymmetricOperator:
         """Return an operator whose mean over seeds is the Hessian, with cheap products.
 
-        For statistics that do not need exact products, such as a diagonal. Its ``cost``
-        is that of a product relative to one of the Hessian. Default the Hessian itself.
+        It is the Hessian of a small sample, for statistics that do not need exact
+        products, such as a diagonal. Its ``cost`` is that of a product relative to one
+        of the Hessian.
 
         Args:
             model: Where to linearise.
@@ -101,7 +102,13 @@ class Objective(ABC):
             seed: Seed of the random numbers. Default 0.
         """
         checks.seed("seed", seed)
-        return self.hessian(model, kind, space=space)
+        sample = self.sample(self.sketch_size, seed=seed)
+        return sample.hessian(model, kind, space=space)
+
+    @property
+    def sketch_size(self) -> int:
+        """Size of the sample whose Hessian ``sketch`` returns. Default 1."""
+        return 1
 
     @abstractmethod
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:

@@ -99,6 +99,8 @@ class Run:
             derivative. Default none: SecondOrderError is raised.
         callback: See ``minimize``. Default none.
         saving: True if the main process saves the run. Default False.
+        processes: The processes that take the run's decisions together. Default this one
+            alone.
     """
 
     def __init__(
@@ -365,7 +367,6 @@ class Run:
     def _step(self, bar: tqdm[Any]) -> None:
         """Take a step, or raise Stop; at a bad part begin a stage without it."""
         assert self.state is not None
-        step: Step | Stationary | None = None
         taken: Step | None = None
         try:
             at = Iterate(
@@ -377,8 +378,7 @@ class Run:
                 self._budget(),
             )
             self._check_limits(at)
-            step = next_step(at)
-            taken = self._accepted(step)
+            taken = self._accepted(next_step(at))
             self._advance(taken, self.state.method)
         except BadPartError as error:
             self._drop(error)
@@ -636,11 +636,10 @@ class Run:
     def _to_be_saved(self) -> RunState:
         """Return the state after the last completed step, with the products since."""
         assert self.state is not None
-        products = self._products.known()
-        kept = sum((product.counts for product in products), self.state.counts)
+        kept = self.state.counts + self._products.spent
         return replace(
             self.state,
-            products=products,
+            products=self._products.known(),
             # values and gradients of this step, which a resumed run evaluates again
             resumed=self._resumed + (self._spent - kept),
             seconds=time.monotonic() - self._began,

@@ -53,6 +53,11 @@ class ProductLog:
         """Return all products of the step: those used so far and those still saved."""
         return (*self._made, *self._waiting)
 
+    @property
+    def spent(self) -> Counts:
+        """Cost of the products used so far in the step."""
+        return sum((saved.counts for saved in self._made), Counts())
+
     def clear(self, waiting: Sequence[SavedProduct] = ()) -> None:
         """Begin a step.
 

@@ -403,29 +403,10 @@ class WaveformMisfit(Objective):
         codes = random_codes(n_encoded, n_shots, seed)
         return self.encode(codes).hessian(model, kind, space=space)
 
-    def sketch(
-        self,
-        model: Model,
-        kind: Kind = "gauss-newton",
-        *,
-        space: ModelSpace | None = None,
-        seed: int = 0,
-    ) -> WaveformHessian:
-        """Return a cheap estimate of the Hessian: one encoded shot, or a third of them.
-
-        Args:
-            model: Where to linearise; copied.
-            kind: ``"gauss-newton"`` or ``"exact"``.
-            space: Flat coordinates. Default ``ModelSpace(model)``.
-            seed: Of the signs, or of the choice of shots.
-
-        Returns:
-            An operator whose mean over seeds is the Hessian; ``cost`` says what a product
-            costs relative to the Hessian's.
-        """
-        can_encode = not self.waveforms.why_not_encoded()
-        size = 1 if can_encode else -(-self.survey.n_shots // 3)
-        return self.sample(size, seed=seed).hessian(model, kind, space=space)
+    @property
+    def sketch_size(self) -> int:
+        """1 where shots can be encoded, else a third of the shots, rounded up."""
+        return -(-self.survey.n_shots // 3) if self.waveforms.why_not_encoded() else 1
 
     # -- groups -----------------------------------------------------------------
 
