@@ -321,6 +321,14 @@ def test_relative_paths_survive_another_directory(start, tmp_path, monkeypatch):
     assert len((tmp_path / "lines").read_text().splitlines()) == result.nit + 1
 
 
+def test_a_state_comes_to_the_device_that_is_asked_for(start, path):
+    """``meta`` stands in for a device that this machine may lack."""
+    hvpopt.minimize(rosenbrock, start, checkpoint=path, max_iter=3)
+    _, state, _ = load(path, "meta")
+    assert {state.point.vector.device.type, state.first.device.type} == {"meta"}
+    assert load(path)[1].point.vector.device.type == "cpu"
+
+
 # -- the history ---------------------------------------------------------------
 
 

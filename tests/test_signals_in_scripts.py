@@ -296,7 +296,10 @@ def test_runs_in_other_threads_deliver_nothing(start):
         hvpopt.minimize(rosenbrock, start)
 
 
-def test_a_signal_that_another_process_received_is_passed_on_too(start):
+@pytest.mark.parametrize("later", [False, True])
+def test_a_signal_that_another_process_received_is_passed_on_too(start, later):
+    """Whichever stage's objective has the processes."""
+
     class Other(hvpopt.problem.processes.Processes):
         def largest(self, number):
             return max(number, int(signal.SIGTERM) if told else 0)
@@ -308,7 +311,7 @@ def test_a_signal_that_another_process_received_is_passed_on_too(start):
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
     try:
         result = hvpopt.minimize(
-            Shared(rosenbrock),
+            [rosenbrock, Shared(rosenbrock)] if later else Shared(rosenbrock),
             start,
             callback=lambda _, record: told.append(1) if record.iteration == 2 else None,
         )

@@ -9,7 +9,7 @@ from waves import arguments, models_of, one_thread
 
 import hvpopt
 from hvpopt import Status
-from hvpopt.errors import StateError
+from hvpopt.errors import BadPartError, StateError
 from hvpopt.fwi import Survey, WaveformMisfit
 from hvpopt.run._checkpoint import load
 from hvpopt.run.signals import acknowledge
@@ -280,3 +280,20 @@ def test_a_later_stage_that_cannot_begin_says_so(start):
         assert result.status is Status.FAILED
         assert words in result.message
         assert "this was stage 1 of 3, and stage 2 could not begin" in result.message
+
+
+def test_an_objective_that_stays_bad_ends_the_run(start):
+    """Its ``without`` does not leave the bad part out, however often it is called."""
+
+    class Stubborn(hvpopt.TorchObjective):
+        def value(self, model):
+            raise BadPartError("the misfit is nan", {"shot 3": "nan"})
+
+        def without(self, parts):
+            return self
+
+    with (
+        pytest.warns(RuntimeWarning, match="shot 3 is dropped"),
+        pytest.raises(BadPartError, match="the misfit is nan"),
+    ):
+        hvpopt.minimize(Stubborn(rosenbrock), start)

@@ -211,14 +211,16 @@ class SumObjective(Objective):
 
     def without(self, parts: Mapping[str, str]) -> SumObjective:
         """Return the sum without parts of its terms, named ``"term: part"``."""
+        checks.having("parts", parts, "items", "pass a dict {'term: part': why}")
         by_term: dict[str, dict[str, str]] = {name: {} for name in self._names}
         longest_first = sorted(self._names, key=len, reverse=True)
         for part, why in parts.items():
             # the rest may name a term in its turn, where a term is a sum itself
-            name = next((n for n in longest_first if part.startswith(f"{n}: ")), None)
+            text = str(part)
+            name = next((n for n in longest_first if text.startswith(f"{n}: ")), None)
             if name is None:
                 raise ValueError(f"no term of {self.name!r} has a part {part!r}")
-            by_term[name][part.removeprefix(f"{name}: ")] = why
+            by_term[name][text.removeprefix(f"{name}: ")] = why
         other = SumObjective(
             (weight, term.without(by_term[name]) if by_term[name] else term)
             for name, (weight, term) in zip(self._names, self.terms, strict=True)

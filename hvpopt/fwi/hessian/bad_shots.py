@@ -58,7 +58,7 @@ class ShotNames:
         """
         instance("parts", parts, Mapping, "a dict such as {'shot 3': why}")
         indices = {f"{self.unit} {n}": i for i, n in enumerate(self.numbers)}
-        if unknown := sorted(set(parts) - set(indices)):
+        if unknown := sorted(map(str, set(parts) - set(indices))):
             raise ValueError(
                 f"{owner!r} has no {', '.join(unknown)}; its {self.unit}s are "
                 f"{list(self.numbers)}"

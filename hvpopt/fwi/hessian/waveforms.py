@@ -99,10 +99,11 @@ class Waveforms:
         """
         if reason := self.why_not_encoded():
             raise ValueError(f"sources cannot be encoded: {reason}")
+        survey = self.survey.encode(codes)
         n_encoded, n_shots = codes.shape
         return replace(
             self,
-            survey=self.survey.encode(codes),
+            survey=survey,
             observed=self.coded(codes) if coded is None else coded,
             shots=ShotNames(tuple(range(n_encoded)), "encoded shot"),
             weight=self.weight / n_encoded,

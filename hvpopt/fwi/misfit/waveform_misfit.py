@@ -236,10 +236,10 @@ class WaveformMisfit(Objective):
         Raises:
             ValueError: If there are not so many shots.
         """
-        if self.waveforms.why_not_encoded():
-            return self.draw(size, seed=seed)
         n_shots = self.survey.n_shots
         whole("size", size, 1, n_shots)
+        if self.waveforms.why_not_encoded():
+            return self.draw(size, seed=seed)
         return self.encode(random_codes(size, n_shots, seed))
 
     # -- value, gradient and products -------------------------------------------

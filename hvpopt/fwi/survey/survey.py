@@ -10,7 +10,14 @@ import deepwave
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.survey._arguments import indices, number, real_dtype, text, whole
+from hvpopt.fwi.survey._arguments import (
+    indices,
+    instance,
+    number,
+    real_dtype,
+    text,
+    whole,
+)
 from hvpopt.fwi.survey._options import (
     bare_faces,
     check_channels,
@@ -228,15 +235,19 @@ class Survey:
             sources, so each is the coded sum of this survey's.
 
         Raises:
-            ValueError: For codes of another shape, receivers that differ from shot to
-                shot, or initial wavefields.
+            TypeError: For codes that are no tensor.
+            ValueError: For codes of another shape or that are not finite, receivers that
+                differ from shot to shot, or initial wavefields.
         """
-        n_encoded, n_shots = codes.shape
-        if n_shots != self.n_shots or not 1 <= n_encoded <= n_shots:
+        instance("codes", codes, Tensor, "a tensor [encoded shot, shot]")
+        fits = codes.ndim == 2 and codes.shape[1] == self.n_shots
+        if not fits or not 1 <= len(codes) <= self.n_shots:
             raise ValueError(
                 f"codes have shape {tuple(codes.shape)}; expected [1 to {self.n_shots}, "
                 f"{self.n_shots}]"
             )
+        if not bool(torch.isfinite(codes).all()):
+            raise ValueError("codes have NaN or infinite entries")
         if obstacle := self.why_not_encoded():
             raise ValueError(f"sources cannot be encoded: {obstacle}")
         return self._of(self._setting, self._acquisition.encode(codes))
