@@ -109,6 +109,7 @@ UNBOUNDED = "no bounds"
 
 ENTRANTS: tuple[Entrant, ...] = (
     Entrant("hvpopt.minimize, default", _hvpopt(None), ours=True),
+    _own("QuasiNewton", memory=20),
     _own("LineSearchNewton"),
     _own("LineSearchNewton", hessian="gauss-newton"),
     _own("LineSearchNewton", hessian="gauss-newton", pairs=20, max_products=3),
