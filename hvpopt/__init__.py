@@ -29,6 +29,7 @@ from hvpopt.methods.initial import (
 from hvpopt.methods.line_search import LineSearchNewton
 from hvpopt.methods.quasi_newton import QuasiNewton
 from hvpopt.methods.shifted import ShiftedNewton
+from hvpopt.methods.stochastic import StochasticQuasiNewton
 from hvpopt.methods.trust_region import TrustRegionNewton
 from hvpopt.methods.wolfe import Wolfe
 from hvpopt.model.counts import Counts
@@ -74,6 +75,7 @@ __all__ = [
     "ShiftedNewton",
     "SquareRoot",
     "Status",
+    "StochasticQuasiNewton",
     "SumObjective",
     "SymmetricOperator",
     "TorchObjective",

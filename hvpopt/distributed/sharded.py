@@ -206,6 +206,21 @@ class ShardedMisfit(Objective):
             return self.draw(size, seed=seed)
         return self.encode(random_codes(size, len(self.numbers), seed))
 
+    @property
+    def n_parts(self) -> int:
+        """Number of shots of all ranks."""
+        return len(self.numbers)
+
+    @property
+    def encodes(self) -> bool:
+        """True if a sample is of encoded shots; see ``sample``."""
+        return not self._of_all().why_not_encoded()
+
+    @property
+    def gradient_propagations(self) -> int:
+        """Two for each shot of all ranks."""
+        return 2 * len(self.numbers)
+
     def _of_all(self) -> Waveforms:
         """Return the waveforms of this rank, with the survey of all ranks' shots."""
         return replace(self.part.waveforms, survey=self.survey)

@@ -13,6 +13,11 @@ from __future__ import annotations
 from hvpopt.methods.initial import GradientScale
 from hvpopt.methods.method import Method
 from hvpopt.methods.quasi_newton import QuasiNewton
+from hvpopt.methods.stochastic import (
+    FEWEST_DRAWN,
+    FEWEST_ENCODED,
+    StochasticQuasiNewton,
+)
 from hvpopt.methods.trust_region import TrustRegionNewton
 from hvpopt.problem.objective import Objective
 
@@ -23,7 +28,10 @@ def default_method(objective: Objective) -> Method:
     Args:
         objective: What is to be minimised.
     """
-    return QuasiNewton() if objective.has_gauss_newton else TrustRegionNewton()
+    if not objective.has_gauss_newton:
+        return TrustRegionNewton()
+    fewest = FEWEST_ENCODED if objective.encodes else FEWEST_DRAWN
+    return StochasticQuasiNewton() if objective.n_parts >= fewest else QuasiNewton()
 
 
 def gradients_alone() -> Method:

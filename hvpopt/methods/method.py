@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.methods.points import Budget, Point, Problem
-from hvpopt.problem.objective import Kind
+from hvpopt.problem.objective import Kind, Objective
 
 
 class InnerStatus(Enum):
@@ -130,6 +131,8 @@ class Method(ABC):
     kind: Kind | None = "exact"
     #: Whether a run looks at λ_min, within limits, before it calls a point a minimum.
     examines_curvature = True
+    #: Whether each step is on a sample of the objective: a ``SampledMethod``.
+    samples = False
 
     @property
     def needs_products(self) -> bool:
@@ -147,6 +150,14 @@ class Method(ABC):
             f"{name} is a method of hvpopt.minimize and cannot be called; for "
             f"scipy.optimize.minimize pass method=hvpopt.scipy_method(hvpopt.{name}(...))"
         )
+
+    def stages(self, objective: Objective) -> Sequence[Method]:
+        """Return the methods that minimise an objective, one after the other.
+
+        Args:
+            objective: To be minimised. Default not read: this method alone.
+        """
+        return [self]
 
     @abstractmethod
     def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
@@ -205,6 +216,35 @@ class Method(ABC):
     def update(self, state: Any, before: Point, after: Point, step: Step) -> Any:
         """Return the state after an accepted step. Default unchanged."""
         return state
+
+
+class SampledMethod(Method):
+    """A method that takes each step on a sample of the objective.
+
+    ``step`` returns the end evaluated on the next sample. When it returns no end, the
+    method that follows in ``stages`` goes on.
+    """
+
+    kind = None
+    examines_curvature = False
+    samples = True
+
+    @abstractmethod
+    def sample(self, problem: Problem, state: Any) -> Problem:
+        """Return the problem of the sample at which the state's point was evaluated.
+
+        Args:
+            problem: The whole problem.
+            state: What ``start`` returned, or the last ``update``.
+        """
+
+    @abstractmethod
+    def sample_size(self, state: Any) -> int:
+        """Return the number of parts of that sample."""
+
+    @abstractmethod
+    def handed_on(self, state: Any) -> Any:
+        """Return the state with which the method that follows begins."""
 
 
 def checked_method(method: object) -> Method:

@@ -227,17 +227,35 @@ class Problem:
         operator = self.objective.hessian(model, kind, space=self.space)
         return self._watched(operator, f"product {kind}")
 
-    def sketch(self, point: Point, kind: Kind, seed: int) -> SymmetricOperator:
+    def sketch(
+        self, point: Point, kind: Kind, seed: int, size: int | None = None
+    ) -> SymmetricOperator:
         """Return the objective's estimate of a Hessian; the caller closes it.
 
         Args:
             point: Where.
             kind: Which.
             seed: Of what is random in it.
+            size: Parts of the sample whose Hessian it is. Default the objective's choice.
         """
+        if size is not None:
+            return self.sampled(size, seed).hessian(point, kind)
         model = self.space.to_model(point.vector)
         operator = self.objective.sketch(model, kind, space=self.space, seed=seed)
         return self._watched(operator, f"sketch {kind} {seed}")
+
+    def sampled(self, size: int, seed: int) -> Problem:
+        """Return the problem of a sample of the objective, which counts here.
+
+        Args:
+            size: Parts of the sample.
+            seed: Of what is random in it.
+        """
+        other = Problem(self.objective.sample(size, seed=seed), self.space, self.counts)
+        other.after, other.check_kept = self.after, self.check_kept
+        wrap = self.wrap
+        other.wrap = lambda operator, label: wrap(operator, f"{label} of sample {seed}")
+        return other
 
     def with_hessian(self, point: Point, kind: Kind | None) -> Point:
         """Return the point with a Hessian of its own, unless ``kind`` is None."""

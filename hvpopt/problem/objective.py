@@ -132,6 +132,35 @@ class Objective(ABC):
         hessian = None if kind is None else self.hessian(model, kind, space=space)
         return Linearisation(value, gradient, hessian)
 
+    @property
+    def n_parts(self) -> int:
+        """Number of parts that ``sample`` takes some of. Default 1, the whole."""
+        return 1
+
+    @property
+    def encodes(self) -> bool:
+        """True if a part of a sample is a random sum of all parts. Default False."""
+        return False
+
+    @property
+    def gradient_propagations(self) -> int:
+        """Wave propagations of one gradient. Default 0, for a loss without waves."""
+        return 0
+
+    def cost(self, counts: Counts) -> float:
+        """Return the cost of evaluations of this objective, in gradients.
+
+        It is that of the wave propagations, of which a value takes half as many as a
+        gradient, and a product up to twice as many. A value of a loss without waves
+        counts a half, and a product two.
+
+        Args:
+            counts: The evaluations.
+        """
+        if self.gradient_propagations:
+            return counts.propagations / self.gradient_propagations
+        return 0.5 * counts.values + counts.gradients + 2.0 * counts.products
+
     def parts(self, model: Model) -> dict[str, float]:
         """Return the value of each named part; one part unless this is a sum."""
         return {self.name: self.value(model)}
@@ -228,14 +257,41 @@ class SumObjective(Objective):
         other.counts = self.counts.child()
         return other
 
+    @property
+    def n_parts(self) -> int:
+        """The largest number of parts of a term."""
+        return max(term.n_parts for _, term in self.terms)
+
+    @property
+    def encodes(self) -> bool:
+        """True if the samples of every term of several parts are encoded."""
+        several = [term for _, term in self.terms if term.n_parts > 1]
+        return bool(several) and all(term.encodes for term in several)
+
+    @property
+    def gradient_propagations(self) -> int:
+        """The sum of the terms'."""
+        return sum(term.gradient_propagations for _, term in self.terms)
+
     def sample(self, size: int, *, seed: int = 0) -> SumObjective:
         """Return the sum of the terms' samples; terms of one part stay whole.
 
         Args:
-            size: Parts of each term.
+            size: Parts of the term that has most of them, at most as many as it has. A
+                term of fewer parts gives the same share of its own, at least one.
             seed: Of what is random in the choice.
+
+        Raises:
+            TypeError: If the size is no integer.
+            ValueError: If it is out of range.
         """
-        other = SumObjective((w, term.sample(size, seed=seed)) for w, term in self.terms)
+        largest = self.n_parts
+        if largest > 1:
+            checks.integer("size", size, least=1, most=largest)
+        other = SumObjective(
+            (w, term.sample(-(-size * term.n_parts // largest), seed=seed))
+            for w, term in self.terms
+        )
         other.counts = self.counts.child()
         return other
 

@@ -28,7 +28,13 @@ from hvpopt.methods.convergence import (
     relative_size,
     without_products,
 )
-from hvpopt.methods.method import Method, OutOfBudget, Stationary, Step
+from hvpopt.methods.method import (
+    Method,
+    OutOfBudget,
+    SampledMethod,
+    Stationary,
+    Step,
+)
 from hvpopt.methods.points import Budget, Point, Problem
 from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace
@@ -69,8 +75,18 @@ ENDING = (
     Status.INTERRUPTED,
     Status.TERMINATED,
     Status.MAX_SECONDS,
+    Status.MAX_COST,
     Status.FAILED,
 )
+#: Statuses after which no whole value of a sampled objective is computed.
+AT_ONCE = (
+    Status.INTERRUPTED,
+    Status.TERMINATED,
+    Status.MAX_SECONDS,
+    Status.FAILED,
+)
+#: Last losses of samples whose mean is an estimate of the objective.
+RECENT = 5
 
 
 @dataclass(frozen=True)
@@ -80,10 +96,12 @@ class Stage:
     Attributes:
         objective: The objective to minimise.
         limits: Limits and tolerances of the stage.
+        method: Takes the steps.
     """
 
     objective: Objective
     limits: Limits
+    method: Method
 
 
 class Run:
@@ -93,8 +111,8 @@ class Run:
         stages: The stages, in order.
         space: The model's coordinates and bounds.
         first: The starting point ``[n]``.
-        method: The method that takes the steps.
         watch: Checks the clock and signals.
+        max_cost: Largest cost of all stages together, in gradients. Default no limit.
         fallback: Replaces the method if the first step shows that the loss has no second
             derivative. Default none: SecondOrderError is raised.
         callback: See ``minimize``. Default none.
@@ -108,9 +126,9 @@ class Run:
         stages: Sequence[Stage],
         space: ModelSpace,
         first: Tensor,
-        method: Method,
         watch: Watch,
         *,
+        max_cost: float = math.inf,
         fallback: Method | None = None,
         callback: Callback | None = None,
         saving: bool = False,
@@ -119,8 +137,9 @@ class Run:
         self.stages = stages
         self.space = space
         self.first = first
-        self.method = method
+        self.method = stages[0].method
         self.watch = watch
+        self.max_cost = max_cost
         self.fallback = fallback
         self.checkpoint: Checkpoint | None = None
         self.saving = saving
@@ -134,9 +153,14 @@ class Run:
         self._gradients_alone = ""
         self._negative_curvature: Tensor | None = None
         self._pending: tuple[Tensor, float] | None = None
+        # of a sampled stage: the best model by its whole value, and parts in its steps
+        self._best: tuple[Tensor, float] | None = None
+        self._sampled = 0
         self._meters = ExitStack()
         self._meter, self._earlier = Counts(), Counts()
         self._resumed = Counts()
+        # what earlier stages cost in gradients, and what was counted then
+        self._cost_before, self._counted = 0.0, Counts()
         self._began = time.monotonic()
         self._processes = processes
         self._products = ProductLog(keeps=saving and processes.is_main)
@@ -179,6 +203,10 @@ class Run:
         if state.stage > 0:
             self._check_same_stage(state)
         self.first, self.history = state.first, list(state.history)
+        self._best = state.best
+        records = [record for record in self.history if record.stage == state.stage]
+        self._sampled = sum(record.sample for record in records[1:])
+        self._cost_before, self._counted = self._cost_of_stages(state)
         self._negative_curvature = state.negative_curvature
         if state.gradients_alone and self.fallback is not None:
             self.method, self.fallback = self.fallback, None
@@ -196,7 +224,7 @@ class Run:
         """Raise StateError if a later stage's loss is not that of the saved run."""
         model = self.space.to_model(state.point.vector)
         try:
-            value = self.problem.objective.value(model)
+            value = self._evaluated(state.method).objective.value(model)
         except BadPartError as error:
             message = f"the loss of stage {state.stage + 1} cannot be evaluated: {error}"
             raise StateError(message) from error
@@ -204,13 +232,33 @@ class Run:
             state.point.value, value, where=f"where stage {state.stage + 1} was saved"
         )
 
+    def _cost_of_stages(self, state: RunState) -> tuple[float, Counts]:
+        """Return what the stages before a state's cost, and their counts."""
+        cost, counted = 0.0, Counts()
+        for number, stage in enumerate(self.stages[: state.stage]):
+            last = [r.counts for r in state.history if r.stage == number][-1]
+            cost += stage.objective.cost(last - counted)
+            counted = last
+        return cost, counted
+
     def _begin_stage(self, number: int) -> None:
         """Make a stage's objective the current one, and count its evaluations."""
-        self._stage, self._dropped = number, {}
-        objective = self.stages[number].objective
+        stage = self.stages[number]
+        same = number > 0 and stage.objective is self.stages[number - 1].objective
+        objective = stage.objective
+        if number > 0 and self.history:
+            self._counted = self._spent
+            self._cost_before = self._cost
+        if same and self._dropped:
+            objective = objective.without(self._dropped)
+        else:
+            self._dropped = {}
+        self._stage, self._sampled = number, 0
+        if not self._gradients_alone:
+            self.method = stage.method
         self._meters.close()
         self._earlier = self._spent
-        self._meter = self._meters.enter_context(metered(objective.counts))
+        self._meter = self._meters.enter_context(metered(stage.objective.counts))
         self._become(objective)
 
     def _become(self, objective: Objective) -> None:
@@ -221,13 +269,23 @@ class Run:
         if self.saving:
             self.problem.wrap = self._products.wrap
 
-    def _enter(self, vector: Tensor, step: Step | None = None) -> float:
+    def _enter(
+        self,
+        vector: Tensor,
+        step: Step | None = None,
+        *,
+        value: float = math.nan,
+        handed: Any = None,
+    ) -> float:
         """Begin a stage: evaluate its first point, and drop the parts that are bad there.
 
         Args:
             vector: The first point ``[n]``.
             step: The step that led there, if the point is not evaluated yet. Default
                 none.
+            value: The whole objective there, if it is known. Default NaN.
+            handed: The state of the stage's method, if another method made one for this
+                objective. Default none.
 
         Returns:
             The value there; NaN where a part was dropped after a step.
@@ -242,33 +300,57 @@ class Run:
         before, known = self.first, None
         if self.state is not None:
             before, known = self.state.point.vector, self.state.method
-        value = math.nan
         while True:
             try:
-                if begins:
+                if begins and math.isnan(value):
                     value = self._value_at(vector)
-                if known is None:
+                if handed is not None:
+                    method = handed
+                elif known is None:
                     method = self.method.start(self.problem)
                     if self.saving:
                         check_storable(method, "the method's state")
                 else:
                     method = self.method.next_stage(self.problem, known)
-                steps = int(step is not None)
-                self.point = self._linearised(vector, steps=steps)
+                problem = self._evaluated(method)
+                again = value
+                if begins and self.method.samples:
+                    again = problem.objective.value(self.space.to_model(vector))
+                kind = None if self._at_limit(int(step is not None)) else self.method.kind
+                self.point = problem.linearise(vector, kind)
                 break
             except BadPartError as error:
-                self._drop(error)
+                value = math.nan
+                self._drop(self._located(error))
             except SecondOrderError as error:
                 self._fall_back(error, stacklevel=5)
                 known = None
         if begins:
-            check_repeatable(value, self.point.value, self.space.eps)
+            check_repeatable(again, self.point.value, self.space.eps)
             check_range(vector, self.point.gradient)
+            self._best = (vector, value) if self.method.samples else None
         moved = vector - before
         size = relative_size(self.space, self.first, before, moved) if step else 0.0
-        self._record(step, before, size)
+        self._record(step, before, size, method)
         self._commit(method)
         return value
+
+    def _evaluated(self, state: Any) -> Problem:
+        """Return the problem at which a state's point is evaluated: of its sample."""
+        if isinstance(self.method, SampledMethod):
+            return self.method.sample(self.problem, state)
+        return self.problem
+
+    def _located(self, error: BadPartError) -> BadPartError:
+        """Return an error that names the bad parts that an encoded sample has met."""
+        if error.parts or not self.method.samples:
+            return error
+        model = self.space.to_model(self.point.vector)
+        try:
+            self.problem.objective.value_and_gradient(model)
+        except BadPartError as whole:
+            return whole
+        return error
 
     def _value_at(self, vector: Tensor) -> float:
         """Return the loss where a stage begins; raise ValueError if it is not finite."""
@@ -296,6 +378,7 @@ class Run:
             logger.warning(message)
             warnings.warn(message, RuntimeWarning, stacklevel=5)
         self._dropped = {**self._dropped, **error.parts}
+        self._best = None  # by the value of another objective
         self._become(objective)
 
     def _fall_back(self, error: SecondOrderError, *, stacklevel: int) -> None:
@@ -369,19 +452,10 @@ class Run:
         assert self.state is not None
         taken: Step | None = None
         try:
-            at = Iterate(
-                self.problem,
-                self.method,
-                self.point,
-                self.state.method,
-                self._tolerance(),
-                self._budget(),
-            )
-            self._check_limits(at)
-            taken = self._accepted(next_step(at))
+            taken = self._accepted(self._next_step(self.state.method))
             self._advance(taken, self.state.method)
         except BadPartError as error:
-            self._drop(error)
+            self._drop(self._located(error))
             self._release()
             end = self.point.vector if taken is None else taken.vector
             assert end is not None
@@ -400,6 +474,22 @@ class Run:
         self._announce()
         bar.update(taken is not None)
         bar.set_postfix(loss=f"{self.point.value:.4g}", refresh=False)
+
+    def _next_step(self, state: Any) -> Step | Stationary:
+        """Return the method's step, or what is known of a point that needs none."""
+        if self.method.samples:
+            self._check_limits(None)
+            return self.method.step(self.problem, self.point, state, self._budget())
+        at = Iterate(
+            self.problem,
+            self.method,
+            self.point,
+            state,
+            self._tolerance(),
+            self._budget(),
+        )
+        self._check_limits(at)
+        return next_step(at)
 
     def _accepted(self, step: Step | Stationary) -> Step:
         """Return a step that was accepted; raise Stop for any other outcome."""
@@ -431,15 +521,36 @@ class Run:
         size = relative_size(
             self.space, self.first, before.vector, after.vector - before.vector
         )
-        self._record(step, before.vector, size)
-        self._commit(self.method.update(state, before, after, step))
+        state = self.method.update(state, before, after, step)
+        self._record(step, before.vector, size, state)
+        self._commit(state)
 
     def _next_stage(self) -> None:
+        assert self.state is not None
         self._release()
-        self._begin_stage(self._stage + 1)
-        self.first = self.point.vector
-        self._enter(self.first)
+        vector, value, handed = self.point.vector, math.nan, None
+        number = self._stage + 1
+        if isinstance(self.method, SampledMethod):
+            vector, value = self._judged()
+            if self.stages[number].objective is self.stages[self._stage].objective:
+                handed = self.method.handed_on(self.state.method)
+        self._begin_stage(number)
+        self.first = vector
+        self._enter(vector, value=value, handed=handed)
         self._announce()
+
+    def _judged(self) -> tuple[Tensor, float]:
+        """Return the best model of a sampled stage by its whole value, and that value."""
+        vector = self.point.vector
+        while True:
+            try:
+                value = self.problem.objective.value(self.space.to_model(vector))
+                break
+            except BadPartError as error:
+                self._drop(error)
+        if self._best is not None and not value < self._best[1]:
+            return self._best
+        return vector, value
 
     def _without_products(self, error: SecondOrderError) -> None:
         """Restart with the fallback, or stop if the method's steps need no products.
@@ -492,7 +603,9 @@ class Run:
 
     @property
     def _steps(self) -> int:
-        """Number of steps of this stage so far."""
+        """Number of steps of this stage so far; on samples, of passes over all parts."""
+        if self.method.samples:
+            return self._sampled // self.problem.objective.n_parts
         start = self._start_of_stage()
         return 0 if start is None else self.history[-1].iteration - start.iteration
 
@@ -501,9 +614,30 @@ class Run:
         """Cost of the run so far."""
         return self._earlier + self._meter
 
-    def _check_limits(self, at: Iterate) -> None:
+    @property
+    def _cost(self) -> float:
+        """Cost of the run so far, in gradients of each stage's objective."""
+        objective = self.stages[self._stage].objective
+        return self._cost_before + objective.cost(self._spent - self._counted)
+
+    def _over_cost(self) -> bool:
+        if self.max_cost == math.inf:
+            return False
+        # a sampled stage ends with a whole value, which costs half a gradient
+        spare = 0.5 if self.method.samples else 0.0
+        return self._cost + spare >= self.max_cost
+
+    def _check_limits(self, at: Iterate | None) -> None:
+        """Raise Stop if a limit is reached.
+
+        Args:
+            at: Where the run is, to say if it has converged; None on a sample.
+
+        Raises:
+            Stop: If one is.
+        """
         self.watch.raise_if_signalled()
-        if self._at_limit():
+        if at is not None and self._at_limit():
             known = without_products(at)
             if known is not None:
                 status = Status.CONVERGED if known.minimum else Status.STATIONARY
@@ -512,6 +646,8 @@ class Run:
             raise Stop(Status.MAX_ITERATIONS)
         if self._out_of_products():
             raise Stop(Status.MAX_PRODUCTS)
+        if self._over_cost():
+            raise Stop(Status.MAX_COST)
         if self._out_of_time():
             raise Stop(Status.MAX_SECONDS)
 
@@ -528,7 +664,8 @@ class Run:
     def _at_limit(self, steps: int = 0) -> bool:
         """Return True if a limit allows no further step after ``steps`` more."""
         last = self._steps + steps >= self._limits.max_iter
-        return last or self._out_of_products() or self._out_of_time()
+        limits = (self._out_of_products, self._over_cost, self._out_of_time)
+        return last or any(reached() for reached in limits)
 
     def _out_of_time(self) -> bool:
         saver = self.checkpoint
@@ -580,7 +717,11 @@ class Run:
 
     # -- reports and saves ------------------------------------------------------
 
-    def _record(self, step: Step | None, before: Tensor, size: float) -> None:
+    def _record(self, step: Step | None, before: Tensor, size: float, state: Any) -> None:
+        sample = 0
+        if isinstance(self.method, SampledMethod):
+            sample = self.method.sample_size(state)
+            self._sampled += sample * (step is not None)
         steps = -1 if not self.history else self.history[-1].iteration
         # the record that begins a later stage is not a step
         taken = step is not None or not self.history
@@ -594,6 +735,7 @@ class Run:
             seconds=time.monotonic() - self._began,
             stage=self._stage,
             dropped=dict(self._dropped),
+            sample=sample,
         )
         if step is not None and step.direction.negative_curvature is not None:
             self._negative_curvature = step.direction.negative_curvature
@@ -611,6 +753,7 @@ class Run:
             counts=self._spent,
             stage=self._stage,
             dropped=dict(self._dropped),
+            best=self._best,
             negative_curvature=self._negative_curvature,
             gradients_alone=self._gradients_alone,
         )
@@ -682,10 +825,44 @@ class Run:
         if self.point.hessian is not None:
             self.point.hessian.close()
 
+    def _best_of_samples(self, status: Status) -> tuple[Tensor, float, bool]:
+        """Return the best model of a sampled stage, its value, and if that is a guess."""
+        if status not in AT_ONCE:
+            try:
+                return (*self._judged(), False)
+            except (Stop, KeyboardInterrupt, Exception) as error:
+                logger.warning("the value of the whole objective failed: %s", error)
+        values = [r.value for r in self.history if r.stage == self.history[-1].stage]
+        mean = sum(values[-RECENT:]) / len(values[-RECENT:])
+        if self._best is not None and not mean < self._best[1]:
+            return (*self._best, False)
+        return self.point.vector, mean, True
+
+    def _about_samples(self, estimated: bool) -> str:
+        """Return a clause on the samples that steps were taken on; empty for none."""
+        sizes = [r.sample for r in self.history if r.sample and r.step_norm > 0.0]
+        if not sizes:
+            return ""
+        objective = self.stages[self._stage].objective
+        made = "encoded" if objective.encodes else "drawn"
+        least, most = min(sizes), max(sizes)
+        many = f"{least}" if least == most else f"{least} to {most}"
+        clause = (
+            f"; {len(sizes)} steps were on samples of {many} {made} parts, since it is a "
+            f"sum of {objective.n_parts}"
+        )
+        if estimated:
+            clause += f"; its value is an estimate, the mean of the last {RECENT} samples"
+        return clause
+
     def _result(self, status: Status, detail: str = "") -> MinimizeResult:
         vector, value = self.point.vector, self.point.value
         jac: Model | None = self.space.gradient_to_model(self.point.gradient)
-        if self._pending is not None:
+        estimated = False
+        if self.history[-1].sample:
+            vector, value, estimated = self._best_of_samples(status)
+            jac = None
+        elif self._pending is not None:
             (vector, value), jac = self._pending, None
         curvature = self._negative_curvature
         result = with_unbounded(
@@ -705,7 +882,7 @@ class Run:
                 resume_counts=self._resumed,
             )
         )
-        message = result.message
+        message = result.message + self._about_samples(estimated)
         ended = self.history[-1].stage
         if ended < len(self.stages) - 1:
             message += f"; this was stage {ended + 1} of {len(self.stages)}"

@@ -26,6 +26,8 @@ class RunState:
         counts: Cost up to the completed step.
         stage: Number of the stage, from 0.
         dropped: Why each dropped part of the objective was bad, by name.
+        best: The best model by its whole value ``[n]`` and that value, if steps are on
+            samples; None otherwise.
         negative_curvature: The last direction of negative curvature ``[n]``, or None.
         gradients_alone: Why the loss has no second derivative, if a method without
             products replaced the default one; else empty.
@@ -41,6 +43,7 @@ class RunState:
     counts: Counts
     stage: int = 0
     dropped: dict[str, str] = field(default_factory=dict)
+    best: tuple[Tensor, float] | None = None
     negative_curvature: Tensor | None = None
     gradients_alone: str = ""
     products: tuple[SavedProduct, ...] = ()

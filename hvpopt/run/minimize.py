@@ -58,6 +58,7 @@ def minimize(
     max_iter: int | Sequence[int] = 100,
     max_products: float | Sequence[float] = math.inf,
     max_seconds: float = math.inf,
+    max_cost: float = math.inf,
     gtol: float | Sequence[float] = 1e-6,
     certify: bool = False,
     callback: Callback | None = None,
@@ -87,12 +88,18 @@ def minimize(
             Every iterate and trial is within the bounds. Default none.
         upper: Upper bounds in the model's units, like ``lower``. Default none.
         max_iter: Largest number of steps of a stage: one number, or a list with one for
-            each stage. Default 100.
+            each stage. Of steps on samples, as many as take all parts of the objective
+            once count as one. Default 100.
         max_products: Largest number of Hessian-vector products of a stage, a number or a
             list. The last step may be cut short. Ignored by methods without products.
             Default no limit.
         max_seconds: Largest time of this process, seconds, for all stages together;
             checked between products. Default no limit.
+        max_cost: Largest cost of all stages together, in gradients of the whole
+            objective, by wave propagations: a gradient takes two for each shot, a value
+            one and a Hessian-vector product up to four. (Of a loss without waves a value
+            counts a half and a product two.) No step begins beyond it, and the last one
+            may pass it. Default no limit.
         gtol: Converged when the norm of the projected gradient is at most ``gtol``
             times the largest so far, and the next step would change no parameter by
             more than ``gtol`` of its size (or would decrease the loss by less than its
@@ -172,17 +179,16 @@ def minimize(
         >>> hvpopt.minimize(f, x).x
         tensor([1.0000, 1.0000], dtype=torch.float64)
     """
-    losses = loss if isinstance(loss, (list, tuple)) else [loss]
+    losses: list[Any] = list(loss) if isinstance(loss, (list, tuple)) else [loss]
     if not losses:
         raise ValueError("the list of losses is empty; give one for each stage")
     each = {"max_iter": max_iter, "max_products": max_products, "gtol": gtol}
-    stages = [
-        Stage(
-            as_objective(one),
-            Limits(max_seconds=max_seconds, certify=certify, **options),
-        )
-        for one, options in zip(losses, _by_stage(each, loss), strict=True)
+    objectives = [as_objective(one) for one in losses]
+    limits = [
+        Limits(max_seconds=max_seconds, certify=certify, **options)
+        for options in _by_stage(each, loss)
     ]
+    max_cost = checks.number("max_cost", max_cost, least=0.0)
     checks.optional(checks.function, "callback", callback)
     progress = checks.flag("progress", progress)
     path = None
@@ -192,10 +198,14 @@ def minimize(
     warn_of_hooks(model)
     start = copy_model(model)
     space = ModelSpace(start, scale=scale, mask=mask, lower=lower, upper=upper)
-    objectives = [stage.objective for stage in stages]
     # the default method must suit every stage
-    plainest = min(objectives, key=lambda objective: objective.has_gauss_newton)
+    plainest = min(objectives, key=lambda one: (one.has_gauss_newton, one.n_parts))
     chosen = default_method(plainest) if method is None else checked_method(method)
+    stages = [
+        Stage(objective, limit, each_method)
+        for objective, limit in zip(objectives, limits, strict=True)
+        for each_method in chosen.stages(objective)
+    ]
     shared = (o.processes for o in objectives if o.processes is not ALONE)
     processes = next(shared, ALONE)
     main = processes.is_main
@@ -214,8 +224,8 @@ def minimize(
             stages,
             space,
             space.to_vector(start),
-            chosen,
             Watch(max_seconds, listener, processes),
+            max_cost=max_cost,
             fallback=gradients_alone() if method is None else None,
             callback=callback,
             saving=path is not None,
@@ -240,9 +250,10 @@ def minimize(
             run.begin(
                 lambda value, dropped: saver({**known_by, VALUE: value, DROPPED: dropped})
             )
+        sampled = any(stage.method.samples for stage in stages)
         total = sum(min(stage.limits.max_iter, 10**9) for stage in stages)
         with tqdm(
-            total=total,
+            total=None if sampled else total,
             initial=run.history[-1].iteration,
             disable=not (progress and main),
             unit="step",

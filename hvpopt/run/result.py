@@ -23,6 +23,7 @@ class Status(Enum):
     STATIONARY = "the projected gradient vanishes, but this may be no minimum"
     MAX_ITERATIONS = "the limit of iterations was reached"
     MAX_PRODUCTS = "the limit of Hessian-vector products was reached"
+    MAX_COST = "the limit of cost was reached"
     MAX_SECONDS = "the limit of seconds was reached"
     NO_DECREASE = "no trial step lowered the loss"
     CALLBACK = "the callback asked to stop"
@@ -67,6 +68,8 @@ class IterationRecord:
         stage: Number of the stage, from 0. Values of different stages are not comparable.
         dropped: Why each dropped part of the objective (a bad shot) was bad, by name.
             Values of records with different dropped parts are not comparable.
+        sample: Number of parts of the sample of which ``value`` and ``gradient_norm``
+            are; 0 for the whole objective.
     """
 
     iteration: int
@@ -91,6 +94,7 @@ class IterationRecord:
     seconds: float = 0.0
     stage: int = 0
     dropped: dict[str, str] = field(default_factory=dict)
+    sample: int = 0
 
     @property
     def objective(self) -> tuple[int, frozenset[str]]:
@@ -169,6 +173,7 @@ def record_of(
     seconds: float,
     stage: int,
     dropped: dict[str, str],
+    sample: int = 0,
 ) -> IterationRecord:
     """Return the record of a step, or of the start of a stage.
 
@@ -182,6 +187,7 @@ def record_of(
         seconds: Seconds since the run began.
         stage: Number of the stage, from 0.
         dropped: Why each dropped part of the objective was bad, by name.
+        sample: Number of parts of the point's sample. Default 0, the whole objective.
     """
     record = IterationRecord(
         iteration=iteration,
@@ -194,6 +200,7 @@ def record_of(
         seconds=seconds,
         stage=stage,
         dropped=dropped,
+        sample=sample,
     )
     if step is None:
         return record

@@ -242,6 +242,21 @@ class WaveformMisfit(Objective):
             return self.draw(size, seed=seed)
         return self.encode(random_codes(size, n_shots, seed))
 
+    @property
+    def n_parts(self) -> int:
+        """Number of shots."""
+        return self.survey.n_shots
+
+    @property
+    def encodes(self) -> bool:
+        """True if a sample is of encoded shots; see ``sample``."""
+        return not self.waveforms.why_not_encoded()
+
+    @property
+    def gradient_propagations(self) -> int:
+        """Two for each shot."""
+        return 2 * self.survey.n_shots
+
     # -- value, gradient and products -------------------------------------------
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:

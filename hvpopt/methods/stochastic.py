@@ -1,0 +1,332 @@
+"""StochasticQuasiNewton: L-BFGS on samples of a sum of many parts.
+
+A gradient of a few shots costs a small part of a gradient of the survey, and is right on
+average. Two ways keep its noise out of the curvature. Where a part of a sample is a
+random sum of all parts (encoded shots), pairs (s, y = G s) come from Hessian-vector
+products: s is the change between the means of two groups of iterates, and the product is
+of a sample of its own (Byrd, Hansen, Nocedal and Singer, SIAM J. Optim. 26, 2016). It is
+a Gauss-Newton product, so that s·y is never negative where the loss is not convex (Wang,
+Ma, Goldfarb and Liu, SIAM J. Optim. 27, 2017, change the pairs instead). Where a sample
+is of some parts only (drawn shots), a few steps are taken on each, and the pairs are the
+steps and changes of the gradient within one sample; they are kept for the next.
+
+Both begin from the diagonal of the Gauss-Newton matrix, measured by a few products of
+samples, and take the unit step. A sample grows when the loss of fresh samples, an
+unbiased estimate of that of the whole, no longer falls (van Leeuwen and Herrmann,
+Geophysical Prospecting 61, 2013; Bollapragada et al., ICML 2018). When it would be most
+of the sum, the whole is minimised by ``QuasiNewton`` with what was learnt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from hvpopt import checks
+from hvpopt.errors import BadPartError
+from hvpopt.krylov.pairs import Pair, PairsPreconditioner, safely_positive
+from hvpopt.krylov.preconditioner import Preconditioner
+from hvpopt.methods.initial import DiagonalState, HessianDiagonal
+from hvpopt.methods.method import Direction, Method, SampledMethod, Step
+from hvpopt.methods.points import Budget, Point, Problem
+from hvpopt.methods.quasi_newton import QuasiNewton, QuasiNewtonState
+from hvpopt.problem.objective import Kind, Objective
+
+#: Fewest parts of a sum for which sampling pays, encoded and drawn (benchmarks/RACE.md).
+FEWEST_ENCODED, FEWEST_DRAWN = 12, 24
+#: Weight of the earlier directions where each step has a sample of its own.
+MOMENTUM = 0.7
+#: Steps between two pairs by products.
+GROUP = 5
+#: Shots of a first drawn sample, and steps on each drawn sample.
+DRAWN, STEPS = 4, 5
+#: Probes of the diagonal, of encoded and of drawn samples.
+PROBES = {True: 8, False: 4}
+#: Factor of the size of a sample where it grows, and share of the parts above which the
+#: whole takes its place.
+GROWTH, WHOLE = 4, 0.5
+#: Fewest samples by which the trend of the loss is judged.
+TREND = 10
+#: Rise of the loss of the next sample, relative to the mean of the last ones, above which
+#: the step is judged on its own sample too.
+RISE = 1.5
+#: Trials of a step, each half as long as the one before.
+TRIALS = 12
+
+
+@dataclass(frozen=True)
+class StochasticState:
+    """What one step leaves to the next.
+
+    Attributes:
+        size: Parts of the current sample.
+        number: Number of the current sample.
+        on_sample: Steps taken on it.
+        initial: The measured diagonal; None before the first step.
+        pairs: Steps and curvature along them, oldest first.
+        momentum: Weighted sum of gradients ``[n]``; None at the start.
+        weight: Sum of the weights in it.
+        total: Sum of the iterates of the current group ``[n]``; None for none.
+        mean: Mean of the iterates of the last group ``[n]``; None before the first.
+        in_group: Iterates in ``total``.
+        length: Length of the last step relative to the direction.
+        losses: Losses at the start of the last samples of this size, oldest first.
+    """
+
+    size: int
+    number: int = 0
+    on_sample: int = 0
+    initial: DiagonalState | None = None
+    pairs: tuple[Pair, ...] = ()
+    momentum: Tensor | None = None
+    weight: float = 0.0
+    total: Tensor | None = None
+    mean: Tensor | None = None
+    in_group: int = 0
+    length: float = 1.0
+    losses: tuple[float, ...] = ()
+
+
+class StochasticQuasiNewton(SampledMethod):
+    """Stochastic quasi-Newton: L-BFGS on samples, then on the whole sum.
+
+    For a sum of many parts that can be sampled, such as a ``WaveformMisfit`` of many
+    shots, alone or with regularisation. Any other objective is left to ``last``.
+
+    Each record's value and gradient are those of its sample. Whole values are computed
+    at the start, where a sample grows and at the end: the best model is best by these.
+
+    Args:
+        size: Parts of the first samples. Default 1 where they are encoded, 4 where they
+            are drawn, and at least one for each process.
+        memory: Pairs to keep. Default 20.
+        last: The method for the whole sum. Default ``QuasiNewton()``.
+        seed: Of the samples and probes. Default 0.
+
+    Raises:
+        TypeError: For an option of the wrong type.
+        ValueError: For a number out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int | None = None,
+        memory: int = 20,
+        last: QuasiNewton | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.size = checks.optional(checks.integer, "size", size, least=1)
+        self.memory = checks.integer("memory", memory, least=1)
+        self.last = QuasiNewton() if last is None else last
+        use = "pass a hvpopt.QuasiNewton(...)"
+        checks.instance("last", self.last, QuasiNewton, use)
+        self.seed = checks.seed("seed", seed)
+
+    def stages(self, objective: Objective) -> Sequence[Method]:
+        """Return this method and the last one; the last alone if sampling saves nothing.
+
+        Args:
+            objective: To be minimised.
+        """
+        size = self._first_size(objective)
+        if size > WHOLE * objective.n_parts:
+            return [self.last]
+        return [self, self.last]
+
+    def _first_size(self, objective: Objective) -> int:
+        if self.size is not None:
+            return self.size
+        return max(1 if objective.encodes else DRAWN, objective.processes.count)
+
+    # -- samples ----------------------------------------------------------------
+
+    def sample(self, problem: Problem, state: StochasticState) -> Problem:
+        """Return the problem of the sample at which the state's point was evaluated."""
+        size = min(state.size, problem.objective.n_parts)
+        return problem.sampled(size, self._seed(0, state.number))
+
+    def sample_size(self, state: StochasticState) -> int:
+        """Return the number of parts of that sample."""
+        return state.size
+
+    def _seed(self, purpose: int, number: int) -> int:
+        """Return a seed; those of each purpose and number are independent."""
+        sequence = np.random.SeedSequence([self.seed, purpose, number])
+        return int(sequence.generate_state(1)[0])
+
+    def _next(self, problem: Problem, state: StochasticState) -> StochasticState:
+        """Return the state with the number of the sample of the next point."""
+        if not problem.objective.encodes and state.on_sample + 1 < STEPS:
+            return replace(state, on_sample=state.on_sample + 1)
+        return replace(state, number=state.number + 1, on_sample=0)
+
+    # -- one step ---------------------------------------------------------------
+
+    def start(self, problem: Problem) -> StochasticState:
+        """Return the state of a run that has measured nothing yet."""
+        return StochasticState(self._first_size(problem.objective))
+
+    def next_stage(self, problem: Problem, state: Any) -> StochasticState:
+        """Return the state at another objective, with the curvature that is known."""
+        if not isinstance(state, StochasticState):
+            return self.start(problem)
+        first = self.start(problem)
+        return replace(state, size=first.size, momentum=None, weight=0.0, losses=())
+
+    def step(
+        self, problem: Problem, point: Point, state: StochasticState, budget: Budget
+    ) -> Step:
+        """Return a step, with its end evaluated on the next sample."""
+        if state.initial is None:
+            state = self._measure(problem, point, state, budget)
+        if state.in_group == GROUP:
+            state = self._close_group(problem, point, state, budget)
+        if state.on_sample == 0:
+            state = self._follow(problem, point, state)
+            if state.size > WHOLE * problem.objective.n_parts:
+                reason = "the loss of samples no longer falls"
+                return Step(None, point.value, 0.0, 0, Direction(point.gradient), reason)
+        beta = MOMENTUM if problem.objective.encodes else 0.0
+        momentum = point.gradient * (1.0 - beta)
+        if state.momentum is not None and beta:
+            momentum = momentum + beta * state.momentum
+        weight = (1.0 - beta) + beta * state.weight
+        state = replace(state, momentum=momentum, weight=weight)
+        return self._search(problem, point, state)
+
+    def _search(self, problem: Problem, point: Point, state: StochasticState) -> Step:
+        """Try the step, and halves of it, until one is not refused."""
+        assert state.momentum is not None
+        own, then = self.sample(problem, state), self._next(problem, state)
+        following = self.sample(problem, then)
+        inverse = self.preconditioner(state)
+        vector = -inverse.apply(state.momentum / state.weight)
+        length = min(1.0, 1.25 * state.length)
+        recent = [*state.losses, point.value][-GROUP:]
+        problem.last_error = None
+        for trial in range(1, TRIALS + 1):
+            end = following.trial(problem.space.project(point.vector + length * vector))
+            if end is not None:
+                rises = end.value > RISE * sum(recent) / len(recent)
+                if not rises or own.value(end.vector) < point.value:
+                    direction = Direction(vector)
+                    then = replace(
+                        then,
+                        initial=state.initial,
+                        pairs=state.pairs,
+                        momentum=state.momentum,
+                        weight=state.weight,
+                        length=length,
+                    )
+                    return Step(
+                        end.vector, end.value, length, trial, direction, "", end, then
+                    )
+            else:
+                problem.last_error = following.last_error
+                if isinstance(problem.last_error, BadPartError):
+                    break
+            if trial == 1:
+                # the directions before may be what leads up
+                state = replace(state, momentum=point.gradient, weight=1.0)
+                vector = -inverse.apply(point.gradient)
+            length *= 0.5
+        reason = f"none of {trial} trials along the direction was acceptable"
+        if problem.last_failure:
+            reason += f" (last refusal: {problem.last_failure})"
+        return Step(None, point.value, 0.0, trial, Direction(vector), reason)
+
+    def update(
+        self, state: StochasticState, before: Point, after: Point, step: Step
+    ) -> StochasticState:
+        """Return the state after a step; a pair is added within one sample."""
+        state = step.memo
+        if state.on_sample:
+            s, y = after.vector - before.vector, after.gradient - before.gradient
+            return replace(state, pairs=self._with_pair(state.pairs, s, y, after))
+        total = after.vector if state.total is None else state.total + after.vector
+        losses = (*state.losses, after.value)
+        return replace(state, total=total, in_group=state.in_group + 1, losses=losses)
+
+    # -- curvature --------------------------------------------------------------
+
+    def preconditioner(self, state: StochasticState) -> Preconditioner:
+        """Return the inverse Hessian of a state."""
+        assert state.initial is not None
+        return PairsPreconditioner(
+            state.pairs,
+            memory=self.memory,
+            base=HessianDiagonal().preconditioner(state.initial),
+        )
+
+    def _measure(
+        self, problem: Problem, point: Point, state: StochasticState, budget: Budget
+    ) -> StochasticState:
+        probing = HessianDiagonal(
+            n_probes=PROBES[problem.objective.encodes], size=state.size
+        )
+        initial = probing.build(problem, point, self._seed(1, state.number), budget)
+        return replace(state, initial=initial)
+
+    def _close_group(
+        self, problem: Problem, point: Point, state: StochasticState, budget: Budget
+    ) -> StochasticState:
+        """Return the state with the pair of the last two groups of iterates."""
+        assert state.total is not None
+        mean, pairs = state.total / state.in_group, state.pairs
+        if problem.objective.encodes and state.mean is not None and budget.products >= 1:
+            s = mean - state.mean
+            if bool(s.any()):
+                sample = problem.sampled(state.size, self._seed(2, state.number))
+                at = replace(point, vector=mean)
+                with sample.hessian(at, _kind(problem)) as hessian:
+                    pairs = self._with_pair(pairs, s, hessian.matvec(s), point)
+        return replace(state, mean=mean, total=None, in_group=0, pairs=pairs)
+
+    def _with_pair(
+        self, pairs: tuple[Pair, ...], s: Tensor, y: Tensor, point: Point
+    ) -> tuple[Pair, ...]:
+        if not safely_positive(s, y):
+            return pairs
+        return (*pairs, (s, y))[-self.memory :]
+
+    def _follow(
+        self, problem: Problem, point: Point, state: StochasticState
+    ) -> StochasticState:
+        """Return the state with a larger sample if the loss of samples has stalled."""
+        n_parts = problem.objective.n_parts
+        span = max(
+            TREND,
+            round(n_parts / state.size / (1 if problem.objective.encodes else STEPS)),
+        )
+        if len(state.losses) < span or falls(state.losses[-span:]):
+            return replace(state, losses=state.losses[-span:])
+        return replace(state, size=GROWTH * state.size, losses=())
+
+    def handed_on(self, state: StochasticState) -> QuasiNewtonState:
+        """Return the state with which the last method begins."""
+        return QuasiNewtonState(pairs=state.pairs, initial=state.initial, age=1)
+
+
+def falls(losses: Sequence[float]) -> bool:
+    """Return True if a sequence of noisy losses falls, by the slope of its logarithm.
+
+    Args:
+        losses: At equal steps.
+    """
+    logs = np.log(np.maximum(losses, np.finfo(float).tiny))
+    steps = np.arange(len(logs)) - 0.5 * (len(logs) - 1)
+    spread = float(steps @ steps)
+    slope = float(steps @ logs) / spread
+    rest = logs - logs.mean() - slope * steps
+    error = math.sqrt(float(rest @ rest) / (len(logs) - 2) / spread)
+    return slope < -error
+
+
+def _kind(problem: Problem) -> Kind:
+    return "gauss-newton" if problem.objective.has_gauss_newton else "exact"
