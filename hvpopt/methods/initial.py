@@ -102,15 +102,12 @@ class _Scaled:
 class _Sketches:
     """The sketches of one point's Hessian by number, each made once; a context."""
 
-    def __init__(
-        self, problem: Problem, point: Point, seed: int, size: int | None
-    ) -> None:
+    def __init__(self, problem: Problem, point: Point, seed: int) -> None:
         has = problem.objective.has_gauss_newton
         self.kind: Kind = "gauss-newton" if has else "exact"
         self.seed = seed
         self._problem = problem
         self._point = point
-        self._size = size
         self._made: dict[int, SymmetricOperator] = {}
         self._whole = False
 
@@ -124,8 +121,7 @@ class _Sketches:
     def __getitem__(self, k: int) -> SymmetricOperator:
         k = 0 if self._whole else k  # each would be the whole Hessian again
         if k not in self._made:
-            seed = self.seed + k
-            made = self._problem.sketch(self._point, self.kind, seed, self._size)
+            made = self._problem.sketch(self._point, self.kind, self.seed + k)
             self._made[k] = made
             self._whole = made.cost >= 1.0
         return self._made[k]
@@ -158,8 +154,6 @@ class HessianDiagonal(InitialCurvature):
         smooth: Standard deviation of the smoothing, cells. Default 3.
         damping: Floor of the diagonal relative to its largest entry. Default: the
             standard error of the estimate, since no entry is known better than that.
-        size: Parts of the sample that each probe is of. Default the objective's
-            ``sketch_size``.
 
     Raises:
         ValueError: For a number out of range.
@@ -168,16 +162,14 @@ class HessianDiagonal(InitialCurvature):
     n_probes: int | None = None
     smooth: float = 3.0
     damping: float | None = None
-    size: int | None = None
 
     def __post_init__(self) -> None:
-        size = checks.optional(checks.integer, "size", self.size, least=1)
         n_probes = checks.optional(checks.integer, "n_probes", self.n_probes, least=1)
         smooth = checks.number("smooth", self.smooth, least=0.0, most=WIDEST)
         damping = checks.optional(
             checks.number, "damping", self.damping, above=0.0, below=math.inf
         )
-        checks.put(self, n_probes=n_probes, smooth=smooth, damping=damping, size=size)
+        checks.put(self, n_probes=n_probes, smooth=smooth, damping=damping)
 
     def build(
         self, problem: Problem, point: Point, seed: int, budget: Budget
@@ -188,7 +180,7 @@ class HessianDiagonal(InitialCurvature):
                 f"measuring a diagonal takes at least {DECIDING + 2} products, and "
                 f"{budget.products:g} are left"
             )
-        with _Sketches(problem, point, seed, self.size) as sketches:
+        with _Sketches(problem, point, seed) as sketches:
             n_probes = self.n_probes
             if n_probes is None:
                 n_probes = min(max(FEWEST, round(1.0 / sketches[0].cost)), MOST)

@@ -227,19 +227,14 @@ class Problem:
         operator = self.objective.hessian(model, kind, space=self.space)
         return self._watched(operator, f"product {kind}")
 
-    def sketch(
-        self, point: Point, kind: Kind, seed: int, size: int | None = None
-    ) -> SymmetricOperator:
+    def sketch(self, point: Point, kind: Kind, seed: int) -> SymmetricOperator:
         """Return the objective's estimate of a Hessian; the caller closes it.
 
         Args:
             point: Where.
             kind: Which.
             seed: Of what is random in it.
-            size: Parts of the sample whose Hessian it is. Default the objective's choice.
         """
-        if size is not None:
-            return self.sampled(size, seed).hessian(point, kind)
         model = self.space.to_model(point.vector)
         operator = self.objective.sketch(model, kind, space=self.space, seed=seed)
         return self._watched(operator, f"sketch {kind} {seed}")

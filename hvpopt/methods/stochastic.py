@@ -25,16 +25,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.errors import BadPartError
+from hvpopt.krylov.diagonal import estimate_diagonal
 from hvpopt.krylov.pairs import Pair, PairsPreconditioner, safely_positive
-from hvpopt.krylov.preconditioner import Preconditioner
+from hvpopt.krylov.preconditioner import DiagonalPreconditioner, Preconditioner
 from hvpopt.methods.initial import DiagonalState, HessianDiagonal
-from hvpopt.methods.method import Direction, Method, SampledMethod, Step
+from hvpopt.methods.method import (
+    Direction,
+    Method,
+    OutOfBudget,
+    SampledMethod,
+    Step,
+)
 from hvpopt.methods.points import Budget, Point, Problem
 from hvpopt.methods.quasi_newton import QuasiNewton, QuasiNewtonState
+from hvpopt.model._scale import unit_of
 from hvpopt.problem.objective import Kind, Objective
 
 #: Fewest parts of a sum for which sampling pays, encoded and drawn (benchmarks/RACE.md).
@@ -47,6 +56,11 @@ GROUP = 5
 DRAWN, STEPS = 4, 5
 #: Probes of the diagonal, of encoded and of drawn samples.
 PROBES = {True: 8, False: 4}
+#: Standard deviation of the smoothing of the diagonal, cells.
+SMOOTH = 3.0
+#: Dampings of the diagonal that are compared, and the place of the first one.
+DAMPINGS = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+FIRST_DAMPING = 3
 #: Factor of the size of a sample where it grows, and share of the parts above which the
 #: whole takes its place.
 GROWTH, WHOLE = 4, 0.5
@@ -183,6 +197,7 @@ class StochasticQuasiNewton(SampledMethod):
         self, problem: Problem, point: Point, state: StochasticState, budget: Budget
     ) -> Step:
         """Return a step, with its end evaluated on the next sample."""
+        problem.last_error = None
         if state.initial is None:
             state = self._measure(problem, point, state, budget)
         if state.in_group == GROUP:
@@ -267,11 +282,52 @@ class StochasticQuasiNewton(SampledMethod):
     def _measure(
         self, problem: Problem, point: Point, state: StochasticState, budget: Budget
     ) -> StochasticState:
-        probing = HessianDiagonal(
-            n_probes=PROBES[problem.objective.encodes], size=state.size
-        )
-        initial = probing.build(problem, point, self._seed(1, state.number), budget)
-        return replace(state, initial=initial)
+        """Return the state with a diagonal from probes, and the damping that serves best.
+
+        A damping is judged by the decrease that the quadratic model of another sample
+        predicts along the first direction, at the best length. What is noise in the
+        direction lowers it, so that amplified noise does not pay.
+
+        Raises:
+            OutOfBudget: If too few products are left.
+        """
+        objective, kind = problem.objective, _kind(problem)
+        n_probes = PROBES[objective.encodes]
+        if budget.products < n_probes + 2:
+            raise OutOfBudget(
+                f"measuring a diagonal takes {n_probes + 2} products, and "
+                f"{budget.products:g} are left"
+            )
+        size = state.size
+        if not objective.encodes:
+            size = max(size // 2, objective.processes.count)
+        estimates = []
+        for k in range(n_probes):
+            probed = problem.sampled(size, self._seed(1, k))
+            with probed.hessian(point, kind) as hessian:
+                estimate = estimate_diagonal(hessian, seed=k, n_probes=1, smooth=SMOOTH)
+                estimates.append(estimate.diagonal)
+        diagonal = torch.stack(estimates).mean(0)
+        diagonal = diagonal.abs() if kind == "exact" else diagonal.clamp(min=0.0)
+        if not float(diagonal.max()) > 0.0:
+            diagonal = torch.ones_like(diagonal)
+        other = problem.sampled(state.size, self._seed(1, n_probes))
+        judge = other.linearise(point.vector, kind)
+        assert judge.hessian is not None
+        with judge.hessian:
+            left = budget.cap(n_probes + 1 + len(DAMPINGS)) - n_probes - 1
+            damping = _best_damping(diagonal, point, judge, left)
+        # with its own sample the unit step does not go too far, whatever is noise in it
+        own = self.sample(problem, state)
+        base = DiagonalPreconditioner(diagonal, damping=damping)
+        direction = base.apply(point.gradient)
+        unit = unit_of(direction)
+        direction = direction / unit
+        with own.hessian(point, kind) as hessian:
+            curvature = abs(float(direction @ hessian.matvec(direction)))
+        slope = float(point.gradient @ direction)
+        scale = unit * curvature / slope if curvature > 0.0 < slope else 1.0
+        return replace(state, initial=DiagonalState(diagonal, damping, scale))
 
     def _close_group(
         self, problem: Problem, point: Point, state: StochasticState, budget: Budget
@@ -326,6 +382,43 @@ def falls(losses: Sequence[float]) -> bool:
     rest = logs - logs.mean() - slope * steps
     error = math.sqrt(float(rest @ rest) / (len(logs) - 2) / spread)
     return slope < -error
+
+
+def _best_damping(diagonal: Tensor, point: Point, judge: Point, left: int) -> float:
+    """Return the damping of a diagonal that predicts the greatest decrease.
+
+    Args:
+        diagonal: ``[n]``.
+        point: Of one sample.
+        judge: The same point of another sample, with a Hessian.
+        left: Products that may be spent, at least one.
+    """
+    assert judge.hessian is not None
+    gradient, hessian = point.gradient, judge.hessian
+
+    def promised(place: int) -> float:
+        base = DiagonalPreconditioner(diagonal, damping=DAMPINGS[place])
+        direction = base.apply(gradient)
+        direction = direction / unit_of(direction)
+        curvature = abs(float(direction @ hessian.matvec(direction)))
+        slope = max(float(judge.gradient @ direction), 0.0)
+        return slope * (slope / curvature) if curvature > 0.0 else -math.inf
+
+    place = FIRST_DAMPING
+    most = promised(place)
+    left -= 1
+    # uphill to one side, or else to the other
+    for side in (-1, 1):
+        near, begun = place + side, place
+        while left > 0 and 0 <= near < len(DAMPINGS):
+            found = promised(near)
+            left -= 1
+            if not found > most:
+                break
+            place, most, near = near, found, near + side
+        if place != begun:
+            break
+    return DAMPINGS[place]
 
 
 def _kind(problem: Problem) -> Kind:
