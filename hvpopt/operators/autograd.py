@@ -22,6 +22,7 @@ from hvpopt.model._copies import call_with_graph, new_leaves
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace, checked_space
 from hvpopt.model.tensors import Model, named_tensors, rebuild, warn_of_hooks
+from hvpopt.operators._autodiff import vjp
 from hvpopt.operators._second_order import differentiable_gradient, second_derivatives
 from hvpopt.operators.symmetric import SymmetricOperator
 
@@ -247,22 +248,9 @@ class HessianOperator(SymmetricOperator):
         assert self.space is not None
         leaves, gradients = self._graph
         step = named_tensors(self.space.step_to_model(vector.to(self.dtype))).values()
-        pairs = [(g, w) for g, w in zip(gradients, step, strict=True) if g.requires_grad]
         self.counts.tally(products=1)
-        if not pairs:
-            return torch.zeros_like(vector)
         with second_derivatives(certain=True):
-            seconds = torch.autograd.grad(
-                [g for g, _ in pairs],
-                leaves,
-                [w for _, w in pairs],
-                retain_graph=True,
-                allow_unused=True,
-            )
-        rows = [
-            torch.zeros_like(t) if s is None else s
-            for s, t in zip(seconds, leaves, strict=True)
-        ]
+            rows = vjp(gradients, leaves, list(step), retain_graph=True)
         return self.space.gradient_to_vector(rebuild(self._model, rows))
 
     def close(self) -> None:

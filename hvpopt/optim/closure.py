@@ -15,12 +15,13 @@ from hvpopt.model.tensors import Model, named_tensors
 from hvpopt.operators._second_order import differentiable_gradient
 from hvpopt.operators.autograd import HessianOperator, check_scalar, model_noise
 from hvpopt.operators.symmetric import SymmetricOperator
-from hvpopt.problem.objective import Kind, Linearisation, Objective
+from hvpopt.problem.objective import Kind
+from hvpopt.problem.torch_objective import GraphObjective
 
 Closure = Callable[[], Tensor]
 
 
-class ClosureObjective(Objective):
+class ClosureObjective(GraphObjective):
     """The loss of a closure, which reads the values of the parameters.
 
     A graph needs the values that it was built with, while trials need others. During an
@@ -164,19 +165,6 @@ class ClosureObjective(Objective):
             )
         space = ModelSpace(model) if space is None else space
         return ClosureHessian(self, model, space)
-
-    def linearise(
-        self,
-        model: Model,
-        kind: Kind | None = "exact",
-        *,
-        space: ModelSpace | None = None,
-    ) -> Linearisation:
-        """Return value, gradient and Hessian from one graph."""
-        if kind is None:
-            return super().linearise(model, None)
-        operator = self.hessian(model, kind, space=space)
-        return Linearisation(operator.value, operator.gradient, operator)
 
 
 class ClosureHessian(HessianOperator):
