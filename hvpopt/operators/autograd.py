@@ -163,14 +163,7 @@ class HessianOperator(SymmetricOperator):
         checks.function("the loss", loss)
         warn_of_hooks(model, "space=ModelSpace(model, mask=...)")
         space = checked_space(space, model)
-        super().__init__(
-            space.size,
-            dtype=space.dtype,
-            device=space.device,
-            space=space,
-            counts=counts,
-            noise=model_noise(model),
-        )
+        super().__init__(space=space, counts=counts, noise=model_noise(model))
         model = space.arrange(model)
         self.counts.tally(gradients=1)
         value, leaves, gradients = gradient_graph(loss, model, create_graph=True)
@@ -311,14 +304,7 @@ class FiniteDifferenceHessian(SymmetricOperator):
         size = checks.optional(checks.number, "size", size, above=0.0, below=math.inf)
         space = checked_space(space, model)
         eps = _coarsest(model)
-        super().__init__(
-            space.size,
-            dtype=space.dtype,
-            device=space.device,
-            space=space,
-            counts=counts,
-            noise=eps ** (2 / 3),
-        )
+        super().__init__(space=space, counts=counts, noise=eps ** (2 / 3))
         self._loss = loss
         self._model = named_tensors(space.arrange(model))
         length = float(space.to_vector(model).norm()) or 1.0 if size is None else size

@@ -182,9 +182,6 @@ class ClosureHessian(HessianOperator):
         # HessianOperator would make leaves of its own; here they are the parameters
         SymmetricOperator.__init__(
             self,
-            space.size,
-            dtype=space.dtype,
-            device=space.device,
             space=space,
             counts=objective.counts.child(),
             noise=model_noise(model),
