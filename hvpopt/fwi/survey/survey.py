@@ -10,11 +10,11 @@ import deepwave
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.survey._arguments import (
     indices,
     instance,
     number,
-    real_dtype,
     text,
     whole,
 )
@@ -287,7 +287,7 @@ class Survey:
     ) -> Survey:
         """Return the same survey with wavelets of another dtype or on another device."""
         if dtype is not None:
-            real_dtype("dtype", dtype)
+            checks.floating("dtype", dtype)
         # "cuda" as tensors call it, "cuda:0"
         to = self.device if device is None else torch.empty(0, device=device).device
         moved = self._acquisition.to(dtype or self.dtype, to)
