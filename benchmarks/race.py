@@ -195,7 +195,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of problems")
     parser.add_argument("--budget", type=float, help="of a run, in gradients")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time")
-    parser.add_argument("--marmousi", type=Path, help="marmousi_100x310_vp.npy")
+    parser.add_argument("--marmousi", type=Path, help="marmousi_vp_30m.npy")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     parser.add_argument("--report", action="store_true", help="write the page alone")
     options = parser.parse_args(arguments)

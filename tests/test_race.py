@@ -21,6 +21,7 @@ from race_peers import REFUSED, FlatFunction
 from race_problems import PROBLEMS, build, faulted_model
 from race_results import Results, Run, profile
 from race_setup import Problem
+from race_surveys import MARMOUSI, build_survey, layered_model
 
 PRICES = Prices(gradient_seconds=0.01, value=0.25, product=1.5)
 #: Entrants that minimise, on any problem.
@@ -196,8 +197,39 @@ def test_problems_fit_their_bounds_and_follow_the_seed(name):
 
 
 def test_a_seed_makes_the_same_problem_again():
-    assert torch.equal(faulted_model(7), faulted_model(7))
-    assert not torch.equal(faulted_model(7), faulted_model(8))
+    for model in (faulted_model, layered_model):
+        assert torch.equal(model(7), model(7))
+        assert not torch.equal(model(7), model(8))
+
+
+@pytest.mark.parametrize("name", ["fixed-spread", "streamer", "elastic-24"])
+def test_surveys_of_many_shots_can_be_encoded_where_the_spread_is_fixed(name):
+    problem = build_survey(name)
+    assert problem.misfit.survey.n_shots >= 24
+    assert problem.space.inside(problem.space.to_vector(problem.true))
+    assert problem.model_error(problem.start) == 1.0
+    assert bool(problem.misfit.waveforms.why_not_encoded()) == (name == "streamer")
+
+
+@pytest.mark.parametrize("snr_db", [20.0, 10.0])
+def test_noise_of_a_survey_is_as_far_below_its_scattered_data_as_stated(snr_db):
+    clean = build_survey("streamer")
+    noisy = build_survey(f"streamer-{snr_db:g}dB")
+    survey = clean.misfit.survey
+    water = survey.simulate(torch.full_like(clean.true, 1500.0))
+    data = survey.simulate(clean.true)
+    ratio = noisy.misfit.value(noisy.true) / float((data - water).square().mean())
+    assert -10 * math.log10(ratio) == pytest.approx(snr_db, abs=1e-3)
+
+
+def test_every_cable_of_the_streamer_is_whole_and_within_the_model():
+    acquisition = build_survey("streamer").misfit.survey.arguments()
+    _, sources, _ = acquisition["sources"]["u"]
+    receivers, _ = acquisition["receivers"]["u"]
+    assert receivers.shape == (48, 24, 2)
+    assert 0 <= int(receivers[..., 1].min()) < int(receivers[..., 1].max()) < 100
+    offsets = (receivers[..., 1] - sources[..., 1]).abs()
+    assert torch.equal(offsets, (2 + 2 * torch.arange(24)).repeat(48, 1))
 
 
 def run_of(method, costs, problem="salt", ended="budget"):
@@ -273,5 +305,10 @@ def test_options_at_the_door(capsys):
     assert "--marmousi" in capsys.readouterr().err
     with pytest.raises(ValueError, match="there is no problem 'salty'"):
         build("salty")
+    with pytest.raises(ValueError, match="there is no survey 'salty'"):
+        build_survey("salty")
+    for name in MARMOUSI:
+        with pytest.raises(ValueError, match="needs its file"):
+            build_survey(name)
     with pytest.raises(ValueError, match="there is no method"):
         race_methods.find("x")
