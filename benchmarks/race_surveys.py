@@ -232,6 +232,11 @@ SURVEYS: dict[str, Callable[[int], Problem]] = {
 MARMOUSI = {"marmousi-48": 48, "marmousi-12": 12}
 
 
+def encodable(name: str) -> bool:
+    """Return whether a survey's shots can be encoded: not those of a streamer."""
+    return not name.startswith("streamer")
+
+
 def build_survey(name: str, seed: int = 0, marmousi_path: Path | None = None) -> Problem:
     """Return a survey of many shots by name.
 
