@@ -10,7 +10,7 @@ from pathlib import Path
 from race_methods import ADAM_RATES, REFERENCE
 from race_peers import HISTORY, REFUSED
 from race_results import COSTS, LEVELS, Results, Run, load, median, profile
-from race_survey_report import survey_section
+from race_survey_report import load_surveys, survey_section
 from race_tables import number, table
 
 #: Ratios of cost this near to 1, and errors this near to each other, are ties.
@@ -30,7 +30,7 @@ def write(folder: Path, beside: Path) -> Path:
         The page's path.
     """
     # here, so that the processes of the race need no matplotlib
-    from race_pictures import draw
+    from race_pictures import draw, draw_surveys
 
     results = load(folder)
     sections = [introduction(results)]
@@ -44,7 +44,8 @@ def write(folder: Path, beside: Path) -> Path:
             "## Each problem",
         ]
     sections += [problem_section(results, name) for name in results.problems]
-    sections += [failures(results), survey_section(folder)]
+    drawn = draw_surveys(load_surveys(folder), beside / "pictures")
+    sections += [failures(results), survey_section(folder, drawn)]
     page = beside / "RACE.md"
     page.write_text("\n\n".join(section for section in sections if section) + "\n")
     return page

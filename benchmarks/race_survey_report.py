@@ -84,10 +84,12 @@ class Row:
 
     Attributes:
         title: Of the method, with its tuning.
+        label: The same on every problem: of a family, in what it ended best.
         runs: Of its seeds.
     """
 
     title: str
+    label: str
     runs: list[SurveyRun]
 
     @property
@@ -132,11 +134,10 @@ class SurveyResults:
         Of a family there are the tries that ended best, with the runs of their own seeds;
         where those are missing, with the try itself.
         """
-        chosen = {
-            name: f"{name} ({why} of {len(tries)})"
-            for tries in self.families(problem).values()
-            for name, why in best_tries(tries).items()
-        }
+        chosen: dict[str, tuple[str, str]] = {}
+        for family, tries in self.families(problem).items():
+            for name, why in best_tries(tries).items():
+                chosen[name] = f"{name} ({why} of {len(tries)})", f"{family}, {why}"
         rows = []
         for entrant in SURVEY_ENTRANTS:
             runs = [
@@ -149,7 +150,8 @@ class SurveyResults:
                 if entrant.name not in chosen:
                     continue
             if runs:
-                rows.append(Row(chosen.get(entrant.name, entrant.name), runs))
+                title, label = chosen.get(entrant.name, (entrant.name, entrant.name))
+                rows.append(Row(title, label, runs))
         return rows
 
 
@@ -197,12 +199,18 @@ def load_surveys(folder: Path) -> SurveyResults:
 # -- the page's section -----------------------------------------------------------------
 
 
-def survey_section(folder: Path) -> str:
-    """Return the section from the files in a folder; empty if there is no run."""
+def survey_section(folder: Path, pictures: Sequence[Path] = ()) -> str:
+    """Return the section from the files in a folder; empty if there is no run.
+
+    Args:
+        folder: Of the race's files.
+        pictures: To show. Default none.
+    """
     results = load_surveys(folder)
     if not results.runs:
         return ""
     parts = [_introduction(results), _summary(results)]
+    parts += [f"![{path.stem}](pictures/{path.name})" for path in pictures]
     parts += [_problem(results, name) for name in results.problems]
     return "\n\n".join(part for part in parts if part)
 

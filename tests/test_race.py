@@ -417,6 +417,9 @@ def test_a_race_on_a_survey_tunes_resumes_and_writes_its_section(tmp_path, monke
     rows = [line for line in section.splitlines() if line.startswith("| torch Adam")]
     assert len(rows) == len(tuned) / 3
     assert all("of 3)" in row for row in rows)
+    pictures = [path.name for path in (tmp_path / "pictures").glob("*.png")]
+    assert sorted(pictures) == ["surveys_error.png", "surveys_misfit.png"]
+    assert all(f"pictures/{name}" in section for name in pictures)
     summary = next(x for x in section.splitlines() if x.startswith("| hvpopt.minimize"))
     _, _, *counts, _, _ = summary.split("|")
     assert sum(map(int, counts)) == 2 * len(COSTS)
