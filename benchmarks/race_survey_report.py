@@ -232,13 +232,15 @@ ones are spread evenly along the line. Of each family all sample sizes and rates
 tried with one seed ({len(tuning)} runs in all, {spent:.0f} gradients of tuning, which no
 table charges). The one that ended best in misfit and the one that ended best in model
 error were run again with seeds {", ".join(map(str, SEEDS))}: median, and smallest to
-largest in brackets. The last number of a name is tuned: for Adam the rate, in units of
-the problem's scale; for SGD (momentum {MOMENTUM:g}) the root mean square of its first
-step in these units; for the online L-BFGS (Schraudolph, Yu and Günter 2007: pairs by two
-gradients of one sample) a gain on its quasi-Newton step, halved in one pass over the
-survey. "L-BFGS-B, illumination" searches in unknowns scaled
-by the root of the source illumination (three probes of the Gauss-Newton diagonal for
-several parameters), whose cost is counted."""
+largest in brackets (no brackets where only the try has been run).
+
+The last number of a name is what is tuned: for Adam the rate, in units of the problem's
+scale; for SGD (momentum {MOMENTUM:g}) the root mean square of its first step in these
+units; for the online L-BFGS (Schraudolph, Yu and Günter 2007: pairs by two gradients of
+one sample) a gain on its quasi-Newton step, halved in one pass over the survey.
+"L-BFGS-B, illumination" searches in unknowns scaled by the root of the source
+illumination (three probes of the Gauss-Newton diagonal for several parameters), whose
+cost is counted."""
 
 
 def _summary(results: SurveyResults) -> str:
