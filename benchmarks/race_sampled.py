@@ -42,8 +42,8 @@ COSTS = (2.0, 4.0, 8.0)
 TUNING_SEED, SEEDS = 0, (1, 2, 3)
 #: Of Adam, in units of a problem's scale.
 RATES = (0.03, 0.1, 0.3)
-#: Root mean square of SGD's first step, in the same units. On three surveys 0.1 ended at a
-#: third of the start's misfit or more.
+#: Root mean square of SGD's first step, in the same units. On three surveys 0.1 ended at
+#: a third of the start's misfit or more.
 FIRST_STEPS = (0.003, 0.01, 0.03)
 #: Of the online L-BFGS, relative to its quasi-Newton step.
 GAINS = (0.1, 0.3, 1.0)
