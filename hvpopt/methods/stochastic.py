@@ -173,9 +173,9 @@ class StochasticQuasiNewton(SampledMethod):
         return state.size
 
     def _seed(self, purpose: int, number: int) -> int:
-        """Return a seed; those of each purpose and number are independent."""
-        sequence = np.random.SeedSequence([self.seed, purpose, number])
-        return int(sequence.generate_state(1)[0])
+        """Return a seed; those of one purpose follow each other, as samples are drawn."""
+        sequence = np.random.SeedSequence([self.seed, purpose])
+        return int(sequence.generate_state(1)[0]) + number
 
     def _next(self, problem: Problem, state: StochasticState) -> StochasticState:
         """Return the state with the number of the sample of the next point."""

@@ -74,6 +74,10 @@ class _Setting:
     options: dict[str, Any]
 
 
+#: The golden ratio's fraction, in units of 2⁻⁶⁴.
+GOLDEN = 11400714819323198485
+
+
 class Survey:
     """Sources, receivers, grid and time of one acquisition.
 
@@ -253,22 +257,23 @@ class Survey:
         return self._of(self._setting, self._acquisition.encode(codes))
 
     def draw(self, n_shots: int, *, seed: int = 0) -> list[int]:
-        """Return indices of shots drawn at random, spread evenly along the line.
+        """Return indices of some shots, spread evenly along the line.
 
         Systematic sampling (Cochran, Sampling Techniques, 1977, ch. 8): shots at equal
-        steps along the axis on which the sources lie widest, from a random first one.
-        Every shot is drawn with the same probability, ``n_shots`` of all.
+        steps along the axis on which the sources lie widest. The first one follows from
+        the seed by multiples of the golden ratio, so that over any run of seeds every
+        shot is drawn about equally often, ``n_shots`` of all times (Weyl's sequence).
 
         Args:
             n_shots: How many, none twice.
-            seed: Of the first one.
+            seed: Of the first one. Consecutive seeds draw shots far from each other.
 
         Raises:
             ValueError: If there are not so many.
         """
         whole("n_shots", n_shots, 1, self.n_shots)
-        generator = torch.Generator().manual_seed(whole("seed", seed, 0))
-        first = float(torch.rand((), generator=generator, dtype=torch.float64))
+        # in integers, since the product with a large seed would round its fraction away
+        first = whole("seed", seed, 0) * GOLDEN % 2**64 / 2**64
         step, line = self.n_shots / n_shots, self._acquisition.line()
         # rounding may reach the end of the last step
         places = (int((first + k) * step) for k in range(n_shots))
