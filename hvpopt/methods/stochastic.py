@@ -92,6 +92,7 @@ class StochasticState:
         in_group: Iterates in ``total``.
         length: Length of the last step relative to the direction.
         losses: Losses at the start of the last samples of this size, oldest first.
+        single: True if pairs are kept in float32, since the model is float32.
     """
 
     size: int
@@ -107,6 +108,7 @@ class StochasticState:
     in_group: int = 0
     length: float = 1.0
     losses: tuple[float, ...] = ()
+    single: bool = False
 
 
 class StochasticQuasiNewton(SampledMethod):
@@ -187,7 +189,8 @@ class StochasticQuasiNewton(SampledMethod):
 
     def start(self, problem: Problem) -> StochasticState:
         """Return the state of a run that has measured nothing yet."""
-        return StochasticState(self._first_size(problem.objective))
+        single = problem.space.eps >= torch.finfo(torch.float32).eps
+        return StochasticState(self._first_size(problem.objective), single=single)
 
     def next_stage(self, problem: Problem, state: Any) -> StochasticState:
         """Return the state at another objective, with the curvature that is known."""
@@ -346,9 +349,12 @@ class StochasticQuasiNewton(SampledMethod):
             for fit, damping in zip(state.fits, DAMPINGS, strict=True)
         )
         damping = DAMPINGS[fits.index(max(fits))]
+        pair, single = (s, y), (s.float(), y.float())
+        if state.single and safely_positive(*single):
+            pair = single
         return replace(
             state,
-            pairs=(*state.pairs, (s, y))[-self.memory :],
+            pairs=(*state.pairs, pair)[-self.memory :],
             fits=fits,
             initial=replace(initial, damping=damping),
         )
@@ -366,7 +372,9 @@ class StochasticQuasiNewton(SampledMethod):
 
     def handed_on(self, state: StochasticState) -> QuasiNewtonState:
         """Return the state with which the last method begins."""
-        return QuasiNewtonState(pairs=state.pairs, initial=state.initial, age=1)
+        return QuasiNewtonState(
+            pairs=state.pairs, initial=state.initial, age=1, single=state.single
+        )
 
 
 def falls(losses: Sequence[float]) -> bool:
