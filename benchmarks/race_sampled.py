@@ -12,7 +12,6 @@ misfit of its own whose evaluations are not counted.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 import time
@@ -375,6 +374,8 @@ def _root_illumination(function: FlatFunction) -> Tensor:
 def _hvpopt(needs: str | None = None, *, seeded: bool = False) -> SampledRun:
     """Return a run of hvpopt's minimize, with a method or its default.
 
+    The meter ends it: ``max_cost`` counts propagations, whatever their price.
+
     Args:
         needs: The method's class; None for the default.
         seeded: True if it takes a seed.
@@ -386,9 +387,6 @@ def _hvpopt(needs: str | None = None, *, seeded: bool = False) -> SampledRun:
         if needs is not None:
             chosen = {"seed": seed} if seeded else {}
             options["method"] = getattr(hvpopt, needs)(**chosen)
-        # for an hvpopt that has no limit of cost; the meter ends its runs
-        if "max_cost" in inspect.signature(hvpopt.minimize).parameters:
-            options["max_cost"] = judge.meter.budget
         result = hvpopt.minimize(
             problem.misfit,
             problem.start,
