@@ -86,8 +86,8 @@ class StochasticState:
         initial: The measured diagonal; None before the first step.
         pairs: Steps and curvature along them, oldest first.
         fits: Sum over all pairs of the logarithm of ``agreement``, for each damping.
-        momentum: Weighted sum of gradients ``[n]``; None at the start.
-        weight: Sum of the weights in it.
+        momentum: Weighted sum of gradients ``[n]``; None for zero, from which it grows,
+            so that the first steps, along one noisy gradient, are short.
         total: Sum of the iterates of the current group ``[n]``; None for none.
         mean: Mean of the iterates of the last group ``[n]``; None before the first.
         in_group: Iterates in ``total``.
@@ -104,7 +104,6 @@ class StochasticState:
     pairs: tuple[Pair, ...] = ()
     fits: tuple[float, ...] = (0.0,) * len(DAMPINGS)
     momentum: Tensor | None = None
-    weight: float = 0.0
     total: Tensor | None = None
     mean: Tensor | None = None
     in_group: int = 0
@@ -223,9 +222,7 @@ class StochasticQuasiNewton(SampledMethod):
         momentum = point.gradient * (1.0 - beta)
         if state.momentum is not None and beta:
             momentum = momentum + beta * state.momentum
-        weight = (1.0 - beta) + beta * state.weight
-        state = replace(state, momentum=momentum, weight=weight)
-        return self._search(problem, point, state)
+        return self._search(problem, point, replace(state, momentum=momentum))
 
     def _search(self, problem: Problem, point: Point, state: StochasticState) -> Step:
         """Try the step, and halves of it, until one is not refused."""
@@ -233,7 +230,7 @@ class StochasticQuasiNewton(SampledMethod):
         own, then = self.sample(problem, state), self._next(problem, state)
         following = self.sample(problem, then)
         inverse = self.preconditioner(state)
-        vector = -inverse.apply(state.momentum / state.weight)
+        vector = -inverse.apply(state.momentum)
         length = min(1.0, 1.25 * state.length)
         recent = [*state.losses, point.value][-GROUP:]
         problem.last_error = None
@@ -246,7 +243,6 @@ class StochasticQuasiNewton(SampledMethod):
                     then = replace(
                         then,
                         momentum=state.momentum,
-                        weight=state.weight,
                         length=length,
                     )
                     return Step(
@@ -258,7 +254,7 @@ class StochasticQuasiNewton(SampledMethod):
                     break
             if trial == 1:
                 # the directions before may be what leads up
-                state = replace(state, momentum=point.gradient, weight=1.0)
+                state = replace(state, momentum=point.gradient)
                 vector = -inverse.apply(point.gradient)
             length *= 0.5
         reason = f"none of {trial} trials along the direction was acceptable"
