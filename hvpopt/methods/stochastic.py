@@ -242,10 +242,12 @@ class StochasticQuasiNewton(SampledMethod):
                     return Step(
                         end.vector, end.value, length, trial, direction, "", end, then
                     )
+                problem.last_error = own.last_error
             else:
                 problem.last_error = following.last_error
-                if isinstance(problem.last_error, BadPartError):
-                    break
+            bad = isinstance(problem.last_error, BadPartError)
+            if bad and following.trial(point.vector) is None:
+                break  # no shorter step would help
             if trial == 1:
                 # the directions before may be what leads up
                 state = replace(state, momentum=point.gradient, weight=1.0)

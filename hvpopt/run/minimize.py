@@ -202,8 +202,8 @@ def minimize(
     plainest = min(objectives, key=lambda one: (one.has_gauss_newton, one.n_parts))
     chosen = default_method(plainest) if method is None else checked_method(method)
     stages = [
-        Stage(objective, limit, each_method)
-        for objective, limit in zip(objectives, limits, strict=True)
+        Stage(objective, limit, each_method, entry)
+        for entry, (objective, limit) in enumerate(zip(objectives, limits, strict=True))
         for each_method in chosen.stages(objective)
     ]
     shared = (o.processes for o in objectives if o.processes is not ALONE)
