@@ -85,9 +85,11 @@ class Rows(Objective):
         chosen = sorted(torch.randperm(n, generator=generator)[:size].tolist())
         return self._other(numbers=[self.numbers[i] for i in chosen])
 
-    def _begin(self, what, x=None, **counts):
+    def _begin(self, what, x=None, counts=None):
+        counts = self.counts if counts is None else counts
         self.made.append((what, self.n_parts))
-        self.counts.tally(propagations=PROPAGATIONS[what] * self.n_parts, **counts)
+        waves = PROPAGATIONS[what] * self.n_parts
+        counts.tally(**{f"{what}s": 1}, propagations=waves)
         self.at[0](what)
         if x is not None and float(x.max()) > self.highest[0]:
             raise ValueError(f"the model reaches {float(x.max())}")
@@ -115,12 +117,12 @@ class Rows(Objective):
 
     def value(self, model):
         x = flat(model)
-        self._begin("value", x, values=1)
+        self._begin("value", x)
         return float(0.5 * self._factor * (self._terms(x)[0] ** 2).sum())
 
     def value_and_gradient(self, model):
         x = flat(model)
-        self._begin("gradient", x, gradients=1)
+        self._begin("gradient", x)
         r, slopes, _ = self._terms(x)
         gradient = self._factor * torch.einsum("km,kmn->n", r, slopes)
         return float(0.5 * self._factor * (r**2).sum()), shaped(gradient, model)
@@ -148,9 +150,7 @@ class RowsHessian(SymmetricOperator):
         self.rows, self.model, self.matrix = rows, model, rows.matrix_at(model, kind)
 
     def _product(self, vector):
-        # propagations are tallied by the rows, products by this operator
-        self.rows._begin("product")
-        self.counts.tally(products=1)
+        self.rows._begin("product", counts=self.counts)
         w = flat(self.space.step_to_model(vector))
         return self.space.gradient_to_vector(shaped(self.matrix @ w, self.model))
 
