@@ -1,9 +1,13 @@
 """A race of optimisation methods on small waveform inversions, at equal cost.
 
-    python benchmarks/race.py                          # everything, about 40 minutes
+    python benchmarks/race.py                          # everything, about 2 hours
     python benchmarks/race.py --only salt --seeds 0 1 2
+    python benchmarks/race.py --only streamer          # a survey of many shots
     python benchmarks/race.py --marmousi model.npy     # adds Marmousi from its file
     python benchmarks/race.py --report                 # the page and pictures alone
+
+On surveys of many shots the families of methods that need tuning are tried first, and the
+best of each are then run with three seeds.
 
 Every run is a process of its own with one thread, and one JSON file in benchmarks/race.
 Files that are there already are not run again, so the race may be stopped and resumed;
@@ -33,10 +37,16 @@ import torch
 from race_cost import measure, prices_from
 from race_methods import ENTRANTS, entered, environment, find, race
 from race_problems import PROBLEMS, UNSEEDED, build
+from race_sampled import SEEDS, SURVEY_ENTRANTS, find_survey_entrant, race_survey
+from race_survey_report import best_tries, load_surveys
+from race_surveys import MARMOUSI, SURVEYS, build_survey, encodable
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "race"
+#: Surveys of many shots, and the problems that need Marmousi's file.
+MANY_SHOTS = (*SURVEYS, *MARMOUSI)
+OF_MARMOUSI = ("marmousi", *MARMOUSI)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,8 @@ class Job:
 
     Attributes:
         problem: By name.
-        seed: Of the problem.
+        seed: Of the problem; for a survey of many shots, which has always the seed 0,
+            of the method's samples.
         folder: Of all results.
         method: By name; None for the prices.
         budget: In gradients; None for the problem's own.
@@ -62,7 +73,8 @@ class Job:
     @property
     def path(self) -> Path:
         """Where its result is kept."""
-        name = "prices" if self.method is None else find(self.method).slug
+        named = find_survey_entrant if self.problem in MANY_SHOTS else find
+        name = "prices" if self.method is None else named(self.method).slug
         return self.folder / self.problem / f"{name}_seed{self.seed}.json"
 
     @property
@@ -83,7 +95,12 @@ class Job:
     def run(self) -> None:
         """Do the work and write the file, whole or not at all."""
         torch.set_num_threads(1)
-        problem = build(self.problem, self.seed, self.marmousi)
+        surveyed = self.problem in MANY_SHOTS
+        if surveyed:
+            problem = build_survey(self.problem, marmousi_path=self.marmousi)
+        else:
+            problem = build(self.problem, self.seed, self.marmousi)
+        budget = problem.budget if self.budget is None else self.budget
         result: dict[str, Any]
         if self.method is None:
             result = {
@@ -94,9 +111,12 @@ class Job:
                 **asdict(measure(problem.misfit, problem.start, problem.true)),
                 "environment": environment(),
             }
+        elif surveyed:
+            entrant = find_survey_entrant(self.method)
+            prices = prices_from(read(Job(self.problem, 0, self.folder).path))
+            result = race_survey(entrant, problem, prices, budget, self.seed)
         else:
             prices = prices_from(read(Job(self.problem, self.seed, self.folder).path))
-            budget = problem.budget if self.budget is None else self.budget
             result = race(find(self.method), problem, prices, budget)
         result["seed"] = self.seed
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,6 +177,12 @@ def outcome(job: Job, status: int) -> str:
             f"{job.title}: gradient {result['gradient_seconds']:.3f} s, value "
             f"{result['value']:.2f}, product {result['product']:.2f} gradients"
         )
+    if "judged" in result:
+        cost, misfit, error = result["judged"][-1] if result["judged"] else [0.0] * 3
+        return (
+            f"{job.title}: misfit {misfit:.1e}, model error {error:.3f}, cost {cost:g}, "
+            f"{result['seconds']:.0f} s ({result['ended']} {result['message'][:80]})"
+        )
     if not result["trace"]:
         return f"{job.title}: {result['ended']}, {result['message']}"
     _, _, misfit, error = result["trace"][-1]
@@ -167,21 +193,76 @@ def outcome(job: Job, status: int) -> str:
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
-    """Return every job that the options ask for."""
-    names = options.only or [*PROBLEMS, *(["marmousi"] if options.marmousi else [])]
+    """Return every job that the options ask for, but the runs of families once tuned."""
     runs = []
-    for name in names:
+    for name in problems_of(options):
+        if name in MANY_SHOTS:
+            runs += survey_jobs(name, options)
+            continue
         for seed in options.seeds[:1] if name in UNSEEDED else options.seeds:
             job = Job(name, seed, options.out, marmousi=options.marmousi)
             runs.append(job)
             runs += [
                 Job(name, seed, options.out, e.name, options.budget, options.marmousi)
                 for e in entered(name)
-                if not options.methods
-                or any(part.lower() in e.name.lower() for part in options.methods)
+                if chosen_by_name(e.name, options)
             ]
     # the longest first, so that no worker idles beside it at the end
-    return sorted(runs, key=lambda job: job.method is None or find(job.method).limited)
+    return sorted(runs, key=lambda job: not unlimited(job))
+
+
+def problems_of(options: argparse.Namespace) -> list[str]:
+    """Return the problems to race on, by name."""
+    if options.only:
+        return list(options.only)
+    small = [*PROBLEMS, *(["marmousi"] if options.marmousi else [])]
+    return [*small, *SURVEYS, *(MARMOUSI if options.marmousi else [])]
+
+
+def chosen_by_name(method: str, options: argparse.Namespace) -> bool:
+    """Return whether a method is asked for."""
+    parts = options.methods
+    return not parts or any(part.lower() in method.lower() for part in parts)
+
+
+def unlimited(job: Job) -> bool:
+    """Return whether a run is to end by itself."""
+    if job.method is None or job.problem in MANY_SHOTS:
+        return False
+    return not find(job.method).limited
+
+
+def survey_jobs(name: str, options: argparse.Namespace) -> list[Job]:
+    """Return a survey's prices, its families' tries and the methods with nothing to tune.
+
+    Args:
+        name: Of the survey.
+        options: Of the command line.
+    """
+    out, budget, file = options.out, options.budget, options.marmousi
+    return [
+        Job(name, 0, out, marmousi=file),
+        *(
+            Job(name, seed, out, entrant.name, budget, file)
+            for entrant in SURVEY_ENTRANTS
+            if entrant.enters(encodable=encodable(name))
+            and chosen_by_name(entrant.name, options)
+            for seed in entrant.seeds
+        ),
+    ]
+
+
+def tuned_jobs(options: argparse.Namespace) -> list[Job]:
+    """Return the runs of each family's best tries, whose files must be there."""
+    results = load_surveys(options.out)
+    return [
+        Job(name, seed, options.out, method, options.budget, options.marmousi)
+        for name in problems_of(options)
+        for tries in results.families(name).values()
+        for method in best_tries(tries)
+        if chosen_by_name(method, options)
+        for seed in SEEDS
+    ]
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -189,18 +270,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [*PROBLEMS, "marmousi"]
+    known = [*PROBLEMS, "marmousi", *MANY_SHOTS]
     parser.add_argument("--only", nargs="+", choices=known, help="these problems")
     parser.add_argument("--methods", nargs="+", help="names, or parts of names")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of problems")
     parser.add_argument("--budget", type=float, help="of a run, in gradients")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time")
-    parser.add_argument("--marmousi", type=Path, help="marmousi_100x310_vp.npy")
+    parser.add_argument("--marmousi", type=Path, help="marmousi_vp_30m.npy")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     parser.add_argument("--report", action="store_true", help="write the page alone")
     options = parser.parse_args(arguments)
-    if options.only and "marmousi" in options.only and options.marmousi is None:
-        parser.error("the problem 'marmousi' needs its file: --marmousi PATH")
+    without_file = [name for name in options.only or [] if name in OF_MARMOUSI]
+    if without_file and options.marmousi is None:
+        parser.error(f"the problem {without_file[0]!r} needs its file: --marmousi PATH")
     if options.workers < 1:
         parser.error(f"--workers is {options.workers}; at least one must run")
     if options.budget is not None and not options.budget > 0:
@@ -213,12 +295,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     died = 0
     if not options.report:
-        for entrant in ENTRANTS:
+        for entrant in (*ENTRANTS, *SURVEY_ENTRANTS):
             if entrant.missing:
                 print(f"skipped: {entrant.name}; this hvpopt has no {entrant.needs}")
-        jobs = jobs_of(options)
-        left = [job for job in jobs if not job.done]
-        with tqdm(total=len(jobs), initial=len(jobs) - len(left), unit="run") as bar:
+        with tqdm(unit="run", total=0) as bar:
 
             def told(job: Job, status: int) -> None:
                 nonlocal died
@@ -226,11 +306,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bar.write(outcome(job, status))
                 bar.update()
 
+            def run_what_is_left(jobs: Sequence[Job]) -> None:
+                left = [job for job in jobs if not job.done]
+                bar.total += len(jobs)
+                bar.update(len(jobs) - len(left))
+                run_all(left, options.workers, told)
+
             try:
+                jobs = jobs_of(options)
                 # no run before the prices it is charged at
-                for stage in (True, False):
-                    now = [job for job in left if (job.method is None) == stage]
-                    run_all(now, options.workers, told)
+                run_what_is_left([job for job in jobs if job.method is None])
+                run_what_is_left([job for job in jobs if job.method is not None])
+                run_what_is_left(tuned_jobs(options))
             except KeyboardInterrupt:
                 bar.write("stopped; the same command resumes")
                 return 130

@@ -20,6 +20,8 @@ from hvpopt.model.tensors import Model
 
 #: Calls of each kind that a median is taken over.
 ROUNDS = 5
+#: Shots, at least, of a larger survey whose evaluations are timed.
+MEASURED_SHOTS = 8
 
 
 @dataclass(frozen=True)
@@ -71,22 +73,36 @@ class Improvement:
 class Meter(hvpopt.Counts):
     """A tally with prices that ends the run when its budget is spent.
 
-    The evaluation that passes the budget is done but not recorded.
+    What costs is propagations, at the price of the evaluation that runs them: of a
+    sample of shots, encoded or drawn, an evaluation costs the share of a whole one that
+    its propagations are. Work that counts propagations alone, such as source
+    illumination, is charged as a product is. The evaluation that passes the budget is
+    done, and not recorded if it is of the whole survey.
 
     Attributes:
         prices: Of value and product.
-        n_shots: Of the survey. A product over some of the shots, or over encoded ones,
-            costs the share of a product that its propagations are, and so does other
-            work that counts propagations alone, such as source illumination.
+        n_shots: Of the whole survey.
         budget: In gradients.
-        cost: Spent so far, in gradients.
     """
 
     prices: Prices = field(default_factory=lambda: Prices(0.0, 0.0, 0.0))
     n_shots: int = 1
     budget: float = float("inf")
-    cost: float = 0.0
-    _due: int = field(default=0, repr=False)
+    # propagations of values and of gradients; the others are of products
+    _of_values: int = field(default=0, repr=False)
+    _of_gradients: int = field(default=0, repr=False)
+    _is_value: bool = field(default=False, repr=False)
+    _expected: int = field(default=0, repr=False)
+
+    @property
+    def cost(self) -> float:
+        """Spent so far, in gradients of the whole survey."""
+        of_products = self.propagations - self._of_values - self._of_gradients
+        return (
+            self._of_gradients / (2 * self.n_shots)
+            + self.prices.value * self._of_values / self.n_shots
+            + self.prices.product * of_products / (4 * self.n_shots)
+        )
 
     def tally(
         self,
@@ -97,23 +113,28 @@ class Meter(hvpopt.Counts):
         propagations: int = 0,
     ) -> None:
         """Add work done, and its price."""
+        begins = bool(values or gradients or products)
+        if begins and self.cost > self.budget:
+            raise BudgetSpent
         super().tally(
             values=values,
             gradients=gradients,
             products=products,
             propagations=propagations,
         )
-        # An evaluation counts as it begins, and its propagations as they are run: one
-        # forward field of each shot for a value, a back-propagated one for a gradient.
-        if values or gradients or products:
-            self._due = self.n_shots * (values + 2 * gradients)
-        own = min(propagations, self._due)
-        self._due -= own
-        shares = (propagations - own) / (4 * self.n_shots)
-        if not self.propagations:  # no waves at all
-            shares += products
-        self.cost += gradients + self.prices.value * values + self.prices.product * shares
-        if self.cost > self.budget and not (self._due and self.propagations):
+        # An evaluation counts as it begins, and its propagations as they are run, for a
+        # whole survey so many: a forward field of each shot for a value, a
+        # back-propagated one too for a gradient.
+        if begins:
+            self._is_value = values > 0
+            self._expected = self.n_shots * (values + 2 * gradients)
+        own = min(propagations, self._expected)
+        self._expected -= own
+        if self._is_value:
+            self._of_values += own
+        else:
+            self._of_gradients += own
+        if propagations and not self._expected and self.cost > self.budget:
             raise BudgetSpent
 
 
@@ -193,17 +214,21 @@ def measure(misfit: RacedMisfit, start: Model, true: Model) -> Prices:
     """Return the prices of a problem: medians over rounds of each kind in turn.
 
     CPU time of the process, since a second race beside this one must not change them.
+    Of many shots, some are measured: a price is of one shot relative to another of it.
 
     Args:
         misfit: Of the problem.
         start: Where to measure.
         true: The true model.
     """
-    operator = misfit.hessian(start)
+    n_shots = misfit.survey.n_shots
+    shots = list(range(0, n_shots, max(1, n_shots // MEASURED_SHOTS)))
+    part = misfit.select(shots)
+    operator = part.hessian(start)
     ones = torch.ones(operator.size, dtype=operator.dtype)
     kinds: dict[str, Callable[[], Any]] = {
-        "gradient": lambda: misfit.value_and_gradient(start),
-        "value": lambda: misfit.value(start),
+        "gradient": lambda: part.value_and_gradient(start),
+        "value": lambda: part.value(start),
         "product": lambda: operator.matvec(ones),
     }
     times: dict[str, list[float]] = {name: [] for name in kinds}
@@ -216,7 +241,7 @@ def measure(misfit: RacedMisfit, start: Model, true: Model) -> Prices:
     # the first round also pays for memory and code that the others find in place
     median = {name: statistics.median(row[1:]) for name, row in times.items()}
     return Prices(
-        gradient_seconds=median["gradient"],
+        gradient_seconds=median["gradient"] * n_shots / len(shots),
         value=median["value"] / median["gradient"],
         product=median["product"] / median["gradient"],
         misfit_at_true=misfit.value(true) / misfit.value(start),

@@ -45,15 +45,23 @@ class FlatFunction:
     Args:
         problem: Whose misfit.
         first: Misfit at the start.
+        misfit: In the place of the problem's: of a sample of its shots. Default none.
 
     Attributes:
         problem: As given.
+        misfit: What is evaluated.
         start: The flat start ``[n]``, float64.
         refused: Trials that the survey refused.
     """
 
-    def __init__(self, problem: Problem, first: float) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        first: float,
+        misfit: hvpopt.fwi.WaveformMisfit | None = None,
+    ) -> None:
         self.problem = problem
+        self.misfit = problem.misfit if misfit is None else misfit
         # without bounds: a space that has them projects every model onto them
         self._space = hvpopt.ModelSpace(
             problem.start, scale=problem.scale, mask=problem.mask
@@ -64,10 +72,14 @@ class FlatFunction:
         self._at: Tensor | None = None
         self._operator: SymmetricOperator | None = None
 
+    def of(self, misfit: hvpopt.fwi.WaveformMisfit) -> FlatFunction:
+        """Return another misfit, as a function of the same unknowns."""
+        return FlatFunction(self.problem, self._first, misfit)
+
     def value(self, z: Tensor) -> float:
         """Return the relative misfit."""
         try:
-            return self.problem.misfit.value(self._space.to_model(z)) / self._first
+            return self.misfit.value(self._space.to_model(z)) / self._first
         except ValueError:
             self.refused += 1
             return REFUSED
@@ -76,7 +88,7 @@ class FlatFunction:
         """Return the relative misfit and its gradient ``[n]``."""
         model = self._space.to_model(z)
         try:
-            value, gradient = self.problem.misfit.value_and_gradient(model)
+            value, gradient = self.misfit.value_and_gradient(model)
         except ValueError:
             self.refused += 1
             return REFUSED, torch.zeros_like(z)
@@ -86,7 +98,7 @@ class FlatFunction:
         """Return the product of the exact Hessian at ``z`` with ``w``, both ``[n]``."""
         if self._operator is None or self._at is None or not torch.equal(z, self._at):
             self._at = z.clone()
-            self._operator = self.problem.misfit.hessian(
+            self._operator = self.misfit.hessian(
                 self._space.to_model(z), space=self._space
             )
         return self._operator.matvec(w) / self._first
@@ -303,7 +315,7 @@ def published_dense(function: FlatFunction, trace: Trace, steps: int = 3) -> str
     """Take the documentation's dense Newton steps, with the documentation's calls.
 
     They differentiate the plain loss, which no tally sees: a step is charged one product
-    for each cell, at the price of hvpopt's, and a gradient.
+    for each cell, at the price of hvpopt's for the one shot, and a gradient.
     """
     misfit = function.problem.misfit
     start = function.problem.start
@@ -311,7 +323,7 @@ def published_dense(function: FlatFunction, trace: Trace, steps: int = 3) -> str
     v, n = start.clone(), start.numel()
     for _ in range(steps):
         hess = torch.autograd.functional.hessian(misfit, v).detach().reshape(n, n)
-        trace.meter.tally(products=n)
+        trace.meter.tally(products=n, propagations=4 * n)
         _, gradient = misfit.value_and_gradient(v)
         assert isinstance(gradient, Tensor)
         eig0 = eigsh(hess.numpy(), k=1, which="SA")[0].item()

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from race_methods import REFERENCE
 from race_results import LEVELS, Results, Run, profile
+from race_survey_report import ERROR, MISFIT, SurveyResults
 
 #: Where misfits and profiles are cut off.
 LOWEST_MISFIT = 1e-5
@@ -40,6 +41,58 @@ def draw(results: Results, folder: Path) -> list[Path]:
         figure.savefig(path, dpi=DPI)
         paths.append(path)
     return paths
+
+
+def draw_surveys(results: SurveyResults, folder: Path) -> list[Path]:
+    """Write the pictures of the surveys of many shots and return their paths.
+
+    Args:
+        results: Of the race on them; no picture if there is no run.
+        folder: To write to.
+    """
+    if not results.runs:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, column, label in (
+        ("surveys_misfit", MISFIT, "misfit / start's"),
+        ("surveys_error", ERROR, "model error / start's"),
+    ):
+        paths.append(folder / f"{name}.png")
+        _survey_curves(results, column, label).savefig(paths[-1], dpi=DPI)
+    return paths
+
+
+def _survey_curves(results: SurveyResults, column: int, label: str) -> Figure:
+    """Return a panel for each survey: medians over seeds at each checkpoint."""
+    rows = {name: results.rows(name) for name in results.problems}
+    labels = {row.label: row.ours for own in rows.values() for row in own}
+    looks: Looks = {}
+    for i, name in enumerate(sorted(labels, key=lambda name: (not labels[name], name))):
+        style = "-" if labels[name] else ("--", ":", "-.")[i % 3]
+        looks[name] = {"color": f"C{i % 10}", "lw": 1.8 if labels[name] else 1.1}
+        looks[name]["ls"] = style
+    across = min(4, len(rows))
+    down = math.ceil(len(rows) / across)
+    size = (max(3.6 * across, NARROWEST), 2.9 * down + 1.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False)
+    for ax in axes.flat[len(rows) :]:
+        ax.set_axis_off()
+    for ax, (name, own) in zip(axes.flat, rows.items(), strict=False):
+        for row in own:
+            costs = [judged[0] for judged in row.runs[0].judged]
+            heights = [row.at(cost, column) for cost in costs]
+            ax.plot([0, *costs], [1, *heights], **looks[row.label])
+        ax.set_title(name)
+        ax.set_xlabel("cost (gradients)")
+        ax.grid(alpha=0.3)
+        if column == MISFIT:
+            ax.set_yscale("log")
+        ax.set_ylim(top=1.1)
+    figure.supylabel(label)
+    _legend(figure, axes.flat[0], looks)
+    return figure
 
 
 Looks = dict[str, dict[str, Any]]

@@ -9,7 +9,17 @@ import deepwave
 import numpy as np
 import torch
 from race_cost import RacedMisfit
-from race_setup import Jitter, Problem, below, row_of_points, smooth, spread, survey_of
+from race_setup import (
+    Jitter,
+    Problem,
+    below,
+    direct_wave,
+    noise_like,
+    row_of_points,
+    smooth,
+    spread,
+    survey_of,
+)
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -155,22 +165,12 @@ def faulted(seed: int = 0) -> Problem:
     return _faulted("faulted", title, seed, None)
 
 
-def _direct_wave(survey: hvpopt.fwi.Survey, like: Tensor) -> Tensor:
-    """Return what a survey records over water alone."""
-    return survey.simulate(torch.full_like(like, 1500.0))
-
-
 def noisy(seed: int = 0) -> Problem:
     """Return the faulted model with noise in the wavelet's band."""
     survey, true = _faulted_survey(), faulted_model(seed)
     clean = survey.simulate(true)
-    scattered = clean - _direct_wave(survey, true)
-    wavelet = deepwave.wavelets.ricker(FREQUENCY, clean.shape[-1], DT, 1.3 / FREQUENCY)
-    generator = torch.Generator().manual_seed(1000 + seed)
-    white = torch.randn(clean.shape, generator=generator)
-    coloured = torch.fft.rfft(white) * torch.fft.rfft(wavelet).abs()
-    noise = torch.fft.irfft(coloured, n=clean.shape[-1])
-    noise *= 10 ** (-SNR_DB / 20) * scattered.norm() / noise.norm()
+    scattered = clean - direct_wave(survey, true)
+    noise = noise_like(scattered, SNR_DB, FREQUENCY, DT, seed=1000 + seed)
     title = (
         f"the faulted problem with noise of the wavelet's spectrum, {SNR_DB:g} dB below "
         "the data without their direct wave"
@@ -186,8 +186,8 @@ def fine_grid(seed: int = 0) -> Problem:
     """
     coarse, fine = _faulted_survey(), _faulted_survey(per_cell=2)
     true = faulted_model(seed, per_cell=2)
-    scattered = fine.simulate(true) - _direct_wave(fine, true)
-    observed = scattered + _direct_wave(coarse, faulted_model(seed))
+    scattered = fine.simulate(true) - direct_wave(fine, true)
+    observed = scattered + direct_wave(coarse, faulted_model(seed))
     title = "the faulted problem with data of a grid twice as fine"
     return _faulted("fine-grid", title, seed, observed)
 
@@ -226,7 +226,7 @@ def salt(seed: int = 0) -> Problem:
     )
 
 
-def _lens(ny: int, nx: int, column: float, row: float) -> Tensor:
+def lens(ny: int, nx: int, column: float, row: float) -> Tensor:
     """Return a smooth lens of height 1."""
     y = (torch.arange(ny)[:, None] - row) / 2.5
     x = (torch.arange(nx)[None, :] - column) / 5.0
@@ -241,7 +241,7 @@ def acoustic(seed: int = 0) -> Problem:
     start["v"][24:], start["rho"][24:] = 2200.0, 2200.0
     scale = {"v": 150.0, "rho": 300.0}
     true = {
-        name: start[name] + scale[name] * _lens(ny, nx, jitter(column, 4), jitter(15, 2))
+        name: start[name] + scale[name] * lens(ny, nx, jitter(column, 4), jitter(15, 2))
         for name, column in (("v", 18), ("rho", 42))
     }
     for name in true:
@@ -279,7 +279,7 @@ def elastic(seed: int = 0) -> Problem:
     start = {name: (v * growth).repeat(1, nx) for name, v in background.items()}
     true = {
         name: start[name]
-        + scale[name] * _lens(ny, nx, jitter(11.0 * (i + 1), 3), jitter(11, 2))
+        + scale[name] * lens(ny, nx, jitter(11.0 * (i + 1), 3), jitter(11, 2))
         for i, name in enumerate(start)
     }
     for name in true:
@@ -312,20 +312,29 @@ def elastic(seed: int = 0) -> Problem:
     )
 
 
-def marmousi(path: Path) -> Problem:
-    """Return Marmousi on cells of 60 m, from a file of 310 × 100 cells of 30 m.
+def marmousi(
+    path: Path, n_shots: int = 12, name: str = "marmousi", budget: float = 100.0
+) -> Problem:
+    """Return Marmousi on cells of 60 m, from a file of cells of 30 m.
 
     Args:
-        path: ``marmousi_100x310_vp.npy``, whose numbers run down one trace after the
-            other whatever its shape says.
+        path: A ``.npy`` file of P velocities in m/s, ``[100, 310]``: depth, distance.
+        n_shots: At the surface, about equally far apart.
+        name: Of the problem.
+        budget: Of one run, in gradients.
+
+    Raises:
+        ValueError: If the file holds an array of another shape.
     """
-    v = np.load(path).reshape(310, 100).T[::2, ::2].astype(np.float32)
-    true = torch.from_numpy(np.ascontiguousarray(v))
-    water = int((true < 1550.0).all(1).int().cumprod(0).sum())
+    v = np.load(path)
+    if v.shape != (100, 310):
+        raise ValueError(f"{path} holds an array of shape {v.shape}, not (100, 310)")
+    true = torch.from_numpy(np.ascontiguousarray(v[::2, ::2].astype(np.float32)))
+    rows = max(int((true < 1550.0).all(1).int().cumprod(0).sum()), 2)
     nx = true.shape[1]
     survey = survey_of(
         "scalar",
-        row_of_points(1, spread(6, nx - 7, 12)),
+        row_of_points(1, spread(6, nx - 7, n_shots)),
         row_of_points(1, torch.arange(0, nx, 2)),
         dx=60.0,
         dt=0.004,
@@ -333,10 +342,9 @@ def marmousi(path: Path) -> Problem:
         frequency=4.0,
         max_vel=6300.0,
     )
-    rows = max(water, 2)
     return Problem(
-        name="marmousi",
-        title="Marmousi on 60 m cells, 12 surface shots, Ricker of 4 Hz",
+        name=name,
+        title=f"Marmousi on 60 m cells, {n_shots} surface shots, Ricker of 4 Hz",
         misfit=RacedMisfit(survey, survey.simulate(true)),
         start=smooth(true, rows, 6.0),
         true=true,
@@ -344,6 +352,7 @@ def marmousi(path: Path) -> Problem:
         upper=6200.0,
         scale=300.0,
         mask=below(true, rows),
+        budget=budget,
     )
 
 

@@ -6,11 +6,12 @@ import math
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from race_methods import ADAM_RATES, REFERENCE
 from race_peers import HISTORY, REFUSED
 from race_results import COSTS, LEVELS, Results, Run, load, median, profile
+from race_survey_report import load_surveys, survey_section
+from race_tables import number, table
 
 #: Ratios of cost this near to 1, and errors this near to each other, are ties.
 TIE = 0.05
@@ -29,7 +30,7 @@ def write(folder: Path, beside: Path) -> Path:
         The page's path.
     """
     # here, so that the processes of the race need no matplotlib
-    from race_pictures import draw
+    from race_pictures import draw, draw_surveys
 
     results = load(folder)
     sections = [introduction(results)]
@@ -43,21 +44,11 @@ def write(folder: Path, beside: Path) -> Path:
             "## Each problem",
         ]
     sections += [problem_section(results, name) for name in results.problems]
-    sections.append(failures(results))
+    drawn = draw_surveys(load_surveys(folder), beside / "pictures")
+    sections += [failures(results), survey_section(folder, drawn)]
     page = beside / "RACE.md"
     page.write_text("\n\n".join(section for section in sections if section) + "\n")
     return page
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table, its first column to the left."""
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def number(value: float, digits: int = 0) -> str:
-    """Return a number for a table; a dash where there is none."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
 # -- the page's parts -------------------------------------------------------------------
@@ -65,7 +56,6 @@ def number(value: float, digits: int = 0) -> str:
 
 def introduction(results: Results) -> str:
     """Return what is compared, and how it is counted."""
-    where = next(iter(results.prices.values()))["environment"]
     rates = ", ".join(f"{rate:g}" for rate in ADAM_RATES)
     return f"""# A race at equal cost
 
@@ -94,10 +84,13 @@ regions start at a tenth of a unit in every cell. All tolerances are zero.
 
 Runs have one thread each, two at a time by default, so seconds are of a shared machine.
 Peak memory is the rise of the resident set in a process of its own.
-{_environment(where)}"""
+{_environment(results)}"""
 
 
-def _environment(where: dict[str, Any]) -> str:
+def _environment(results: Results) -> str:
+    if not results.prices:
+        return ""
+    where = next(iter(results.prices.values()))["environment"]
     return (
         f"{where['machine']}, Python {where['python']}, torch {where['torch']}, deepwave "
         f"{where['deepwave']}, scipy {where['scipy']}; {where['date']}."

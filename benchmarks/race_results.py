@@ -145,14 +145,20 @@ def load(folder: Path) -> Results:
     """Return the results in a folder, one subfolder for each problem.
 
     Args:
-        folder: With files ``<problem>/<method>_seed<n>.json``.
+        folder: With files ``<problem>/<method>_seed<n>.json``. Those of surveys of many
+            shots are left to ``race_survey_report``.
 
     Raises:
-        FileNotFoundError: If it holds none.
+        FileNotFoundError: If it holds none, of surveys of many shots either.
     """
     runs, failures, prices = [], [], {}
     order = {entrant.name: i for i, entrant in enumerate(ENTRANTS)}
-    for path in sorted(folder.glob("*/*_seed*.json")):
+    paths = sorted(folder.glob("*/*_seed*.json"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no results; run the race first")
+    for path in paths:
+        if path.parent.name not in [*PROBLEMS, "marmousi"]:
+            continue
         data = json.loads(path.read_text())
         if "method" not in data:
             prices[data["problem"], data["seed"]] = data
@@ -166,8 +172,6 @@ def load(folder: Path) -> Results:
                 data,
             )
             (runs if run.trace or run.ours else failures).append(run)
-    if not prices:
-        raise FileNotFoundError(f"{folder} holds no results; run the race first")
     runs.sort(key=lambda run: order[run.method])
     return Results(runs, failures, prices)
 

@@ -105,12 +105,13 @@ def survey_of(
     channels: tuple[str, tuple[str, ...]] = ("u", ("u",)),
     amplitude: float = 1.0,
 ) -> hvpopt.fwi.Survey:
-    """Return a survey whose shots have one source each and share the receivers.
+    """Return a survey whose shots have one source each.
 
     Args:
         propagator: Its name.
         sources: Locations ``[shot, 2]``.
-        receivers: Locations ``[receiver, 2]``.
+        receivers: Locations ``[receiver, 2]``, which all shots share, or of each shot
+            ``[shot, receiver, 2]``.
         dx: Cell size, metres.
         dt: Sampling interval, seconds.
         seconds: To record.
@@ -122,7 +123,7 @@ def survey_of(
     n_shots = sources.shape[0]
     nt = round(seconds / dt)
     wavelet = amplitude * deepwave.wavelets.ricker(frequency, nt, dt, 1.3 / frequency)
-    everywhere = receivers.repeat(n_shots, 1, 1)
+    everywhere = receivers if receivers.ndim == 3 else receivers.repeat(n_shots, 1, 1)
     source, recorded = channels
     return hvpopt.fwi.Survey(
         propagator,
@@ -134,6 +135,35 @@ def survey_of(
         pml_freq=frequency,
         pml_width=10,
     )
+
+
+def direct_wave(survey: hvpopt.fwi.Survey, like: Tensor) -> Tensor:
+    """Return what a scalar survey records over water alone, on the grid of a model."""
+    data = survey.simulate(torch.full_like(like, 1500.0))
+    assert isinstance(data, Tensor)
+    return data
+
+
+def noise_like(
+    scattered: Tensor, snr_db: float, frequency: float, dt: float, seed: int
+) -> Tensor:
+    """Return noise with the spectrum of a Ricker wavelet.
+
+    Args:
+        scattered: The data that it is relative to, ``[shot, receiver, time]``.
+        snr_db: How far its norm is below theirs, decibels.
+        frequency: Peak of the wavelet, hertz.
+        dt: Sampling interval, seconds.
+        seed: Of the numbers.
+    """
+    nt = scattered.shape[-1]
+    wavelet = deepwave.wavelets.ricker(frequency, nt, dt, 1.3 / frequency)
+    generator = torch.Generator().manual_seed(seed)
+    white = torch.randn(scattered.shape, generator=generator)
+    coloured = torch.fft.rfft(white) * torch.fft.rfft(wavelet).abs()
+    noise = torch.fft.irfft(coloured, n=nt)
+    noise *= 10 ** (-snr_db / 20) * scattered.norm() / noise.norm()
+    return noise
 
 
 def smooth(v: Tensor, rows: int, cells: float) -> Tensor:

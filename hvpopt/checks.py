@@ -398,8 +398,8 @@ def floating(name: str, value: Any) -> torch.dtype:
     """
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
         raise TypeError(
-            f"{name} is {shown(value)}; pass torch.float64 or another real "
-            "floating-point dtype"
+            f"{name} is {shown(value)}; pass torch.float64, torch.float32 or another "
+            "real floating-point dtype"
         )
     return value
 

@@ -121,11 +121,18 @@ def without(there, observed, shots=(BAD,), **options):
     amplitudes, places = given["sources"]["u"]
     given["sources"] = {"u": (amplitudes[left], places[left])}
     given["receivers"] = {"u": given["receivers"]["u"][left]}
-    return WaveformMisfit(Survey("scalar", **given), observed[left], **options)
+    return together(Survey("scalar", **given), observed[left], **options)
+
+
+def together(there, observed, *args, shots_per_group=N_SHOTS, **options):
+    """A misfit that runs all shots at once: a call for each takes five times as long."""
+    return WaveformMisfit(
+        there, observed, *args, shots_per_group=shots_per_group, **options
+    )
 
 
 def dropping(there, observed, *args, **options):
-    return WaveformMisfit(there, observed, *args, on_bad_shot="drop", **options)
+    return together(there, observed, *args, on_bad_shot="drop", **options)
 
 
 def same(misfit, other, v, step):
@@ -148,7 +155,7 @@ def same(misfit, other, v, step):
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_value_is_repeated_shot_by_shot(problem, monkeypatch, where, size):
     there, observed, v, _ = problem
-    whole = WaveformMisfit(there, observed).value(v)
+    whole = together(there, observed).value(v)
     misfit = WaveformMisfit(there, observed, shots_per_group=size)
     faults = Faults(monkeypatch, there, where, times=1)
     assert misfit.value(v) == pytest.approx(whole, rel=ROUNDING)
@@ -167,7 +174,7 @@ def test_value_is_repeated_shot_by_shot(problem, monkeypatch, where, size):
 @pytest.mark.parametrize(("where", "times"), [("data", 1), ("slope", 1), ("slope", 2)])
 def test_gradient_is_repeated(problem, monkeypatch, where, times):
     there, observed, v, _ = problem
-    value, gradient = WaveformMisfit(there, observed).value_and_gradient(v)
+    value, gradient = together(there, observed).value_and_gradient(v)
     misfit = WaveformMisfit(there, observed, shots_per_group=2)
     Faults(monkeypatch, there, where, times=times)
     found, slope = misfit.value_and_gradient(v)
@@ -189,7 +196,7 @@ def test_gradient_is_repeated(problem, monkeypatch, where, times):
 @pytest.mark.parametrize("size", [None, 1, 2])
 def test_product_is_repeated(problem, monkeypatch, kind, engine, size):
     there, observed, v, step = problem
-    expected = WaveformMisfit(there, observed).hessian(v, kind) @ step
+    expected = together(there, observed).hessian(v, kind) @ step
     misfit = WaveformMisfit(there, observed, engine=engine, shots_per_group=size)
     where = "scattered" if engine == "born" else "slope"
     Faults(monkeypatch, there, where, times=1)
@@ -326,7 +333,7 @@ def test_what_is_left_counts_in_the_whole(problem):
 def test_weights_by_shot_stay_with_their_shots(problem, generator, kind):
     there, observed, v, step = problem
     weights = rand((N_SHOTS, 4), generator)
-    misfit = WaveformMisfit(there, observed, kind(trace_weights=weights))
+    misfit = together(there, observed, kind(trace_weights=weights))
     left = [0, 1, 2, 4]
     other = without(there, observed, misfit=kind(trace_weights=weights[left]))
     same(misfit.without({f"shot {BAD}": "noise"}), other, v, step)
@@ -464,7 +471,7 @@ def test_inversion_equals_that_without_the_shot(problem, monkeypatch, method):
 
 def test_inversion_stops_with_the_shot_named(problem, monkeypatch):
     there, observed, v, _ = problem
-    misfit = WaveformMisfit(there, observed)
+    misfit = together(there, observed)
 
     def spoil(_, record):
         if record.iteration == 1:

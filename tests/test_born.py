@@ -123,6 +123,7 @@ class Case:
         )
         self.steps = tuple(hvpopt.model.tensors.named_tensors(self.step).values())
         self.oracle = ORACLES[misfit]
+        more = {"shots_per_group": n_shots} | more
         self.misfit = WaveformMisfit(self.survey, self.observed, misfit, self.map, **more)
 
     def models(self, *tensors):

@@ -270,7 +270,7 @@ def test_constants_that_do_not_merge_are_refused(seed):
             largest = max(c["largest"] for c in constants)
             return {**super().merged(constants), "largest": largest}
 
-    misfit, start = worker.problem(seed)
+    misfit, start = worker.problem(seed, shots_per_group=None)
     survey, (data,) = misfit.survey, misfit.waveforms.observed.values()
     parts = {"shot 1": "it is noise"}
     other = distributed.shard(hvpopt.fwi.WaveformMisfit(survey, data, Merged()))

@@ -17,10 +17,17 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:At least six grid cells:UserWarning"),
 ]
+
+
+def quasi_newton():
+    """Each of its trials meets a bad shot anew: six fail as twenty do."""
+    return hvpopt.QuasiNewton(globalisation=hvpopt.Backtracking(max_trials=6))
+
+
 METHODS = {
     "trust region": hvpopt.TrustRegionNewton,
     "line search": hvpopt.LineSearchNewton,
-    "quasi-Newton": hvpopt.QuasiNewton,
+    "quasi-Newton": quasi_newton,
 }
 NAME = f"shot {BAD}"
 
@@ -101,7 +108,7 @@ def test_product_that_meets_a_bad_shot_has_its_point_evaluated_again(
 def test_shot_that_is_lost_where_no_product_is_made(problem, monkeypatch, where):
     """Trials drop nothing; when all have failed, the point they left is looked at."""
     there, observed, v, _ = problem
-    method = hvpopt.QuasiNewton()
+    method = quasi_newton()
     misfit = dropping(there, observed)
     with pytest.warns(RuntimeWarning) as warned:
         found = hvpopt.minimize(
@@ -206,14 +213,14 @@ def test_state_of_a_run_that_lost_a_shot_is_resumed(
         if callback is None:
             Faults(patch, there, "data")
         misfit = dropping(there, observed)
-        options = {"max_iter": 2, "checkpoint": path, "callback": callback}
+        options = {"method": quasi_newton(), "max_iter": 2, "checkpoint": path}
         with pytest.warns(RuntimeWarning):
-            stopped = hvpopt.minimize(misfit, v, **options)
+            stopped = hvpopt.minimize(misfit, v, callback=callback, **options)
     assert dropped(stopped)[-1] == (2, [NAME])
     if now == "bad":
         Faults(monkeypatch, there, "data")
     misfit = dropping(there, observed)
-    found = hvpopt.minimize(misfit, v, max_iter=4, checkpoint=path)
+    found = hvpopt.minimize(misfit, v, **{**options, "max_iter": 4})
     assert found.nit == 4
     assert found.fun == pytest.approx(without(there, observed).value(found.x), rel=1e-12)
     told = "cannot be compared with the saved one" in caplog.text
@@ -241,7 +248,7 @@ def test_convergence_is_judged_by_gradients_of_one_sum(problem, monkeypatch):
 @pytest.mark.parametrize("where", ["data", "scattered"])
 def test_sharded_misfit_counts_what_failed_too(problem, monkeypatch, where):
     there, observed, v, _ = problem
-    methods = {"data": hvpopt.QuasiNewton, "scattered": hvpopt.TrustRegionNewton}
+    methods = {"data": quasi_newton, "scattered": hvpopt.TrustRegionNewton}
     found = []
     for kind in ("misfit", "sharded", "sum"):
         misfit = dropping(there, observed)
@@ -330,7 +337,8 @@ def test_what_an_earlier_stage_dropped_is_known_in_a_later_one(
 
     def run(**options):
         stages = [dropping(there, observed), without(there, observed)]
-        return hvpopt.minimize(stages, v, max_iter=2, checkpoint=path, **options)
+        options |= {"method": quasi_newton(), "max_iter": 2, "checkpoint": path}
+        return hvpopt.minimize(stages, v, **options)
 
     spoil = spoil_after(monkeypatch, there, 1, "data")
 

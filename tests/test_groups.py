@@ -217,7 +217,7 @@ def test_run_stays_within_its_memory_limit(generator):
     """A survey whose ungrouped product needs four times the limit."""
     shape = (80, 100)
     v = models_of("scalar", generator, shape=shape)[0]
-    there = survey(n_shots=8, nt=300)
+    there = survey(n_shots=8, nt=150)
     observed = there.simulate(1.02 * v)
     step = random_step((v,), generator)
 

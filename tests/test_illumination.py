@@ -44,7 +44,8 @@ def surface():
         pml_freq=frequency,
         pml_width=3,
     )
-    return WaveformMisfit(acquisition, acquisition.simulate(true)), v, true
+    observed = acquisition.simulate(true)
+    return WaveformMisfit(acquisition, observed, shots_per_group=2), v, true
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import socket
@@ -194,10 +193,11 @@ def hold(path, held, until):
     hvpopt.minimize(rosenbrock, x, checkpoint=path, callback=callback)
 
 
-def test_a_run_of_another_process_is_named_and_its_death_frees_the_path(start, path):
-    context = multiprocessing.get_context("spawn")
-    held, until = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(path, held, until), daemon=True)
+def test_a_run_of_another_process_is_named_and_its_death_frees_the_path(
+    processes, start, path
+):
+    held, until = processes.Event(), processes.Event()
+    process = processes.Process(target=hold, args=(path, held, until), daemon=True)
     process.start()
     try:
         assert held.wait(120.0)

@@ -405,7 +405,8 @@ METHODS = ["Newton-CG", "trust-ncg", "trust-krylov"]
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("method", METHODS)
 def test_scipys_method_costs_what_it_asked_for(x0, method, together):
-    p = hvpopt.as_scipy(rosenbrock, torch.from_numpy(x0))
+    # from one start in 200 that is farther away SciPy's Newton-CG gets nowhere
+    p = hvpopt.as_scipy(rosenbrock, torch.from_numpy(0.5 + x0 / 2))
     hessp = counted(p.hessp)
     both = {"fun": counted(p.fun_and_jac), "jac": True}
     apart = {"fun": counted(p.fun), "jac": counted(p.jac)}

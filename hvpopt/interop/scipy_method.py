@@ -189,7 +189,7 @@ class _CallableHessian(SymmetricOperator):
     ) -> None:
         counts = objective.counts.child()
         noise = model_noise(model)
-        super().__init__(space.size, space=space, counts=counts, noise=noise)
+        super().__init__(space=space, counts=counts, noise=noise)
         self._objective = objective
         self._model = model.clone()
         self._matrix: Any = None

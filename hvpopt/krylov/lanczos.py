@@ -102,7 +102,10 @@ class LanczosBasis:
         self.diagonal: list[float] = []
         self.off_diagonal: list[float] = []
         self.invariant = False
+        self._norm = 0.0
         self._eigen: tuple[np.ndarray, np.ndarray] | None = None
+        # the last step asked for: its residual, its floor and itself are asked in turn
+        self._solved: tuple[tuple[int, float, float | None], BoundedMinimum] | None = None
         self._asymmetry = _Asymmetry()
         first, self.certainty = _first_vector(operator, start, probe, seed)
         # rows are contiguous, so that a product with the basis is one gemv
@@ -158,6 +161,8 @@ class LanczosBasis:
         # one transfer from the device
         numbers = torch.cat([projections, (q @ w).reshape(1)]).cpu().numpy()
         self.diagonal.append(unit * float(numbers[-1]))
+        before = self.off_diagonal[-1] if self.off_diagonal else 0.0
+        self._norm = max(self._norm, abs(self.diagonal[-1]) + before)
         self._asymmetry.note(numbers[:-2], self.off_diagonal, unit)
         w = w - basis.mT @ projections
         w = w - basis.mT @ (basis @ w)
@@ -216,8 +221,7 @@ class LanczosBasis:
     @property
     def norm_estimate(self) -> float:
         """An estimate of ‖H‖ from T, within a factor of 2 of that of T."""
-        beta = [0.0, *self.off_diagonal]
-        return max((abs(a) + beta[i] for i, a in enumerate(self.diagonal)), default=0.0)
+        return self._norm
 
     def _eigenpairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Return Ritz values divided by the unit, and the eigenvectors of T."""
@@ -342,6 +346,12 @@ class LanczosBasis:
 
     def _coordinates(self, shift: float, radius: float | None = None) -> BoundedMinimum:
         """Return a step in units of (unit of g) / (unit of H), with λ as it is."""
+        asked = self.size, shift, radius
+        if self._solved is None or self._solved[0] != asked:
+            self._solved = asked, self._minimum(shift, radius)
+        return self._solved[1]
+
+    def _minimum(self, shift: float, radius: float | None) -> BoundedMinimum:
         shift = checks.number("shift", shift, above=-math.inf, below=math.inf)
         radius = checks.optional(
             checks.number, "radius", radius, above=0.0, below=math.inf

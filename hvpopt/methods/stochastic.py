@@ -58,14 +58,15 @@ DRAWN, STEPS = 4, 5
 PROBES = {True: 6, False: 4}
 #: Standard deviation of the smoothing of the diagonal, cells.
 SMOOTH = 3.0
-#: Dampings of the diagonal that are compared, and the place of the first one.
+#: Dampings of the diagonal, of which that is taken that agrees best with the pairs; and
+#: the place of the one before there are pairs.
 DAMPINGS = (3e-3, 1e-2, 3e-2, 0.1, 0.3)
 FIRST_DAMPING = 1
 #: Factor of the size of a sample where it grows, and share of the parts above which the
 #: whole takes its place.
 GROWTH, WHOLE = 4, 0.5
 #: Fewest samples by which the trend of the loss is judged.
-TREND = 10
+TREND = 12
 #: Rise of the loss of the next sample, relative to the mean of the last ones, above which
 #: the step is judged on its own sample too.
 RISE = 1.5
@@ -83,6 +84,7 @@ class StochasticState:
         on_sample: Steps taken on it.
         initial: The measured diagonal; None before the first step.
         pairs: Steps and curvature along them, oldest first.
+        fits: Sum over all pairs of the logarithm of ``agreement``, for each damping.
         momentum: Weighted sum of gradients ``[n]``; None at the start.
         weight: Sum of the weights in it.
         total: Sum of the iterates of the current group ``[n]``; None for none.
@@ -90,6 +92,7 @@ class StochasticState:
         in_group: Iterates in ``total``.
         length: Length of the last step relative to the direction.
         losses: Losses at the start of the last samples of this size, oldest first.
+        single: True if pairs are kept in float32, since the model is float32.
     """
 
     size: int
@@ -97,6 +100,7 @@ class StochasticState:
     on_sample: int = 0
     initial: DiagonalState | None = None
     pairs: tuple[Pair, ...] = ()
+    fits: tuple[float, ...] = (0.0,) * len(DAMPINGS)
     momentum: Tensor | None = None
     weight: float = 0.0
     total: Tensor | None = None
@@ -104,6 +108,7 @@ class StochasticState:
     in_group: int = 0
     length: float = 1.0
     losses: tuple[float, ...] = ()
+    single: bool = False
 
 
 class StochasticQuasiNewton(SampledMethod):
@@ -170,9 +175,9 @@ class StochasticQuasiNewton(SampledMethod):
         return state.size
 
     def _seed(self, purpose: int, number: int) -> int:
-        """Return a seed; those of each purpose and number are independent."""
-        sequence = np.random.SeedSequence([self.seed, purpose, number])
-        return int(sequence.generate_state(1)[0])
+        """Return a seed; those of one purpose follow each other, as samples are drawn."""
+        sequence = np.random.SeedSequence([self.seed, purpose])
+        return int(sequence.generate_state(1)[0]) + number
 
     def _next(self, problem: Problem, state: StochasticState) -> StochasticState:
         """Return the state with the number of the sample of the next point."""
@@ -184,7 +189,8 @@ class StochasticQuasiNewton(SampledMethod):
 
     def start(self, problem: Problem) -> StochasticState:
         """Return the state of a run that has measured nothing yet."""
-        return StochasticState(self._first_size(problem.objective))
+        single = problem.space.eps >= torch.finfo(torch.float32).eps
+        return StochasticState(self._first_size(problem.objective), single=single)
 
     def next_stage(self, problem: Problem, state: Any) -> StochasticState:
         """Return the state at another objective, with the curvature that is known."""
@@ -233,8 +239,6 @@ class StochasticQuasiNewton(SampledMethod):
                     direction = Direction(vector)
                     then = replace(
                         then,
-                        initial=state.initial,
-                        pairs=state.pairs,
                         momentum=state.momentum,
                         weight=state.weight,
                         length=length,
@@ -265,7 +269,7 @@ class StochasticQuasiNewton(SampledMethod):
         state = step.memo
         if state.on_sample:
             s, y = after.vector - before.vector, after.gradient - before.gradient
-            return replace(state, pairs=self._with_pair(state.pairs, s, y, after))
+            return self._with_pair(state, s, y)
         total = after.vector if state.total is None else state.total + after.vector
         losses = (*state.losses, after.value)
         return replace(state, total=total, in_group=state.in_group + 1, losses=losses)
@@ -284,20 +288,16 @@ class StochasticQuasiNewton(SampledMethod):
     def _measure(
         self, problem: Problem, point: Point, state: StochasticState, budget: Budget
     ) -> StochasticState:
-        """Return the state with a diagonal from probes, and the damping that serves best.
-
-        A damping is judged by the decrease that the quadratic model of another sample
-        predicts along the first direction, at the best length. What is noise in the
-        direction lowers it, so that amplified noise does not pay.
+        """Return the state with a diagonal from probes, and a first scale.
 
         Raises:
             OutOfBudget: If too few products are left.
         """
         objective, kind = problem.objective, _kind(problem)
         n_probes = PROBES[objective.encodes]
-        if budget.products < n_probes + 2:
+        if budget.products < n_probes + 1:
             raise OutOfBudget(
-                f"measuring a diagonal takes {n_probes + 2} products, and "
+                f"measuring a diagonal takes {n_probes + 1} products, and "
                 f"{budget.products:g} are left"
             )
         size = state.size
@@ -313,15 +313,9 @@ class StochasticQuasiNewton(SampledMethod):
         diagonal = diagonal.abs() if kind == "exact" else diagonal.clamp(min=0.0)
         if not float(diagonal.max()) > 0.0:
             diagonal = torch.ones_like(diagonal)
-        other = problem.sampled(state.size, self._seed(1, n_probes))
-        judge = other.linearise(point.vector, kind)
-        assert judge.hessian is not None
-        with judge.hessian:
-            left = budget.cap(n_probes + 1 + len(DAMPINGS)) - n_probes - 1
-            damping = _best_damping(diagonal, point, judge, left)
         # with its own sample the unit step does not go too far, whatever is noise in it
         own = self.sample(problem, state)
-        base = DiagonalPreconditioner(diagonal, damping=damping)
+        base = DiagonalPreconditioner(diagonal, damping=DAMPINGS[FIRST_DAMPING])
         direction = base.apply(point.gradient)
         unit = unit_of(direction)
         direction = direction / unit
@@ -329,46 +323,60 @@ class StochasticQuasiNewton(SampledMethod):
             curvature = abs(float(direction @ hessian.matvec(direction)))
         slope = float(point.gradient @ direction)
         scale = unit * curvature / slope if curvature > 0.0 < slope else 1.0
-        return replace(state, initial=DiagonalState(diagonal, damping, scale))
+        initial = DiagonalState(diagonal, DAMPINGS[FIRST_DAMPING], scale)
+        return replace(state, initial=initial)
 
     def _close_group(
         self, problem: Problem, point: Point, state: StochasticState, budget: Budget
     ) -> StochasticState:
         """Return the state with the pair of the last two groups of iterates."""
         assert state.total is not None
-        mean, pairs = state.total / state.in_group, state.pairs
+        mean = state.total / state.in_group
         if problem.objective.encodes and state.mean is not None and budget.products >= 1:
             s = mean - state.mean
             if bool(s.any()):
                 sample = problem.sampled(state.size, self._seed(2, state.number))
                 at = replace(point, vector=mean)
                 with sample.hessian(at, _kind(problem)) as hessian:
-                    pairs = self._with_pair(pairs, s, hessian.matvec(s), point)
-        return replace(state, mean=mean, total=None, in_group=0, pairs=pairs)
+                    state = self._with_pair(state, s, hessian.matvec(s))
+        return replace(state, mean=mean, total=None, in_group=0)
 
-    def _with_pair(
-        self, pairs: tuple[Pair, ...], s: Tensor, y: Tensor, point: Point
-    ) -> tuple[Pair, ...]:
-        if not safely_positive(s, y):
-            return pairs
-        return (*pairs, (s, y))[-self.memory :]
+    def _with_pair(self, state: StochasticState, s: Tensor, y: Tensor) -> StochasticState:
+        """Return the state with a pair more, and the damping that agrees best."""
+        initial = state.initial
+        if initial is None or not safely_positive(s, y):
+            return state
+        fits = tuple(
+            fit + math.log(agreement(initial.diagonal, damping, s, y))
+            for fit, damping in zip(state.fits, DAMPINGS, strict=True)
+        )
+        damping = DAMPINGS[fits.index(max(fits))]
+        pair, single = (s, y), (s.float(), y.float())
+        if state.single and safely_positive(*single):
+            pair = single
+        return replace(
+            state,
+            pairs=(*state.pairs, pair)[-self.memory :],
+            fits=fits,
+            initial=replace(initial, damping=damping),
+        )
 
     def _follow(
         self, problem: Problem, point: Point, state: StochasticState
     ) -> StochasticState:
         """Return the state with a larger sample if the loss of samples has stalled."""
         n_parts = problem.objective.n_parts
-        span = max(
-            TREND,
-            round(n_parts / state.size / (1 if problem.objective.encodes else STEPS)),
-        )
+        steps = 1 if problem.objective.encodes else STEPS
+        span = max(TREND, round(2 * n_parts / (state.size * steps)))
         if len(state.losses) < span or falls(state.losses[-span:]):
             return replace(state, losses=state.losses[-span:])
         return replace(state, size=GROWTH * state.size, losses=())
 
     def handed_on(self, state: StochasticState) -> QuasiNewtonState:
         """Return the state with which the last method begins."""
-        return QuasiNewtonState(pairs=state.pairs, initial=state.initial, age=1)
+        return QuasiNewtonState(
+            pairs=state.pairs, initial=state.initial, age=1, single=state.single
+        )
 
 
 def falls(losses: Sequence[float]) -> bool:
@@ -382,41 +390,22 @@ def falls(losses: Sequence[float]) -> bool:
     return float(steps @ logs) < 0.0
 
 
-def _best_damping(diagonal: Tensor, point: Point, judge: Point, left: int) -> float:
-    """Return the damping of a diagonal that predicts the greatest decrease.
+def agreement(diagonal: Tensor, damping: float, s: Tensor, y: Tensor) -> float:
+    """Return how well a damped diagonal M maps s to y, between 0 and 1.
+
+    It is ``(s·y)² / ((s·M s) (y·M⁻¹y))``, 1 where y is a multiple of M s. Noise in y that
+    M⁻¹ amplifies lowers it.
 
     Args:
-        diagonal: ``[n]``.
-        point: Of one sample.
-        judge: The same point of another sample, with a Hessian.
-        left: Products that may be spent, at least one.
+        diagonal: ``[n]``, none negative.
+        damping: Floor relative to its largest entry.
+        s: A step ``[n]``.
+        y: The curvature along it ``[n]``, with ``s·y > 0``.
     """
-    assert judge.hessian is not None
-    gradient, hessian = point.gradient, judge.hessian
-
-    def promised(place: int) -> float:
-        base = DiagonalPreconditioner(diagonal, damping=DAMPINGS[place])
-        direction = base.apply(gradient)
-        direction = direction / unit_of(direction)
-        curvature = abs(float(direction @ hessian.matvec(direction)))
-        slope = max(float(judge.gradient @ direction), 0.0)
-        return slope * (slope / curvature) if curvature > 0.0 else -math.inf
-
-    place = FIRST_DAMPING
-    most = promised(place)
-    left -= 1
-    # uphill to one side, or else to the other
-    for side in (-1, 1):
-        near, begun = place + side, place
-        while left > 0 and 0 <= near < len(DAMPINGS):
-            found = promised(near)
-            left -= 1
-            if not found > most:
-                break
-            place, most, near = near, found, near + side
-        if place != begun:
-            break
-    return DAMPINGS[place]
+    matrix = diagonal / diagonal.max() + damping
+    s, y = s / unit_of(s), y / unit_of(y)
+    most = float(s @ (matrix * s)) * float(y @ (y / matrix))
+    return float(s @ y) ** 2 / most
 
 
 def _kind(problem: Problem) -> Kind:

@@ -22,6 +22,7 @@ from hvpopt.model._copies import call_with_graph, new_leaves
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace, checked_space
 from hvpopt.model.tensors import Model, named_tensors, rebuild, warn_of_hooks
+from hvpopt.operators._autodiff import vjp
 from hvpopt.operators._second_order import differentiable_gradient, second_derivatives
 from hvpopt.operators.symmetric import SymmetricOperator
 
@@ -162,14 +163,7 @@ class HessianOperator(SymmetricOperator):
         checks.function("the loss", loss)
         warn_of_hooks(model, "space=ModelSpace(model, mask=...)")
         space = checked_space(space, model)
-        super().__init__(
-            space.size,
-            dtype=space.dtype,
-            device=space.device,
-            space=space,
-            counts=counts,
-            noise=model_noise(model),
-        )
+        super().__init__(space=space, counts=counts, noise=model_noise(model))
         model = space.arrange(model)
         self.counts.tally(gradients=1)
         value, leaves, gradients = gradient_graph(loss, model, create_graph=True)
@@ -247,22 +241,9 @@ class HessianOperator(SymmetricOperator):
         assert self.space is not None
         leaves, gradients = self._graph
         step = named_tensors(self.space.step_to_model(vector.to(self.dtype))).values()
-        pairs = [(g, w) for g, w in zip(gradients, step, strict=True) if g.requires_grad]
         self.counts.tally(products=1)
-        if not pairs:
-            return torch.zeros_like(vector)
         with second_derivatives(certain=True):
-            seconds = torch.autograd.grad(
-                [g for g, _ in pairs],
-                leaves,
-                [w for _, w in pairs],
-                retain_graph=True,
-                allow_unused=True,
-            )
-        rows = [
-            torch.zeros_like(t) if s is None else s
-            for s, t in zip(seconds, leaves, strict=True)
-        ]
+            rows = vjp(gradients, leaves, list(step), retain_graph=True)
         return self.space.gradient_to_vector(rebuild(self._model, rows))
 
     def close(self) -> None:
@@ -323,14 +304,7 @@ class FiniteDifferenceHessian(SymmetricOperator):
         size = checks.optional(checks.number, "size", size, above=0.0, below=math.inf)
         space = checked_space(space, model)
         eps = _coarsest(model)
-        super().__init__(
-            space.size,
-            dtype=space.dtype,
-            device=space.device,
-            space=space,
-            counts=counts,
-            noise=eps ** (2 / 3),
-        )
+        super().__init__(space=space, counts=counts, noise=eps ** (2 / 3))
         self._loss = loss
         self._model = named_tensors(space.arrange(model))
         length = float(space.to_vector(model).norm()) or 1.0 if size is None else size

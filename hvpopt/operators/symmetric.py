@@ -41,7 +41,8 @@ class SymmetricOperator(ABC):
     """A real symmetric linear operator on flat vectors ``[n]``.
 
     Args:
-        size: Number of rows and columns, ``n``.
+        size: Number of rows and columns, ``n``. Default the space's, and so for dtype
+            and device then.
         dtype: Natural dtype of flat vectors. A product keeps the dtype it was given.
         device: Where flat vectors live.
         space: Lets ``@`` take model-shaped right-hand sides, if given.
@@ -61,7 +62,7 @@ class SymmetricOperator(ABC):
 
     def __init__(
         self,
-        size: int,
+        size: int | None = None,
         *,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
@@ -70,6 +71,8 @@ class SymmetricOperator(ABC):
         noise: float | None = None,
         cost: float = 1.0,
     ) -> None:
+        if size is None and space is not None:
+            size, dtype, device = space.size, space.dtype, space.device
         self.size = checks.integer("size", size, least=0)
         self.dtype = checks.floating("dtype", dtype)
         self.device = checks.device(device)

@@ -15,12 +15,13 @@ from hvpopt.model.tensors import Model, named_tensors
 from hvpopt.operators._second_order import differentiable_gradient
 from hvpopt.operators.autograd import HessianOperator, check_scalar, model_noise
 from hvpopt.operators.symmetric import SymmetricOperator
-from hvpopt.problem.objective import Kind, Linearisation, Objective
+from hvpopt.problem.objective import Kind
+from hvpopt.problem.torch_objective import GraphObjective
 
 Closure = Callable[[], Tensor]
 
 
-class ClosureObjective(Objective):
+class ClosureObjective(GraphObjective):
     """The loss of a closure, which reads the values of the parameters.
 
     A graph needs the values that it was built with, while trials need others. During an
@@ -165,19 +166,6 @@ class ClosureObjective(Objective):
         space = ModelSpace(model) if space is None else space
         return ClosureHessian(self, model, space)
 
-    def linearise(
-        self,
-        model: Model,
-        kind: Kind | None = "exact",
-        *,
-        space: ModelSpace | None = None,
-    ) -> Linearisation:
-        """Return value, gradient and Hessian from one graph."""
-        if kind is None:
-            return super().linearise(model, None)
-        operator = self.hessian(model, kind, space=space)
-        return Linearisation(operator.value, operator.gradient, operator)
-
 
 class ClosureHessian(HessianOperator):
     """Products from the graph of a closure's gradient, at the model of the graph.
@@ -194,9 +182,6 @@ class ClosureHessian(HessianOperator):
         # HessianOperator would make leaves of its own; here they are the parameters
         SymmetricOperator.__init__(
             self,
-            space.size,
-            dtype=space.dtype,
-            device=space.device,
             space=space,
             counts=objective.counts.child(),
             noise=model_noise(model),

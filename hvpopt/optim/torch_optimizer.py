@@ -121,16 +121,8 @@ class Newton(torch.optim.Optimizer):
         self.certify = checks.flag("certify", certify)
         self.last: Step | Stationary | None = None
         self._repeats = False
-        self._space: ModelSpace
-        self._problem: Problem
-        self._vector: Tensor
-        self._state: Any
         self._largest: float
-        self._first: Tensor
-        self._steps: int
-        self._spent: Counts
-        self._looked: int
-        self._rests: int
+        self._state: Any
         self._taken: tuple[Point, Step] | None
         self._begin()
 
@@ -201,13 +193,7 @@ class Newton(torch.optim.Optimizer):
 
         It contains dataclasses of hvpopt: load it with ``weights_only=False``.
         """
-        counted = (
-            self._first,
-            self._steps,
-            self._spent,
-            self._looked,
-            self._rests,
-        )
+        counted = (self._first, self._steps, self._spent, self._looked, self._rests)
         progress = (self._vector, self._state, self._taken, self._largest, counted)
         return {**super().state_dict(), "progress": copy.deepcopy(progress)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor
@@ -19,7 +20,37 @@ from hvpopt.operators.autograd import (
 from hvpopt.problem.objective import Kind, Linearisation, Objective, check_kind
 
 
-class TorchObjective(Objective):
+class GraphObjective(Objective):
+    """An objective whose Hessian keeps the graph of value and gradient."""
+
+    @abstractmethod
+    def hessian(
+        self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
+    ) -> HessianOperator:
+        """Return the Hessian at a model, with the attributes ``value`` and ``gradient``.
+
+        Args:
+            model: Where to linearise.
+            kind: Of the Hessian.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+        """
+
+    def linearise(
+        self,
+        model: Model,
+        kind: Kind | None = "exact",
+        *,
+        space: ModelSpace | None = None,
+    ) -> Linearisation:
+        """Return value, gradient and Hessian from one graph."""
+        if kind is None:
+            return super().linearise(model, None)
+        # the passes that build the graph give the value and the gradient
+        operator = self.hessian(model, kind, space=space)
+        return Linearisation(operator.value, operator.gradient, operator)
+
+
+class TorchObjective(GraphObjective):
     """Any scalar torch function of one or several tensors.
 
     Args:
@@ -44,10 +75,6 @@ class TorchObjective(Objective):
         convex: bool = False,
     ) -> None:
         checks.function("the loss", loss)
-        if isinstance(loss, type):
-            raise TypeError(
-                f"the loss is the class {loss.__name__}; pass an instance, or a function"
-            )
         checks.optional(checks.instance, "name", name, str, "pass a text")
         super().__init__(name or str(getattr(loss, "__name__", type(loss).__name__)))
         self._loss = loss
@@ -117,20 +144,6 @@ class TorchObjective(Objective):
             counts=self.counts.child(),
             linear=self._linear,
         )
-
-    def linearise(
-        self,
-        model: Model,
-        kind: Kind | None = "exact",
-        *,
-        space: ModelSpace | None = None,
-    ) -> Linearisation:
-        """Return value, gradient and Hessian from one graph."""
-        if kind is None:
-            return super().linearise(model, None)
-        # the passes that build the graph give the value and the gradient
-        operator = self.hessian(model, kind, space=space)
-        return Linearisation(operator.value, operator.gradient, operator)
 
 
 def as_objective(loss: Objective | Callable[..., Tensor]) -> Objective:

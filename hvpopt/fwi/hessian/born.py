@@ -76,14 +76,7 @@ class WaveformHessian(SymmetricOperator):
         reason: str = "",
     ) -> None:
         space = ModelSpace(model) if space is None else space
-        super().__init__(
-            space.size,
-            dtype=space.dtype,
-            device=space.device,
-            space=space,
-            counts=counts,
-            noise=model_noise(model),
-        )
+        super().__init__(space=space, counts=counts, noise=model_noise(model))
         space.match(model, "model")
         self.kind = kind
         self.engine_reason = reason

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.io.gathers import Array, Gathers, as_array, check_dt
 from hvpopt.fwi.io.segy import (
     ByteOrder,
@@ -36,12 +37,15 @@ from hvpopt.fwi.io.segy import (
     read_segy_model,
     write_segy,
 )
-from hvpopt.fwi.survey._arguments import flag, instance, lengths, real_dtype, text
+from hvpopt.fwi.survey._arguments import flag, instance, lengths, text
 from hvpopt.fwi.survey._arguments import path as check_path
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 Order: TypeAlias = "Literal['C', 'F']"
 
+#: Numbers of axes, and what they are.
+MODEL = (1, 2, 3), "a model: [depth, distance] or so"
+GATHERS = (3,), "gathers: [shot, receiver, time]"
 FORMATS = {".npy": "npy", ".bin": "bin", ".sgy": "segy", ".segy": "segy"}
 
 
@@ -94,9 +98,7 @@ def read_model(
         TypeError: If the file does not hold real numbers.
         ValueError: If suffix, bytes, shape, units or values do not fit.
     """
-    file = _existing(path)
-    real_dtype("dtype", dtype)
-    shape = None if shape is None else lengths("shape", shape)
+    file, shape = _existing(path, shape, dtype)
     factor = _factor(units)
     if _format_of(file) == "segy":
         array = read_segy_model(
@@ -104,7 +106,7 @@ def read_model(
         )
     else:
         array = _read_array(file, shape, file_dtype, order, byte_order)
-    _check_shape(file, array, shape, (1, 2, 3), "a model: [depth, distance] or so")
+    _check_shape(file, array, shape, MODEL)
     if units is not None:
         _check_units(file, array, units)
     if factor != 1:
@@ -144,7 +146,7 @@ def write_model(
     check_path("path", path)
     array = as_array(model)
     factor = _factor(units)
-    _check_shape("the model", array, None, (1, 2, 3), "a model: [depth, distance] or so")
+    _check_shape("the model", array, None, MODEL)
     if factor != 1:
         array = (array.astype(np.float64) / factor).astype(array.dtype)
     if units is not None:
@@ -198,20 +200,17 @@ def read_gathers(
         TypeError: If the file does not hold real numbers.
         ValueError: If suffix, bytes, shape, sampling, headers or values do not fit.
     """
-    file = _existing(path)
-    real_dtype("dtype", dtype)
-    shape = None if shape is None else lengths("shape", shape)
+    file, shape = _existing(path, shape, dtype)
     if dt is not None:
         check_dt(dt)
     text("shot_key", shot_key)
     flag("pad", pad)
     if _format_of(file) == "segy":
         gathers = read_segy_gathers(file, dt, byte_order, shot_key, dtype, pad=pad)
-        array = gathers.data.numpy()
-        _check_shape(file, array, shape, (3,), "gathers: [shot, receiver, time]")
+        _check_shape(file, gathers.data.numpy(), shape, GATHERS)
         return gathers
     array = _read_array(file, shape, file_dtype, order, byte_order)
-    _check_shape(file, array, shape, (3,), "gathers: [shot, receiver, time]")
+    _check_shape(file, array, shape, GATHERS)
     if dt is None:
         raise ValueError(f"{file} does not hold its sampling; pass dt=..., in seconds")
     return Gathers(torch.tensor(array, dtype=dtype), dt)
@@ -249,7 +248,7 @@ def write_gathers(
     check_path("path", path)
     instance("gathers", gathers, Gathers, "hvpopt.fwi.Gathers: Gathers(data, dt)")
     array = as_array(gathers.data)
-    _check_shape("the data", array, None, (3,), "gathers: [shot, receiver, time]")
+    _check_shape("the data", array, None, GATHERS)
     with _replacing(path, overwrite=overwrite) as file:
         if _format_of(Path(path)) != "segy":
             _write_array(file, array, file_dtype, order, byte_order)
@@ -357,13 +356,17 @@ def _format_of(path: Path) -> str:
 # -- checks -----------------------------------------------------------------------
 
 
-def _existing(path: PathLike) -> Path:
+def _existing(
+    path: PathLike, shape: Sequence[int] | None, dtype: torch.dtype
+) -> tuple[Path, tuple[int, ...] | None]:
+    """Return the file to read and the shape asked for, both checked as is the dtype."""
     check_path("path", path)
     file = Path(path)
     _format_of(file)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
-    return file
+    checks.floating("dtype", dtype)
+    return file, None if shape is None else lengths("shape", shape)
 
 
 @contextmanager
@@ -388,12 +391,12 @@ def _check_shape(
     path: object,
     array: Array,
     shape: Sequence[int] | None,
-    axes: tuple[int, ...],
-    what: str,
+    kind: tuple[tuple[int, ...], str],
 ) -> None:
     """Raise unless an array has the shape asked for, the axes of its kind, no NaN."""
     if shape is not None and array.shape != tuple(shape):
         raise ValueError(f"{path} has shape {array.shape}, not shape={tuple(shape)}")
+    axes, what = kind
     if array.ndim not in axes or array.size == 0:
         raise ValueError(f"{path} has shape {array.shape}, which does not fit {what}")
     finite = np.isfinite(array)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 
@@ -141,12 +140,6 @@ def path(name: str, value: Any) -> None:
     """Raise TypeError unless a value is a path."""
     if not isinstance(value, (str, os.PathLike)) or isinstance(value, bytes):
         raise TypeError(f"{name} is {_a(value)}; it must be a string or a Path")
-
-
-def real_dtype(name: str, value: Any) -> None:
-    """Raise TypeError unless a value is a floating-point torch dtype."""
-    if not isinstance(value, torch.dtype) or not value.is_floating_point:
-        raise TypeError(f"{name} is {value!r}; it must be torch.float32 or torch.float64")
 
 
 def lengths(name: str, value: Any) -> tuple[int, ...]:

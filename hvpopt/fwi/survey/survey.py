@@ -10,11 +10,11 @@ import deepwave
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.survey._arguments import (
     indices,
     instance,
     number,
-    real_dtype,
     text,
     whole,
 )
@@ -72,6 +72,10 @@ class _Setting:
     max_vel: float
     pml_freq: float
     options: dict[str, Any]
+
+
+#: The golden ratio's fraction, in units of 2⁻⁶⁴.
+GOLDEN = 11400714819323198485
 
 
 class Survey:
@@ -253,22 +257,23 @@ class Survey:
         return self._of(self._setting, self._acquisition.encode(codes))
 
     def draw(self, n_shots: int, *, seed: int = 0) -> list[int]:
-        """Return indices of shots drawn at random, spread evenly along the line.
+        """Return indices of some shots, spread evenly along the line.
 
         Systematic sampling (Cochran, Sampling Techniques, 1977, ch. 8): shots at equal
-        steps along the axis on which the sources lie widest, from a random first one.
-        Every shot is drawn with the same probability, ``n_shots`` of all.
+        steps along the axis on which the sources lie widest. The first one follows from
+        the seed by multiples of the golden ratio, so that over any run of seeds every
+        shot is drawn about equally often, ``n_shots`` of all times (Weyl's sequence).
 
         Args:
             n_shots: How many, none twice.
-            seed: Of the first one.
+            seed: Of the first one. Consecutive seeds draw shots far from each other.
 
         Raises:
             ValueError: If there are not so many.
         """
         whole("n_shots", n_shots, 1, self.n_shots)
-        generator = torch.Generator().manual_seed(whole("seed", seed, 0))
-        first = float(torch.rand((), generator=generator, dtype=torch.float64))
+        # in integers, since the product with a large seed would round its fraction away
+        first = whole("seed", seed, 0) * GOLDEN % 2**64 / 2**64
         step, line = self.n_shots / n_shots, self._acquisition.line()
         # rounding may reach the end of the last step
         places = (int((first + k) * step) for k in range(n_shots))
@@ -287,7 +292,7 @@ class Survey:
     ) -> Survey:
         """Return the same survey with wavelets of another dtype or on another device."""
         if dtype is not None:
-            real_dtype("dtype", dtype)
+            checks.floating("dtype", dtype)
         # "cuda" as tensors call it, "cuda:0"
         to = self.device if device is None else torch.empty(0, device=device).device
         moved = self._acquisition.to(dtype or self.dtype, to)
