@@ -7,11 +7,12 @@ import signal
 import warnings
 from dataclasses import replace
 
-import deepwave
+import distributed_worker as worker
 import pytest
 import torch
 from samples import D, Rows, flat, rows_of
-from tolerances import PRODUCT
+from test_distributed import run, same_bits
+from tolerances import PRODUCT, SAME_INVERSION
 from waves import arguments, models_of, one_thread, perturbed, rand, wavelets
 
 import hvpopt
@@ -21,11 +22,10 @@ from hvpopt.fwi import Survey, WaveformMisfit
 from hvpopt.fwi.hessian.waveforms import Waveforms
 from hvpopt.methods.default import default_method
 from hvpopt.methods.stochastic import falls
-from hvpopt.run import _files as files
 from hvpopt.run._checkpoint import Checkpoint, load
 from hvpopt.run.signals import acknowledge
 
-__all__ = ["one_thread"]
+__all__ = ["one_thread", "run"]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:At least six grid cells:UserWarning"),
@@ -48,6 +48,8 @@ def whole_value(rows, model):
 def sampled(rows, start=None, **options):
     method = options.pop("method", None) or StochasticQuasiNewton()
     start = zeros(rows) if start is None else start
+    if "checkpoint" in options:
+        options.setdefault("checkpoint_every", 999)  # at the end alone
     return hvpopt.minimize(rows, start, method=method, **options)
 
 
@@ -187,9 +189,9 @@ def test_noise_that_cannot_be_fitted_makes_samples_grow(generator):
 
 def test_without_noise_samples_need_not_grow(generator):
     rows = rows_of(generator)
-    result = sampled(rows, max_cost=4.0)
+    result = sampled(rows, max_cost=8.0)
     assert {record.sample for record in result.history} == {1}
-    assert result.fun < 0.2 * whole_value(rows, zeros(rows))
+    assert result.fun < 0.3 * whole_value(rows, zeros(rows))
 
 
 def test_falling_is_told_by_the_slope(generator):
@@ -440,7 +442,19 @@ def unsynced(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def kill_at(rows, number):
+def killed(monkeypatch, objectives, start, path, number, *, within, **options):
+    """Run until an evaluation; return the result if it is not reached.
+
+    Args:
+        monkeypatch: For the saves.
+        objectives: Of which evaluations are counted together.
+        start: The model.
+        path: Of the checkpoint.
+        number: Of the evaluation, from 1.
+        within: True to save before each of the last three evaluations, so that products
+            of the step under way are saved; False to save after every ninth step.
+        options: Of minimize.
+    """
     left = [number]
 
     def count(_):
@@ -448,26 +462,32 @@ def kill_at(rows, number):
         if left[0] == 0:
             raise Killed
 
-    rows.at[0] = count
+    def within_step(saver, state):
+        if within and left[0] <= 3:
+            saver.save(state())
 
-
-def killed(monkeypatch, make, start, path, number, **options):
-    """Run until an evaluation; return the result if it is not reached."""
-    rows = make()
-    kill_at(rows, number)
+    for objective in objectives:
+        objective.at[0] = count
+    every = 1_000_000 if within else 9
     with monkeypatch.context() as patch:
-        patch.setattr(
-            Checkpoint,
-            "finish",
-            lambda self, state: None if rows.at[0] else finish(self, state),
-        )
+        patch.setattr(Checkpoint, "within_step", within_step)
+        patch.setattr(Checkpoint, "finish", _finish(left))
         try:
-            return hvpopt.minimize(rows, start, checkpoint=path, **options)
+            return hvpopt.minimize(
+                objectives, start, checkpoint=path, checkpoint_every=every, **options
+            )
         except Killed:
             return None
 
 
-finish = Checkpoint.finish
+def _finish(left):
+    finish = Checkpoint.finish
+
+    def unless_killed(saver, state):
+        if left[0] > 0:
+            finish(saver, state)
+
+    return unless_killed
 
 
 def same(result, whole):
@@ -484,18 +504,16 @@ def same(result, whole):
     assert result.counts == whole.counts
 
 
-def moments(rows, count):
-    """Evaluations of a run that was: of each kind some, those of whole parts, and ends."""
-    total = len(rows.made)
-    of_whole = [k for k, (_, n) in enumerate(rows.made, 1) if n == len(rows.numbers)]
-    changes = [
-        k
-        for k, (a, b) in enumerate(zip(rows.made, rows.made[1:], strict=False), 1)
-        if a != b
-    ]
-    steps = [1 + (k * (total - 1)) // count for k in range(count)]
-    chosen = {*steps, *of_whole[:4], *changes[:: max(1, len(changes) // count)], total}
-    return sorted({k + j for k in chosen for j in (0, 1)})
+def moments(made, n_parts):
+    """Return numbers of evaluations of every kind in a run, with where they are."""
+    whats = [what for what, _ in made]
+    sizes = [n for _, n in made]
+    whole = [k for k, n in enumerate(sizes, 1) if n == n_parts]
+    grown = next(k for k, n in enumerate(sizes, 1) if k > 30 and n > sizes[20])
+    paired = [k for k, what in enumerate(whats, 1) if what == "product" and k > 20]
+    later = [k for k in whole if k > 30]
+    found = {2, 3, 6, 9, 20, *paired[:2], grown - 1, grown, *later[:4], len(made)}
+    return sorted(found)
 
 
 @pytest.mark.parametrize("encoded", WAYS)
@@ -504,22 +522,20 @@ def test_killed_at_any_evaluation_it_is_the_same_run(
     generator, tmp_path, monkeypatch, unsynced, encoded, within
 ):
     """Within the measurement, a pair's product, at growth and at the change of stage."""
-    rows = rows_of(generator, 16, 2, 10, encoded=encoded, noise=0.5, bend=0.02)
+    rows = rows_of(generator, 12, 2, 4, encoded=encoded, noise=2.0, bend=0.02)
     start = zeros(rows)
-    options = {"method": StochasticQuasiNewton(size=2)}
+    options = {"method": StochasticQuasiNewton(size=1), "gtol": 1e-3}
     whole = hvpopt.minimize(rows, start, **options)
     assert {record.stage for record in whole.history} == {0, 1}
-    saving = {"checkpoint_seconds": 0.0 if within else 60.0}
-    for number in moments(rows, 12):
+    for number in moments(rows.made, 12):
         path = tmp_path / f"{number}"
         first = killed(
-            monkeypatch, lambda: rows_like(rows), start, path, number, **options, **saving
+            monkeypatch, [rows_like(rows)], start, path, number, within=within, **options
         )
-        if first is not None:
-            same(first, whole)
-            continue
-        again = rows_like(rows)
-        result = hvpopt.minimize(again, start, checkpoint=path, **options)
+        assert first is None
+        result = hvpopt.minimize(
+            rows_like(rows), start, checkpoint=path, checkpoint_every=999, **options
+        )
         same(result, whole)
         if within:
             assert result.resume_counts.products == 0
@@ -530,30 +546,24 @@ def test_killed_again_and_again_in_lists(
     generator, tmp_path, monkeypatch, unsynced, encoded
 ):
     """Also in the samples of a second entry, with another number of parts."""
-    one = rows_of(generator, 16, 2, 10, encoded=encoded, noise=0.5, bend=0.02)
-    two = rows_of(generator, 24, 2, 10, encoded=encoded, noise=0.5, bend=0.02)
-    start = zeros(one)
+    one = rows_of(generator, 12, 2, 4, encoded=encoded, noise=2.0, bend=0.02)
+    two = rows_of(generator, 16, 2, 4, encoded=encoded, noise=2.0, bend=0.02)
+    start, path = zeros(one), tmp_path / "state"
     options = {
-        "method": StochasticQuasiNewton(size=2),
-        "max_iter": [6, 5],
-        "max_cost": 60.0,
+        "method": StochasticQuasiNewton(size=1),
+        "max_iter": [2, 5],
+        "max_cost": 20.0,
     }
     whole = hvpopt.minimize([one, two], start, **options)
     assert {record.stage for record in whole.history} >= {0, 2}
-    path = tmp_path / "state"
-    for session in range(100):
+    for session in range(40):
         pair = [rows_like(one), rows_like(two)]
-        pair[1].at = pair[0].at
-        kill_at(pair[0], 25 + session)
-        with monkeypatch.context() as patch:
-            patch.setattr(Checkpoint, "finish", lambda *_: None)
-            try:
-                result = hvpopt.minimize(
-                    pair, start, checkpoint=path, checkpoint_seconds=0.0, **options
-                )
-            except Killed:
-                continue
-        break
+        number = 12 + 7 * session
+        result = killed(
+            monkeypatch, pair, start, path, number, within=session % 3 > 0, **options
+        )
+        if result is not None:
+            break
     assert session > 4
     same(result, whole)
 
@@ -562,9 +572,9 @@ def test_killed_again_and_again_in_lists(
 def test_stopped_after_each_step_it_is_the_same_run(
     generator, tmp_path, unsynced, encoded
 ):
-    rows = rows_of(generator, 16, 2, 10, encoded=encoded, noise=0.5)
+    rows = rows_of(generator, 8, 2, 4, encoded=encoded, noise=2.0)
     start, path = zeros(rows), tmp_path / "state"
-    options = {"method": StochasticQuasiNewton(size=2), "max_iter": 12}
+    options = {"method": StochasticQuasiNewton(size=1), "max_cost": 8.0}
     whole = hvpopt.minimize(rows, start, **options)
     for _ in range(2 * len(whole.history)):
         result = hvpopt.minimize(
@@ -584,7 +594,7 @@ def test_stopped_after_each_step_it_is_the_same_run(
 @pytest.mark.parametrize("encoded", WAYS)
 @pytest.mark.parametrize("limit", [{"max_iter": 2}, {"max_cost": 6.0}, {"max_iter": 0}])
 def test_a_limit_is_raised_later(generator, tmp_path, encoded, limit):
-    rows = rows_of(generator, encoded=encoded, noise=0.3)
+    rows = rows_of(generator, 30, 4, 10, encoded=encoded, noise=1.0)
     path = tmp_path / "state"
     whole = sampled(rows)
     first = sampled(rows_like(rows), checkpoint=path, **limit)
@@ -594,7 +604,7 @@ def test_a_limit_is_raised_later(generator, tmp_path, encoded, limit):
 
 
 def test_a_loss_that_fails_goes_on_from_where_it_was(generator, tmp_path):
-    rows = rows_of(generator, noise=0.3)
+    rows = rows_of(generator, 30, 4, 10, noise=1.0)
     whole = sampled(rows)
     path = tmp_path / "state"
     first = stop_in_sampling("raised", rows_like(rows), checkpoint=path)
@@ -637,9 +647,9 @@ def test_another_sample_is_refused(generator, tmp_path):
 @pytest.mark.parametrize(
     "where", [("value",), ("gradient",), ("product",), ("value", "gradient", "product")]
 )
-@pytest.mark.parametrize("after", [0, 7, 60])
+@pytest.mark.parametrize("after", [0, 7, 40])
 def test_bad_part_is_dropped(generator, tmp_path, encoded, where, after):
-    rows = rows_of(generator, encoded=encoded, noise=0.3, drop=True)
+    rows = rows_of(generator, 20, 4, 8, encoded=encoded, noise=1.0, drop=True)
     evaluations = [0]
 
     def count(_):
@@ -655,22 +665,21 @@ def test_bad_part_is_dropped(generator, tmp_path, encoded, where, after):
     told = [str(w.message) for w in warned]
     if "product" in where and len(where) == 1 and not told:
         # drawn samples after the first step make no product
-        assert not encoded or after > 40
+        assert not encoded
         return
     assert len(told) == 1
     assert "part 3 is dropped from the objective" in told[0]
     assert list(result.history[-1].dropped) == ["part 3"]
-    left = [i for i in range(40) if i != 3]
+    left = [i for i in range(20) if i != 3]
     alone = Rows(rows.matrix[left], rows.data[left])
     assert result.fun == pytest.approx(alone.value(result.x), rel=1e-9)
     expected = hvpopt.minimize(alone, zeros(rows), method=QuasiNewton(), max_iter=300)
     assert gap(result.x, expected.x) < SAME_MINIMUM
     assert "dropped from the objective (part 3" in result.message
     assert result.counts == rows.spent()
-    if after < 60 and "product" not in where:
-        # samples go on without it
-        sizes = [r.sample for r in result.history if r.dropped]
-        assert sizes[0] > 0
+    if after < 40:
+        sizes = [record.sample for record in result.history if record.dropped]
+        assert sizes[0] > 0, "samples go on without it"
 
 
 @pytest.mark.parametrize("encoded", WAYS)
@@ -690,7 +699,7 @@ def test_bad_part_that_must_not_be_dropped(generator, encoded, where):
 
 @pytest.mark.parametrize("encoded", WAYS)
 def test_run_that_dropped_a_part_is_resumed(generator, tmp_path, encoded):
-    rows = rows_of(generator, encoded=encoded, noise=0.3, drop=True)
+    rows = rows_of(generator, 20, 4, 8, encoded=encoded, noise=1.0, drop=True)
 
     def spoil(objective, stop=None):
         def callback(_, record):
@@ -979,6 +988,30 @@ def test_default_for_a_list_suits_every_entry(generator):
     for misfit, expected in (("l2", True), ("huber", True)):
         chosen = default_method(WaveformMisfit(survey, observed, misfit))
         assert isinstance(chosen, StochasticQuasiNewton) is expected
+
+
+# -- ranks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("misfit", ["l2", "huber"])
+def test_one_two_and_four_ranks_sample_alike(run, seed, misfit):
+    alone = worker.sample(seed, misfit, shard=False)
+    x, fun, status, counts, sizes = alone
+    assert same_bits(worker.sample(seed, misfit), alone)
+    assert set(sizes) == {2}
+    assert status == "MAX_COST"
+    for size in (2, 4):
+        found = run("sample", size, misfit=misfit).all()
+        assert all(same_bits(found[0], other) for other in found)
+        assert gap(found[0][0], x) <= SAME_INVERSION
+        assert abs(found[0][1] - fun) <= SAME_INVERSION * fun
+        assert found[0][2:] == (status, counts, sizes)
+
+
+def test_samples_have_a_part_for_each_rank(run):
+    for ranks, expected in ((2, {2}), (3, {3})):
+        found = run("sample", ranks, misfit="l2", size=None).all()
+        assert {sizes for *_, every in found for sizes in every} == expected
 
 
 # -- the door ---------------------------------------------------------------------------

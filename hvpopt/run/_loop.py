@@ -40,7 +40,7 @@ from hvpopt.methods.points import Budget, Point, Problem
 from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model
-from hvpopt.problem.objective import Objective
+from hvpopt.problem.objective import Kind, Objective
 from hvpopt.problem.processes import ALONE, Processes
 from hvpopt.run._checkpoint import Checkpoint
 from hvpopt.run._fingerprint import check_same_value
@@ -370,9 +370,12 @@ class Run:
         """
         if error.parts or not self.method.samples:
             return error
-        model = self.space.to_model(vector)
+        problem = self.problem
+        kind: Kind = "gauss-newton" if problem.objective.has_gauss_newton else "exact"
         try:
-            self.problem.objective.value_and_gradient(model)
+            point = problem.linearise(vector, None)
+            with problem.hessian(point, kind) as hessian:
+                hessian.matvec(point.gradient)
         except BadPartError as whole:
             return whole
         return error
@@ -542,10 +545,9 @@ class Run:
         if not (refused or isinstance(error, FloatingPointError)):
             return
         model = self.space.to_model(self.point.vector)
-        if self.method.samples:  # whose trials are by gradients
+        if self.method.samples:  # whose trials are by gradients too
             self.problem.objective.value_and_gradient(model)
-        else:
-            self.problem.objective.value(model)
+        self.problem.objective.value(model)
 
     def _advance(self, step: Step, state: Any) -> None:
         """Move to the step's end, and evaluate what the next iteration needs there."""
