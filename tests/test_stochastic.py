@@ -692,9 +692,12 @@ def test_bad_part_that_must_not_be_dropped(generator, encoded, where):
     except BadPartError as error:
         assert "part 3" in str(error)
     else:
-        # drawn samples need not meet the part before it is met by the whole
-        assert not result.success
-        assert "part 3" in result.message
+        # drawn samples need not meet the part before it is met by the whole, which makes
+        # no product
+        assert not encoded
+        if where != "product":
+            assert not result.success
+            assert "part 3" in result.message
 
 
 @pytest.mark.parametrize("encoded", WAYS)
@@ -927,7 +930,8 @@ def test_parameterisation_weights_and_single_precision(generator):
 
 
 def test_lists_of_losses_share_nothing_but_what_was_learnt(generator):
-    one, two = rows_of(generator, noise=0.3), rows_of(generator, 24, noise=0.3)
+    one = rows_of(generator, 40, 4, 10, noise=1.0)
+    two = rows_of(generator, 24, 4, 10, noise=1.0)
     result = sampled([one, two], zeros(one), max_iter=[2, 300])
     assert result.success, result.message
     expected = hvpopt.minimize(rows_like(two), zeros(two), method=QuasiNewton())
@@ -940,7 +944,7 @@ def test_lists_of_losses_share_nothing_but_what_was_learnt(generator):
 
 
 def test_entries_that_are_the_same_objective(generator):
-    rows = rows_of(generator, noise=0.3)
+    rows = rows_of(generator, 40, 4, 10, noise=1.0)
     result = sampled([rows, rows], zeros(rows), max_iter=[1, 300])
     assert result.success
     assert {record.stage for record in result.history} == {0, 2, 3}
@@ -948,8 +952,8 @@ def test_entries_that_are_the_same_objective(generator):
 
 
 def test_sampled_entry_then_one_that_cannot_be_sampled(generator):
-    rows = rows_of(generator, noise=0.3)
-    few = rows_of(generator, 2, 40, noise=0.3, encoded=False)
+    rows = rows_of(generator, 40, 4, 10, noise=1.0)
+    few = rows_of(generator, 2, 40, 10, noise=1.0, encoded=False)
     result = sampled([rows, few], zeros(rows), max_iter=[1, 300])
     assert result.success, result.message
     expected = hvpopt.minimize(rows_like(few), zeros(few), method=QuasiNewton())
@@ -969,7 +973,7 @@ def test_default_samples_where_there_are_parts_enough(generator):
     assert named(12, True) == named(24, False) == "StochasticQuasiNewton"
     plain = hvpopt.TorchObjective(smoothness)
     assert isinstance(default_method(plain), hvpopt.TrustRegionNewton)
-    rows = rows_of(generator, noise=0.3)
+    rows = rows_of(generator, 40, 4, 10, noise=1.0)
     result = hvpopt.minimize(rows, zeros(rows))
     same(result, sampled(rows_like(rows)))
     assert "steps were on samples of 1" in result.message

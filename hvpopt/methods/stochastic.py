@@ -118,7 +118,7 @@ class StochasticQuasiNewton(SampledMethod):
     shots, alone or with regularisation. Any other objective is left to ``last``.
 
     Each record's value and gradient are those of its sample. Whole values are computed
-    at the start, where a sample grows and at the end: the best model is best by these.
+    at the start and at the end of the samples: the best model is the better of the two.
 
     Args:
         size: Parts of the first samples. Default 1 where they are encoded, 4 where they

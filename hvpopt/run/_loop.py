@@ -965,6 +965,9 @@ class Run:
             )
         )
         message = result.message + self._about_samples(estimated)
+        for part, why in self._dropped.items():
+            if not any(part in record.dropped for record in self.history):
+                message += f"; its value is without {part} ({why})"
         ended = self.history[-1].stage
         if ended < len(self.stages) - 1:
             message += f"; this was stage {ended + 1} of {len(self.stages)}"
