@@ -58,13 +58,13 @@ def invert(seed, method, shard=True, max_iter=3, **options):
     return result.x, result.fun, result.status.name, *costs_of(objective)
 
 
-def sample(seed, misfit, size=2, shard=True):
+def sample(seed, misfit, parts=2, shard=True):
     """Invert on samples, then on all shots; what is compared, and the samples' sizes.
 
     Args:
         seed: Of the problem.
         misfit: ``"l2"`` for encoded shots, ``"huber"`` for drawn ones.
-        size: Of the samples; None for the default.
+        parts: Of the first samples; None for the default.
         shard: Run on ranks.
     """
     objective, start = problem(seed, misfit=misfit)
@@ -72,10 +72,10 @@ def sample(seed, misfit, size=2, shard=True):
     result = hvpopt.minimize(
         objective,
         start,
-        method=hvpopt.StochasticQuasiNewton(size=size),
+        method=hvpopt.StochasticQuasiNewton(size=parts),
         lower=1500.0,
         upper=2400.0,
-        max_cost=8.0,
+        max_cost=5.0,
     )
     sizes = [record.sample for record in result.history]
     return result.x, result.fun, result.status.name, objective.counts.as_dict(), sizes

@@ -302,7 +302,7 @@ class StochasticQuasiNewton(SampledMethod):
             )
         size = state.size
         if not objective.encodes:
-            size = max(size // 2, objective.processes.count)
+            size = max(size // 2, 1)
         estimates = []
         for k in range(n_probes):
             probed = problem.sampled(size, self._seed(1, k))
