@@ -80,6 +80,7 @@ class StochasticState:
 
     Attributes:
         size: Parts of the current sample.
+        encoded: True if they are random sums of all parts, and pairs come from products.
         number: Number of the current sample.
         on_sample: Steps taken on it.
         initial: The measured diagonal; None before the first step.
@@ -96,6 +97,7 @@ class StochasticState:
     """
 
     size: int
+    encoded: bool
     number: int = 0
     on_sample: int = 0
     initial: DiagonalState | None = None
@@ -117,8 +119,10 @@ class StochasticQuasiNewton(SampledMethod):
     For a sum of many parts that can be sampled, such as a ``WaveformMisfit`` of many
     shots, alone or with regularisation. Any other objective is left to ``last``.
 
-    Each record's value and gradient are those of its sample. Whole values are computed
-    at the start and at the end of the samples: the best model is the better of the two.
+    Each record's value and gradient are those of its sample. The whole is evaluated at
+    the start and at the end of the samples: the better of the two models is the best. A
+    step on which the loss of samples rises much is judged on its own sample, and halved
+    until it lowers that.
 
     Args:
         size: Parts of the first samples. Default 1 where they are encoded, 4 where they
@@ -181,7 +185,7 @@ class StochasticQuasiNewton(SampledMethod):
 
     def _next(self, problem: Problem, state: StochasticState) -> StochasticState:
         """Return the state with the number of the sample of the next point."""
-        if not problem.objective.encodes and state.on_sample + 1 < STEPS:
+        if not state.encoded and state.on_sample + 1 < STEPS:
             return replace(state, on_sample=state.on_sample + 1)
         return replace(state, number=state.number + 1, on_sample=0)
 
@@ -190,14 +194,16 @@ class StochasticQuasiNewton(SampledMethod):
     def start(self, problem: Problem) -> StochasticState:
         """Return the state of a run that has measured nothing yet."""
         single = problem.space.eps >= torch.finfo(torch.float32).eps
-        return StochasticState(self._first_size(problem.objective), single=single)
+        objective = problem.objective
+        size = self._first_size(objective)
+        return StochasticState(size, objective.encodes, single=single)
 
     def next_stage(self, problem: Problem, state: Any) -> StochasticState:
-        """Return the state at another objective, with the curvature that is known."""
-        if not isinstance(state, StochasticState):
-            return self.start(problem)
-        first = self.start(problem)
-        return replace(state, size=first.size, momentum=None, weight=0.0, losses=())
+        """Return the state of a new start: the diagonal costs less than a gradient."""
+        start = self.start(problem)
+        if isinstance(state, StochasticState):  # no sample twice
+            start = replace(start, number=state.number + 1)
+        return start
 
     def step(
         self, problem: Problem, point: Point, state: StochasticState, budget: Budget
@@ -213,7 +219,7 @@ class StochasticQuasiNewton(SampledMethod):
             if state.size > WHOLE * problem.objective.n_parts:
                 reason = "the loss of samples no longer falls"
                 return Step(None, point.value, 0.0, 0, Direction(point.gradient), reason)
-        beta = MOMENTUM if problem.objective.encodes else 0.0
+        beta = MOMENTUM if state.encoded else 0.0
         momentum = point.gradient * (1.0 - beta)
         if state.momentum is not None and beta:
             momentum = momentum + beta * state.momentum
@@ -270,9 +276,11 @@ class StochasticQuasiNewton(SampledMethod):
         if state.on_sample:
             s, y = after.vector - before.vector, after.gradient - before.gradient
             return self._with_pair(state, s, y)
+        state = replace(state, losses=(*state.losses, after.value))
+        if not state.encoded:
+            return state
         total = after.vector if state.total is None else state.total + after.vector
-        losses = (*state.losses, after.value)
-        return replace(state, total=total, in_group=state.in_group + 1, losses=losses)
+        return replace(state, total=total, in_group=state.in_group + 1)
 
     # -- curvature --------------------------------------------------------------
 
@@ -294,14 +302,14 @@ class StochasticQuasiNewton(SampledMethod):
             OutOfBudget: If too few products are left.
         """
         objective, kind = problem.objective, _kind(problem)
-        n_probes = PROBES[objective.encodes]
+        n_probes = PROBES[state.encoded]
         if budget.products < n_probes + 1:
             raise OutOfBudget(
                 f"measuring a diagonal takes {n_probes + 1} products, and "
                 f"{budget.products:g} are left"
             )
         size = state.size
-        if not objective.encodes:
+        if not state.encoded:
             size = max(size // 2, 1)
         estimates = []
         for k in range(n_probes):
@@ -332,7 +340,7 @@ class StochasticQuasiNewton(SampledMethod):
         """Return the state with the pair of the last two groups of iterates."""
         assert state.total is not None
         mean = state.total / state.in_group
-        if problem.objective.encodes and state.mean is not None and budget.products >= 1:
+        if state.mean is not None and budget.products >= 1:
             s = mean - state.mean
             if bool(s.any()):
                 sample = problem.sampled(state.size, self._seed(2, state.number))
@@ -366,7 +374,7 @@ class StochasticQuasiNewton(SampledMethod):
     ) -> StochasticState:
         """Return the state with a larger sample if the loss of samples has stalled."""
         n_parts = problem.objective.n_parts
-        steps = 1 if problem.objective.encodes else STEPS
+        steps = 1 if state.encoded else STEPS
         span = max(TREND, round(2 * n_parts / (state.size * steps)))
         if len(state.losses) < span or falls(state.losses[-span:]):
             return replace(state, losses=state.losses[-span:])
@@ -383,11 +391,12 @@ def falls(losses: Sequence[float]) -> bool:
     """Return True if a sequence of noisy losses falls, by the slope of its logarithm.
 
     Args:
-        losses: At equal steps, two or more.
+        losses: At equal steps, two or more. Of losses that are not all positive the
+            slope is their own.
     """
-    logs = np.log(np.maximum(losses, np.finfo(float).tiny))
-    steps = np.arange(len(logs)) - 0.5 * (len(logs) - 1)
-    return float(steps @ logs) < 0.0
+    heights = np.log(losses) if min(losses) > 0.0 else np.asarray(losses)
+    steps = np.arange(len(heights)) - 0.5 * (len(heights) - 1)
+    return float(steps @ heights) < 0.0
 
 
 def agreement(diagonal: Tensor, damping: float, s: Tensor, y: Tensor) -> float:
@@ -405,7 +414,7 @@ def agreement(diagonal: Tensor, damping: float, s: Tensor, y: Tensor) -> float:
     matrix = diagonal / diagonal.max() + damping
     s, y = s / unit_of(s), y / unit_of(y)
     most = float(s @ (matrix * s)) * float(y @ (y / matrix))
-    return float(s @ y) ** 2 / most
+    return max(float(s @ y) ** 2 / most, math.ulp(0.0))
 
 
 def _kind(problem: Problem) -> Kind:

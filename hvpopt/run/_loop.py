@@ -933,6 +933,11 @@ class Run:
             f"; {len(sizes)} steps were on samples of {many} {made} parts, since it is a "
             f"sum of {objective.n_parts}"
         )
+        if least < most:
+            clause += (
+                "; samples grew because their loss no longer fell, as it does where only "
+                "noise of the data or of the samples is left"
+            )
         if estimated:
             clause += f"; its value is an estimate, the mean of the last {RECENT} samples"
         return clause
