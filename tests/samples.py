@@ -1,4 +1,4 @@
-"""A sum of many parts that can be sampled, cheap and exact: what sampled runs minimise."""
+"""A sum of many parts, cheap and exact, that sampled runs minimise."""
 
 from collections import Counter
 

@@ -6,6 +6,7 @@ import os
 import signal
 import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import distributed_worker as worker
 import pytest
@@ -63,7 +64,7 @@ def gap(a, b):
 def line_of(n_shots, propagator="scalar", **options):
     """A survey of shots at different cells of the small grid's second row."""
     given = arguments(propagator, 1)
-    ((channel, (_, sources)),) = given["sources"].items()
+    ((channel, _),) = given["sources"].items()
     places = torch.tensor([[[2, 1 + (i * 14) // n_shots]] for i in range(n_shots)])
     given["sources"] = {channel: (wavelets(1).expand(n_shots, 1, -1).clone(), places)}
     ((channel, receivers),) = given["receivers"].items()
@@ -150,7 +151,7 @@ def test_parts_of_sums_and_what_they_cost(generator):
 @pytest.mark.parametrize("encoded", WAYS)
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_last_stage_ends_where_quasi_newton_does(generator, encoded, noise):
-    rows = rows_of(generator, encoded=encoded, noise=noise, bend=0.02)
+    rows = rows_of(generator, 40, 4, 12, encoded=encoded, noise=noise, bend=0.02)
     result = sampled(rows, max_iter=300)
     whole = hvpopt.minimize(
         Rows(rows.matrix, rows.data, bend=rows.bend),
@@ -327,7 +328,7 @@ def test_limit_of_cost_is_kept(generator, encoded, limit):
     assert result.status is Status.MAX_COST
     spent = rows.cost(rows.spent())
     costs = [rows.cost(record.counts) for record in result.history]
-    largest = max([b - a for a, b in zip(costs, costs[1:], strict=False)], default=0.0)
+    largest = max([b - a for a, b in pairwise(costs)], default=0.0)
     assert spent <= max(limit, costs[0]) + largest + 0.5
     if limit > costs[0] + 0.5:
         assert result.nit > 0
@@ -516,10 +517,11 @@ def moments(made, n_parts):
     return sorted(found)
 
 
+@pytest.mark.usefixtures("unsynced")
 @pytest.mark.parametrize("encoded", WAYS)
 @pytest.mark.parametrize("within", [True, False])
 def test_killed_at_any_evaluation_it_is_the_same_run(
-    generator, tmp_path, monkeypatch, unsynced, encoded, within
+    generator, tmp_path, monkeypatch, encoded, within
 ):
     """Within the measurement, a pair's product, at growth and at the change of stage."""
     rows = rows_of(generator, 12, 2, 4, encoded=encoded, noise=2.0, bend=0.02)
@@ -541,10 +543,9 @@ def test_killed_at_any_evaluation_it_is_the_same_run(
             assert result.resume_counts.products == 0
 
 
+@pytest.mark.usefixtures("unsynced")
 @pytest.mark.parametrize("encoded", WAYS)
-def test_killed_again_and_again_in_lists(
-    generator, tmp_path, monkeypatch, unsynced, encoded
-):
+def test_killed_again_and_again_in_lists(generator, tmp_path, monkeypatch, encoded):
     """Also in the samples of a second entry, with another number of parts."""
     one = rows_of(generator, 12, 2, 4, encoded=encoded, noise=2.0, bend=0.02)
     two = rows_of(generator, 16, 2, 4, encoded=encoded, noise=2.0, bend=0.02)
@@ -568,10 +569,9 @@ def test_killed_again_and_again_in_lists(
     same(result, whole)
 
 
+@pytest.mark.usefixtures("unsynced")
 @pytest.mark.parametrize("encoded", WAYS)
-def test_stopped_after_each_step_it_is_the_same_run(
-    generator, tmp_path, unsynced, encoded
-):
+def test_stopped_after_each_step_it_is_the_same_run(generator, tmp_path, encoded):
     rows = rows_of(generator, 8, 2, 4, encoded=encoded, noise=2.0)
     start, path = zeros(rows), tmp_path / "state"
     options = {"method": StochasticQuasiNewton(size=1), "max_cost": 8.0}
@@ -648,7 +648,7 @@ def test_another_sample_is_refused(generator, tmp_path):
     "where", [("value",), ("gradient",), ("product",), ("value", "gradient", "product")]
 )
 @pytest.mark.parametrize("after", [0, 7, 40])
-def test_bad_part_is_dropped(generator, tmp_path, encoded, where, after):
+def test_bad_part_is_dropped(generator, encoded, where, after):
     rows = rows_of(generator, 20, 4, 8, encoded=encoded, noise=1.0, drop=True)
     evaluations = [0]
 
@@ -690,14 +690,16 @@ def test_bad_part_that_must_not_be_dropped(generator, encoded, where):
     try:
         result = sampled(rows)
     except BadPartError as error:
-        assert "part 3" in str(error)
+        told = str(error)
     else:
+        told = result.message
         # drawn samples need not meet the part before it is met by the whole, which makes
         # no product
         assert not encoded
-        if where != "product":
-            assert not result.success
-            assert "part 3" in result.message
+        if where == "product":
+            return
+        assert not result.success
+    assert "part 3" in told
 
 
 @pytest.mark.parametrize("encoded", WAYS)
@@ -720,21 +722,22 @@ def test_run_that_dropped_a_part_is_resumed(generator, tmp_path, encoded):
         sampled(first, callback=spoil(first, stop=20), checkpoint=path)
     again = rows_like(rows)
     again.bad[3] = ("value", "gradient")
-    result = sampled(again, checkpoint=path)
+    with warnings.catch_warnings():
+        # where the samples before the stop had not met it, the part is dropped now
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = sampled(again, checkpoint=path)
     same(result, whole)
 
 
 def test_part_that_is_bad_only_in_the_last_value_is_told(generator):
     rows = rows_of(generator, drop=True)
 
-    def callback(_, record):
+    def callback(*_):
         rows.bad[3] = ("value",)
 
     with pytest.warns(RuntimeWarning, match="part 3 is dropped"):
         result = sampled(rows, max_cost=3.0, callback=callback)
-    alone = Rows(
-        *(t[[i for i in range(40) if i != 3]] for t in (rows.matrix, rows.data))
-    )
+    alone = Rows(*(t[[i for i in range(40) if i != 3]] for t in (rows.matrix, rows.data)))
     assert result.fun == pytest.approx(alone.value(result.x), rel=PRODUCT)
     assert "part 3" in result.message
 
@@ -904,7 +907,7 @@ def test_waveforms_of_several_parameters(generator, propagator):
 
 
 def test_parameterisation_weights_and_single_precision(generator):
-    survey = line_of(12, dtype=torch.float32) if False else line_of(12)
+    survey = line_of(12)
     (v_true,) = models_of("scalar", generator)
     observed = survey.simulate(v_true)
     slowness = 1e3 / v_true
@@ -913,14 +916,14 @@ def test_parameterisation_weights_and_single_precision(generator):
         "weighted": WaveformMisfit(
             survey,
             observed,
-            hvpopt.fwi.L2(trace_weights=torch.linspace(0.5, 1.5, 12, dtype=D)[:, None]),
+            hvpopt.fwi.L2(
+                trace_weights=torch.linspace(0.5, 1.5, 48, dtype=D).view(12, 4)
+            ),
             lambda s: 1e3 / s,
         ),
     }
     single = survey.to(dtype=torch.float32)
-    cases["float32"] = WaveformMisfit(
-        single, observed.float(), "l2", lambda s: 1e3 / s
-    )
+    cases["float32"] = WaveformMisfit(single, observed.float(), "l2", lambda s: 1e3 / s)
     assert [case.encodes for case in cases.values()] == [True, False, True]
     for name, objective in cases.items():
         (start,) = perturbed((slowness,), generator, by=0.01)
@@ -1078,7 +1081,9 @@ def test_options_are_shown_and_set():
 @pytest.mark.parametrize("encoded", WAYS)
 def test_start_at_the_true_model(generator, encoded):
     rows = rows_of(generator, encoded=encoded)
-    decay = torch.linalg.lstsq(rows.matrix.reshape(-1, 30), rows.data.reshape(-1)).solution
+    decay = torch.linalg.lstsq(
+        rows.matrix.reshape(-1, 30), rows.data.reshape(-1)
+    ).solution
     exact = Rows(rows.matrix, rows.matrix @ decay, encoded=encoded)
     result = sampled(exact, decay)
     assert result.success, result.message
@@ -1117,25 +1122,25 @@ def test_large_first_sizes(generator, encoded, size):
 
 
 @pytest.mark.parametrize("encoded", WAYS)
-@pytest.mark.parametrize("unit", [1e-150, 1e-30, 1e30, 1e120])
+@pytest.mark.parametrize("unit", [1e-150, 1e120])
 def test_units_of_the_loss_change_nothing(generator, encoded, unit):
     rows = rows_of(generator, encoded=encoded, noise=0.3)
-    result = sampled(rows, max_cost=6.0)
+    result = sampled(rows, max_cost=3.0)
     root = 2.0 ** round(math.log2(unit) / 2)
     scaled = Rows(root * rows.matrix, root * rows.data, encoded=encoded)
-    found = sampled(scaled, max_cost=6.0)
+    found = sampled(scaled, max_cost=3.0)
     assert found.nit == result.nit
     assert gap(found.x, result.x) < 1e-9
 
 
 @pytest.mark.parametrize("encoded", WAYS)
-@pytest.mark.parametrize("unit", [1e-100, 1e-8, 1e8, 1e100])
+@pytest.mark.parametrize("unit", [1e-100, 1e100])
 def test_units_of_the_model_change_nothing(generator, encoded, unit):
     rows = rows_of(generator, encoded=encoded, noise=0.3)
-    result = sampled(rows, max_cost=6.0)
+    result = sampled(rows, max_cost=3.0)
     unit = 2.0 ** round(math.log2(unit))
     scaled = Rows(rows.matrix / unit, rows.data, encoded=encoded)
-    found = sampled(scaled, max_cost=6.0)
+    found = sampled(scaled, max_cost=3.0)
     assert found.nit == result.nit
     assert gap(found.x / unit, result.x) < 1e-9
 
@@ -1149,7 +1154,7 @@ def test_exact_curvature_where_there_is_no_gauss_newton_matrix(generator):
             return super().hessian(model, kind, space=space)
 
     for encoded in (True, False):
-        rows = rows_of(generator, encoded=encoded, noise=0.3, bend=0.02)
+        rows = rows_of(generator, 20, 4, 8, encoded=encoded, noise=1.0, bend=0.02)
         plain = Plain(rows.matrix, rows.data, encoded=encoded, bend=0.02)
         result = sampled(plain, max_iter=300)
         expected = hvpopt.minimize(
@@ -1161,7 +1166,7 @@ def test_exact_curvature_where_there_is_no_gauss_newton_matrix(generator):
 
 def test_all_cells_frozen(generator):
     rows = rows_of(generator)
-    with pytest.raises(ValueError, match="no free cell|free"):
+    with pytest.raises(ValueError, match="free"):
         sampled(rows, mask=False)
 
 

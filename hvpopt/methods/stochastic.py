@@ -149,7 +149,7 @@ class StochasticQuasiNewton(SampledMethod):
         self.last = QuasiNewton() if last is None else last
         use = "pass a hvpopt.QuasiNewton(...)"
         checks.instance("last", self.last, QuasiNewton, use)
-        self.seed = checks.seed("seed", seed)
+        self.seed = checks.integer("seed", seed, least=0)
 
     def stages(self, objective: Objective) -> Sequence[Method]:
         """Return this method and the last one; the last alone if sampling saves nothing.
@@ -301,7 +301,7 @@ class StochasticQuasiNewton(SampledMethod):
         Raises:
             OutOfBudget: If too few products are left.
         """
-        objective, kind = problem.objective, _kind(problem)
+        kind = _kind(problem)
         n_probes = PROBES[state.encoded]
         if budget.products < n_probes + 1:
             raise OutOfBudget(

@@ -605,9 +605,8 @@ class Run:
         if self._best is not None and torch.equal(vector, self._best[0]):
             return self._best
         while True:
-            self.problem.last_error = None
             value = self.problem.value(vector)
-            error = self.problem.last_error
+            error = self.problem.last_error if value == math.inf else None
             if not isinstance(error, BadPartError):
                 break
             self._drop(error)
