@@ -58,6 +58,29 @@ def invert(seed, method, shard=True, max_iter=3, **options):
     return result.x, result.fun, result.status.name, *costs_of(objective)
 
 
+def sample(seed, misfit, parts=2, shard=True):
+    """Invert on samples, then on all shots; what is compared, and the samples' sizes.
+
+    Args:
+        seed: Of the problem.
+        misfit: ``"l2"`` for encoded shots, ``"huber"`` for drawn ones.
+        parts: Of the first samples; None for the default.
+        shard: Run on ranks.
+    """
+    objective, start = problem(seed, misfit=misfit)
+    objective = distributed.shard(objective) if shard else objective
+    result = hvpopt.minimize(
+        objective,
+        start,
+        method=hvpopt.StochasticQuasiNewton(size=parts),
+        lower=1500.0,
+        upper=2400.0,
+        max_cost=5.0,
+    )
+    sizes = [record.sample for record in result.history]
+    return result.x, result.fun, result.status.name, objective.counts.as_dict(), sizes
+
+
 def evaluate(seed, shard=True, dtype=torch.float64, n_shots=7, costs=None, **options):
     """Evaluate everything once; numbers and vectors by name, the counts and the bytes."""
     options.setdefault("shots_per_group", None)

@@ -31,16 +31,20 @@ from hvpopt.methods.trust_region import TrustRegionNewton
 from hvpopt.problem.objective import Objective
 
 
-def default_method(objective: Objective) -> Method:
+def default_method(*objectives: Objective) -> Method:
     """Return the method that ``minimize`` takes where none is given.
 
     Args:
-        objective: What is to be minimised.
+        *objectives: What is to be minimised, each of which the method must suit.
     """
-    if not objective.has_gauss_newton:
+    if not all(objective.has_gauss_newton for objective in objectives):
         return TrustRegionNewton()
-    fewest = FEWEST_ENCODED if objective.encodes else FEWEST_DRAWN
-    return StochasticQuasiNewton() if objective.n_parts >= fewest else QuasiNewton()
+    sampled = all(objective.n_parts >= _fewest(objective) for objective in objectives)
+    return StochasticQuasiNewton() if sampled else QuasiNewton()
+
+
+def _fewest(objective: Objective) -> int:
+    return FEWEST_ENCODED if objective.encodes else FEWEST_DRAWN
 
 
 def gradients_alone() -> Method:

@@ -119,9 +119,9 @@ class StochasticQuasiNewton(SampledMethod):
     shots, alone or with regularisation. Any other objective is left to ``last``.
 
     Each record's value and gradient are those of its sample. The whole is evaluated at
-    the start, where a sample grows and at the end: the best model is the best by these
-    values. A step on which the loss of samples rises much is judged on its own sample,
-    and halved until it lowers that.
+    the start and at the end of the samples: the better of the two models is the best. A
+    step on which the loss of samples rises much is judged on its own sample, and halved
+    until it lowers that.
 
     Args:
         size: Parts of the first samples. Default 1 where they are encoded, 4 where they
@@ -148,7 +148,7 @@ class StochasticQuasiNewton(SampledMethod):
         self.last = QuasiNewton() if last is None else last
         use = "pass a hvpopt.QuasiNewton(...)"
         checks.instance("last", self.last, QuasiNewton, use)
-        self.seed = checks.seed("seed", seed)
+        self.seed = checks.integer("seed", seed, least=0)
 
     def stages(self, objective: Objective) -> Sequence[Method]:
         """Return this method and the last one; the last alone if sampling saves nothing.
@@ -248,10 +248,12 @@ class StochasticQuasiNewton(SampledMethod):
                     return Step(
                         end.vector, end.value, length, trial, direction, "", end, then
                     )
+                problem.last_error = own.last_error
             else:
                 problem.last_error = following.last_error
-                if isinstance(problem.last_error, BadPartError):
-                    break
+            bad = isinstance(problem.last_error, BadPartError)
+            if bad and following.trial(point.vector) is None:
+                break  # no shorter step would help
             if trial == 1:
                 # the directions before may be what leads up
                 state = replace(state, momentum=point.gradient)
@@ -295,7 +297,7 @@ class StochasticQuasiNewton(SampledMethod):
         Raises:
             OutOfBudget: If too few products are left.
         """
-        objective, kind = problem.objective, _kind(problem)
+        kind = _kind(problem)
         n_probes = PROBES[state.encoded]
         if budget.products < n_probes + 1:
             raise OutOfBudget(
@@ -304,7 +306,7 @@ class StochasticQuasiNewton(SampledMethod):
             )
         size = state.size
         if not state.encoded:
-            size = max(size // 2, objective.processes.count)
+            size = max(size // 2, 1)
         estimates = []
         for k in range(n_probes):
             probed = problem.sampled(size, self._seed(1, k))

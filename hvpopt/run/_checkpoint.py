@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from hvpopt.errors import StateError
 from hvpopt.model.counts import Counts
 from hvpopt.run import _files as files
 from hvpopt.run._state import RunState
-from hvpopt.run.state_tree import decode, encode
+from hvpopt.run.result import IterationRecord
+from hvpopt.run.state_tree import Encoded, decode, encode
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,8 @@ class Checkpoint:
         self._error = ""
         self._newest: tuple[int, int, Counts] | None = None
         self._there = "" if there is None else there.place
+        # a run on samples has thousands of records, and saves after each
+        self._records: list[tuple[IterationRecord, Encoded]] = []
 
     def after_step(self, iteration: int, state: Callable[[], RunState]) -> None:
         """Save the state if the iteration is a multiple of ``every``."""
@@ -120,7 +124,8 @@ class Checkpoint:
         try:
             if bad := state.unusable():
                 raise StateError(f"the state is not finite: {bad}")
-            skeleton, tensors = encode((self._problem, state))
+            history: Any = self._encoded(state.history)
+            skeleton, tensors = encode((self._problem, replace(state, history=history)))
             files.write(self.path, skeleton, tensors, keep=self._keep)
             self._keep = True
             self._newest = _content(state)
@@ -136,6 +141,14 @@ class Checkpoint:
             )
         self._last = time.monotonic()
         self.slowest = max(self.slowest, self._last - began)
+
+    def _encoded(self, records: tuple[IterationRecord, ...]) -> tuple[Encoded, ...]:
+        """Return records encoded, each once in the life of this object."""
+        known = self._records
+        for k, record in enumerate(records):
+            if k == len(known) or known[k][0] is not record:
+                known[k:] = [(record, Encoded(record))]
+        return tuple(encoded for _, encoded in known[: len(records)])
 
 
 def _content(state: RunState) -> tuple[int, int, Counts]:

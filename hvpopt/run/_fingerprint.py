@@ -142,6 +142,7 @@ def describe(tree: Any) -> Any:
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         names = [field.name for field in dataclasses.fields(tree)]
         return [type(tree).__qualname__, {n: describe(getattr(tree, n)) for n in names}]
-    if callable(tree):
+    # a method of a method can be called, to refuse that in words
+    if callable(tree) and not isinstance(tree, Method):
         return getattr(tree, "__qualname__", type(tree).__qualname__)
     return [type(tree).__qualname__, describe(getattr(tree, "__dict__", {}))]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,7 +40,7 @@ from hvpopt.methods.points import Budget, Point, Problem
 from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model
-from hvpopt.problem.objective import Objective
+from hvpopt.problem.objective import Kind, Objective
 from hvpopt.problem.processes import ALONE, Processes
 from hvpopt.run._checkpoint import Checkpoint
 from hvpopt.run._fingerprint import check_same_value
@@ -85,6 +86,8 @@ AT_ONCE = (
     Status.MAX_SECONDS,
     Status.FAILED,
 )
+#: Limits of a list's entry, of all its stages together.
+LIMITS = (Status.MAX_ITERATIONS, Status.MAX_PRODUCTS)
 #: Last losses of samples whose mean is an estimate of the objective.
 RECENT = 5
 
@@ -97,11 +100,14 @@ class Stage:
         objective: The objective to minimise.
         limits: Limits and tolerances of the stage.
         method: Takes the steps.
+        entry: Place of the objective in the list of losses. Its limits of steps and
+            products are of all stages of the entry together. Default 0.
     """
 
     objective: Objective
     limits: Limits
     method: Method
+    entry: int = 0
 
 
 class Run:
@@ -153,9 +159,12 @@ class Run:
         self._gradients_alone = ""
         self._negative_curvature: Tensor | None = None
         self._pending: tuple[Tensor, float] | None = None
-        # of a sampled stage: the best model by its whole value, and parts in its steps
+        # of a sampled stage: the best model by its whole value, parts in its steps, and
+        # the largest gradient
         self._best: tuple[Tensor, float] | None = None
-        self._sampled = 0
+        self._sampled, self._steepest = 0, 0.0
+        # steps of the entry's stages before
+        self._steps_before = 0
         self._meters = ExitStack()
         self._meter, self._earlier = Counts(), Counts()
         self._resumed = Counts()
@@ -204,9 +213,7 @@ class Run:
             self._check_same_stage(state)
         self.first, self.history = state.first, list(state.history)
         self._best = state.best
-        records = [record for record in self.history if record.stage == state.stage]
-        self._sampled = sum(record.sample for record in records[1:])
-        self._cost_before, self._counted = self._cost_of_stages(state)
+        self._sum_up()
         self._negative_curvature = state.negative_curvature
         if state.gradients_alone and self.fallback is not None:
             self.method, self.fallback = self.fallback, None
@@ -232,28 +239,41 @@ class Run:
             state.point.value, value, where=f"where stage {state.stage + 1} was saved"
         )
 
-    def _cost_of_stages(self, state: RunState) -> tuple[float, Counts]:
-        """Return what the stages before a state's cost, and their counts."""
-        cost, counted = 0.0, Counts()
-        for number, stage in enumerate(self.stages[: state.stage]):
-            last = [r.counts for r in state.history if r.stage == number][-1]
-            cost += stage.objective.cost(last - counted)
-            counted = last
-        return cost, counted
+    def _sum_up(self) -> None:
+        """Set the cost of the stages before, and what this entry has taken so far.
+
+        Both come from the records alone, which are the same in a resumed run.
+        """
+        self._cost_before, self._counted = 0.0, Counts()
+        self._sampled = self._steps_before = 0
+        entry = self.stages[self._stage].entry
+        for number in range(self._stage + 1):
+            stage = self.stages[number]
+            records = [record for record in self.history if record.stage == number]
+            taken = [b for a, b in pairwise(records) if b.iteration > a.iteration]
+            sampled = sum(record.sample for record in taken)
+            if number == self._stage:
+                self._sampled = sampled
+                self._steepest = max((r.gradient_norm for r in records), default=0.0)
+            elif records:
+                last = records[-1].counts
+                self._cost_before += stage.objective.cost(last - self._counted)
+                self._counted = last
+                if stage.entry == entry:
+                    passes = sampled // stage.objective.n_parts
+                    self._steps_before += passes if stage.method.samples else len(taken)
 
     def _begin_stage(self, number: int) -> None:
         """Make a stage's objective the current one, and count its evaluations."""
         stage = self.stages[number]
         same = number > 0 and stage.objective is self.stages[number - 1].objective
         objective = stage.objective
-        if number > 0 and self.history:
-            self._counted = self._spent
-            self._cost_before = self._cost
         if same and self._dropped:
             objective = objective.without(self._dropped)
         else:
             self._dropped = {}
-        self._stage, self._sampled = number, 0
+        self._stage = number
+        self._sum_up()
         if not self._gradients_alone:
             self.method = stage.method
         self._meters.close()
@@ -321,7 +341,7 @@ class Run:
                 break
             except BadPartError as error:
                 value = math.nan
-                self._drop(self._located(error))
+                self._drop(self._located(error, vector))
             except SecondOrderError as error:
                 self._fall_back(error, stacklevel=5)
                 known = None
@@ -341,13 +361,21 @@ class Run:
             return self.method.sample(self.problem, state)
         return self.problem
 
-    def _located(self, error: BadPartError) -> BadPartError:
-        """Return an error that names the bad parts that an encoded sample has met."""
+    def _located(self, error: BadPartError, vector: Tensor) -> BadPartError:
+        """Return an error that names the bad parts that an encoded sample has met.
+
+        Args:
+            error: What the sample raised.
+            vector: Where ``[n]``.
+        """
         if error.parts or not self.method.samples:
             return error
-        model = self.space.to_model(self.point.vector)
+        problem = self.problem
+        kind: Kind = "gauss-newton" if problem.objective.has_gauss_newton else "exact"
         try:
-            self.problem.objective.value_and_gradient(model)
+            point = problem.linearise(vector, None)
+            with problem.hessian(point, kind) as hessian:
+                hessian.matvec(point.gradient)
         except BadPartError as whole:
             return whole
         return error
@@ -378,8 +406,12 @@ class Run:
             logger.warning(message)
             warnings.warn(message, RuntimeWarning, stacklevel=5)
         self._dropped = {**self._dropped, **error.parts}
-        self._best = None  # by the value of another objective
         self._become(objective)
+        best, self._best = self._best, None
+        if best is not None and self.method.samples:
+            # its value is of another objective
+            value = self.problem.value(best[0])
+            self._best = (best[0], value) if math.isfinite(value) else None
 
     def _fall_back(self, error: SecondOrderError, *, stacklevel: int) -> None:
         """Replace the method by the fallback, which needs no products.
@@ -425,9 +457,10 @@ class Run:
                 try:
                     self._step(bar)
                 except Stop as stop:  # noqa: PERF203 - a stage ends once
-                    if stop.status in ENDING or self._stage == len(self.stages) - 1:
+                    number = self._following(stop.status)
+                    if number is None:
                         raise
-                    self._next_stage()
+                    self._next_stage(number)
         except Stop as stop:
             return self._result(stop.status, stop.detail)
         except KeyboardInterrupt:
@@ -455,10 +488,10 @@ class Run:
             taken = self._accepted(self._next_step(self.state.method))
             self._advance(taken, self.state.method)
         except BadPartError as error:
-            self._drop(self._located(error))
-            self._release()
             end = self.point.vector if taken is None else taken.vector
             assert end is not None
+            self._drop(self._located(error, end))
+            self._release()
             self._enter(end, taken)
             self._pending = None
         except SecondOrderError as error:
@@ -479,6 +512,9 @@ class Run:
         """Return the method's step, or what is known of a point that needs none."""
         if self.method.samples:
             self._check_limits(None)
+            if self.history[-1].gradient_norm <= self._limits.gtol * self._steepest:
+                # the next stage tells whether the whole objective has converged
+                raise Stop(Status.NO_DECREASE, "the gradient of a sample vanishes")
             return self.method.step(self.problem, self.point, state, self._budget())
         at = Iterate(
             self.problem,
@@ -506,8 +542,12 @@ class Run:
         error = self.problem.last_error
         # a RankError that does not end the run: some processes rejected the trial model
         refused = getattr(error, "ends_run", None) is False
-        if refused or isinstance(error, FloatingPointError):
-            self.problem.objective.value(self.space.to_model(self.point.vector))
+        if not (refused or isinstance(error, FloatingPointError)):
+            return
+        model = self.space.to_model(self.point.vector)
+        if self.method.samples:  # whose trials are by gradients too
+            self.problem.objective.value_and_gradient(model)
+        self.problem.objective.value(model)
 
     def _advance(self, step: Step, state: Any) -> None:
         """Move to the step's end, and evaluate what the next iteration needs there."""
@@ -525,15 +565,35 @@ class Run:
         self._record(step, before.vector, size, state)
         self._commit(state)
 
-    def _next_stage(self) -> None:
+    def _following(self, status: Status) -> int | None:
+        """Return the number of the stage that follows; None if the run ends.
+
+        Args:
+            status: Why the stage ends.
+        """
+        if status in ENDING:
+            return None
+        entry = self.stages[self._stage].entry
+        for number in range(self._stage + 1, len(self.stages)):
+            stage = self.stages[number]
+            over = stage.entry == entry and status in LIMITS
+            if not over and not (self._gradients_alone and stage.method.samples):
+                return number
+        return None
+
+    def _next_stage(self, number: int) -> None:
         assert self.state is not None
         self._release()
         vector, value, handed = self.point.vector, math.nan, None
-        number = self._stage + 1
+        stage, before = self.stages[number], self.stages[self._stage]
         if isinstance(self.method, SampledMethod):
-            vector, value = self._judged()
-            if self.stages[number].objective is self.stages[self._stage].objective:
+            self._best = vector, value = self._judged()
+            if stage.objective is not before.objective:
+                value = math.nan
+            if not stage.method.samples:
                 handed = self.method.handed_on(self.state.method)
+                if stage.entry != before.entry:
+                    handed = stage.method.next_stage(self.problem, handed)
         self._begin_stage(number)
         self.first = vector
         self._enter(vector, value=value, handed=handed)
@@ -542,14 +602,18 @@ class Run:
     def _judged(self) -> tuple[Tensor, float]:
         """Return the best model of a sampled stage by its whole value, and that value."""
         vector = self.point.vector
+        if self._best is not None and torch.equal(vector, self._best[0]):
+            return self._best
         while True:
-            try:
-                value = self.problem.objective.value(self.space.to_model(vector))
+            value = self.problem.value(vector)
+            error = self.problem.last_error if value == math.inf else None
+            if not isinstance(error, BadPartError):
                 break
-            except BadPartError as error:
-                self._drop(error)
+            self._drop(error)
         if self._best is not None and not value < self._best[1]:
             return self._best
+        if error is not None:
+            raise error
         return vector, value
 
     def _without_products(self, error: SecondOrderError) -> None:
@@ -574,7 +638,14 @@ class Run:
         self._fall_back(error, stacklevel=6)
         self._release()
         self.point = replace(self.point, hessian=None)
-        self._commit(self.method.start(self.problem))
+        assert self.state is not None
+        self.state = replace(self.state, method=self.method.start(self.problem))
+        if self.history[-1].sample:  # the point is one of a sample
+            number = self._following(Status.STATIONARY)
+            assert number is not None
+            self._next_stage(number)
+            return
+        self._commit(self.state.method)
         if self.checkpoint is not None:
             self.checkpoint.save(self._to_be_saved())
 
@@ -605,7 +676,7 @@ class Run:
     def _steps(self) -> int:
         """Number of steps of this stage so far; on samples, of passes over all parts."""
         if self.method.samples:
-            return self._sampled // self.problem.objective.n_parts
+            return self._sampled // self.stages[self._stage].objective.n_parts
         start = self._start_of_stage()
         return 0 if start is None else self.history[-1].iteration - start.iteration
 
@@ -642,7 +713,7 @@ class Run:
             if known is not None:
                 status = Status.CONVERGED if known.minimum else Status.STATIONARY
                 raise Stop(status, known.reason)
-        if self._steps >= self._limits.max_iter:
+        if self._steps_before + self._steps >= self._limits.max_iter:
             raise Stop(Status.MAX_ITERATIONS)
         if self._out_of_products():
             raise Stop(Status.MAX_PRODUCTS)
@@ -663,7 +734,8 @@ class Run:
 
     def _at_limit(self, steps: int = 0) -> bool:
         """Return True if a limit allows no further step after ``steps`` more."""
-        last = self._steps + steps >= self._limits.max_iter
+        taken = self._steps_before + self._steps + steps
+        last = taken >= self._limits.max_iter
         limits = (self._out_of_products, self._over_cost, self._out_of_time)
         return last or any(reached() for reached in limits)
 
@@ -676,9 +748,12 @@ class Run:
 
     def _budget(self) -> Budget:
         deadline = self.watch.deadline if self._cut_short else math.inf
-        start = self._start_of_stage()
         spent = self._spent.products
-        if self._stage > 0:  # the cost of this stage alone, which may have no record yet
+        entry = self.stages[self._stage].entry
+        begun = next(n for n, stage in enumerate(self.stages) if stage.entry == entry)
+        if begun > 0:  # the cost of this entry alone, which may have no record yet
+            there = (r for r in self.history if begun <= r.stage <= self._stage)
+            start = next(there, None)
             spent -= spent if start is None else start.counts.products
         return Budget(self._limits.max_products - spent, deadline)
 
@@ -737,6 +812,7 @@ class Run:
             dropped=dict(self._dropped),
             sample=sample,
         )
+        self._steepest = max(self._steepest, record.gradient_norm)
         if step is not None and step.direction.negative_curvature is not None:
             self._negative_curvature = step.direction.negative_curvature
         self.history.append(record)
@@ -827,15 +903,20 @@ class Run:
 
     def _best_of_samples(self, status: Status) -> tuple[Tensor, float, bool]:
         """Return the best model of a sampled stage, its value, and if that is a guess."""
+        last = self.history[-1]
+        if self._stage > last.stage and self._best is not None:
+            return (*self._best, False)  # judged before the next stage failed to begin
         if status not in AT_ONCE:
             try:
                 return (*self._judged(), False)
             except (Stop, KeyboardInterrupt, Exception) as error:
                 logger.warning("the value of the whole objective failed: %s", error)
-        values = [r.value for r in self.history if r.stage == self.history[-1].stage]
+        values = [r.value for r in self.history if r.objective == last.objective]
         mean = sum(values[-RECENT:]) / len(values[-RECENT:])
-        if self._best is not None and not mean < self._best[1]:
-            return (*self._best, False)
+        if self._best is not None:
+            at_best = torch.equal(self.point.vector, self._best[0])
+            if at_best or not mean < self._best[1]:
+                return (*self._best, False)
         return self.point.vector, mean, True
 
     def _about_samples(self, estimated: bool) -> str:
@@ -888,6 +969,9 @@ class Run:
             )
         )
         message = result.message + self._about_samples(estimated)
+        for part, why in self._dropped.items():
+            if not any(part in record.dropped for record in self.history):
+                message += f"; its value is without {part} ({why})"
         ended = self.history[-1].stage
         if ended < len(self.stages) - 1:
             message += f"; this was stage {ended + 1} of {len(self.stages)}"

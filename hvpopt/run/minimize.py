@@ -78,8 +78,9 @@ def minimize(
         model: The start: a tensor, a tuple or a dict of tensors. Not changed. Hooks on it
             are ignored, with a warning.
         method: The method that takes the steps. Default ``QuasiNewton()`` for an
-            objective with a Gauss-Newton matrix, such as a waveform misfit, else
-            ``TrustRegionNewton()``; and, with a warning,
+            objective with a Gauss-Newton matrix, such as a waveform misfit, or
+            ``StochasticQuasiNewton()`` if it has parts enough to be sampled (12 encoded
+            shots, or 24 drawn ones); else ``TrustRegionNewton()``; and, with a warning,
             ``QuasiNewton(initial=GradientScale())`` if the first step shows that the loss
             has no second derivative.
         scale: Size of one unit of each parameter; see ModelSpace. Default 1.
@@ -87,12 +88,12 @@ def minimize(
         lower: Lower bounds in the model's units, scalars or tensors; see ModelSpace.
             Every iterate and trial is within the bounds. Default none.
         upper: Upper bounds in the model's units, like ``lower``. Default none.
-        max_iter: Largest number of steps of a stage: one number, or a list with one for
-            each stage. Of steps on samples, as many as take all parts of the objective
+        max_iter: Largest number of steps for each loss: one number, or a list with one
+            for each. Of steps on samples, as many as take all parts of the objective
             once count as one. Default 100.
-        max_products: Largest number of Hessian-vector products of a stage, a number or a
-            list. The last step may be cut short. Ignored by methods without products.
-            Default no limit.
+        max_products: Largest number of Hessian-vector products for each loss, of samples
+            or of the whole, a number or a list. The last step may be cut short. Ignored
+            by methods without products. Default no limit.
         max_seconds: Largest time of this process, seconds, for all stages together;
             checked between products. Default no limit.
         max_cost: Largest cost of all stages together, in gradients of the whole
@@ -199,11 +200,10 @@ def minimize(
     start = copy_model(model)
     space = ModelSpace(start, scale=scale, mask=mask, lower=lower, upper=upper)
     # the default method must suit every stage
-    plainest = min(objectives, key=lambda one: (one.has_gauss_newton, one.n_parts))
-    chosen = default_method(plainest) if method is None else checked_method(method)
+    chosen = default_method(*objectives) if method is None else checked_method(method)
     stages = [
-        Stage(objective, limit, each_method)
-        for objective, limit in zip(objectives, limits, strict=True)
+        Stage(objective, limit, each_method, entry)
+        for entry, (objective, limit) in enumerate(zip(objectives, limits, strict=True))
         for each_method in chosen.stages(objective)
     ]
     shared = (o.processes for o in objectives if o.processes is not ALONE)
@@ -313,12 +313,14 @@ def _check_start(run: Run, problem: dict[str, Any], state: RunState) -> None:
     except BadPartError as error:
         first = (record for record in state.history if record.stage == 0)
         dropped = {part for record in first for part in record.dropped}
-        if not error.parts or not error.parts.keys() <= dropped:
+        # samples need not have met it, although the run's last value has
+        known = state.history[-1].sample > 0 or error.parts.keys() <= dropped
+        if not error.parts or not known:
             message = f"the loss at its start cannot be evaluated any more: {error}"
             raise StateError(message) from error
         logger.warning(
             "the loss at the start cannot be compared with the saved one: %s, which the "
-            "run dropped later, is bad already",
+            "run drops later, is bad already",
             ", ".join(sorted(error.parts)),
         )
         return

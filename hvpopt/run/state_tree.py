@@ -46,12 +46,26 @@ def register(cls: C) -> C:
     return cls
 
 
+class Encoded:
+    """A part of a tree that is encoded already; it holds no tensors.
+
+    Args:
+        tree: The part; see ``encode``.
+
+    Attributes:
+        skeleton: What ``json`` writes of it.
+    """
+
+    def __init__(self, tree: Any) -> None:
+        self.skeleton = _encode(tree, "state", None)
+
+
 def encode(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     """Return a tree as a JSON skeleton and its tensors by name.
 
     Args:
         tree: A tree of None, bools, ints, floats, strings, enums, tensors, lists, tuples,
-            dicts with string keys, and allowed dataclasses.
+            dicts with string keys, allowed dataclasses, and ``Encoded``.
 
     Returns:
         An object that ``json`` can write, and copies of the tensors on the host.
@@ -128,6 +142,8 @@ def _children(tree: Any) -> list[tuple[str, Any]]:
 
 
 def _encode(tree: Any, where: str, tensors: dict[str, Tensor] | None) -> Any:
+    if isinstance(tree, Encoded):
+        return tree.skeleton
     if isinstance(tree, Enum):
         return {"enum": _allowed_name(type(tree), where), "name": tree.name}
     if tree is None or isinstance(tree, (bool, int, str)):
