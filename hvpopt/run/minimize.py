@@ -320,7 +320,7 @@ def _check_start(run: Run, problem: dict[str, Any], state: RunState) -> None:
             raise StateError(message) from error
         logger.warning(
             "the loss at the start cannot be compared with the saved one: %s, which the "
-            "run drops later, is bad already",
+            "run dropped later, is bad already",
             ", ".join(sorted(error.parts)),
         )
         return
