@@ -188,10 +188,9 @@ def test_noise_that_cannot_be_fitted_makes_samples_grow(generator):
         assert steps[-1] <= 20
 
 
-def test_without_noise_samples_need_not_grow(generator):
+def test_without_noise_a_few_gradients_lower_the_whole(generator):
     rows = rows_of(generator)
     result = sampled(rows, max_cost=8.0)
-    assert {record.sample for record in result.history} == {1}
     assert result.fun < 0.3 * whole_value(rows, zeros(rows))
 
 

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise, takewhile
 from typing import Any
 
@@ -54,6 +54,7 @@ from hvpopt.run._limits import (
     check_repeatable,
 )
 from hvpopt.run._saved_products import ProductLog
+from hvpopt.run._stages import RECENT, Entry, Stage, about_samples
 from hvpopt.run._state import RunState
 from hvpopt.run.history import HistoryFile
 from hvpopt.run.result import (
@@ -88,26 +89,6 @@ AT_ONCE = (
 )
 #: Limits of a list's entry, of all its stages together.
 LIMITS = (Status.MAX_ITERATIONS, Status.MAX_PRODUCTS)
-#: Last losses of samples whose mean is an estimate of the objective.
-RECENT = 5
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a run.
-
-    Attributes:
-        objective: The objective to minimise.
-        limits: Limits and tolerances of the stage.
-        method: Takes the steps.
-        entry: Place of the objective in the list of losses. Its limits of steps and
-            products are of all stages of the entry together. Default 0.
-    """
-
-    objective: Objective
-    limits: Limits
-    method: Method
-    entry: int = 0
 
 
 class Run:
@@ -159,17 +140,12 @@ class Run:
         self._gradients_alone = ""
         self._negative_curvature: Tensor | None = None
         self._pending: tuple[Tensor, float] | None = None
-        # of a sampled stage: the best model by its whole value, parts in its steps, and
-        # the largest gradient
+        # of a sampled stage: the best model by its whole value
         self._best: tuple[Tensor, float] | None = None
-        self._sampled, self._steepest = 0, 0.0
-        # steps of the entry's stages before
-        self._steps_before = 0
+        self._entry = Entry()
         self._meters = ExitStack()
         self._meter, self._earlier = Counts(), Counts()
         self._resumed = Counts()
-        # what earlier stages cost in gradients, and what was counted then
-        self._cost_before, self._counted = 0.0, Counts()
         self._began = time.monotonic()
         self._processes = processes
         self._products = ProductLog(keeps=saving and processes.is_main)
@@ -213,7 +189,7 @@ class Run:
             self._check_same_stage(state)
         self.first, self.history = state.first, list(state.history)
         self._best = state.best
-        self._sum_up()
+        self._entry = Entry.so_far(self.stages, self._stage, self.history)
         self._negative_curvature = state.negative_curvature
         if state.gradients_alone and self.fallback is not None:
             self.method, self.fallback = self.fallback, None
@@ -239,30 +215,6 @@ class Run:
             state.point.value, value, where=f"where stage {state.stage + 1} was saved"
         )
 
-    def _sum_up(self) -> None:
-        """Set the cost of the stages before, and what this entry has taken so far.
-
-        Both come from the records alone, which are the same in a resumed run.
-        """
-        self._cost_before, self._counted = 0.0, Counts()
-        self._sampled = self._steps_before = 0
-        entry = self.stages[self._stage].entry
-        for number in range(self._stage + 1):
-            stage = self.stages[number]
-            records = [record for record in self.history if record.stage == number]
-            taken = [b for a, b in pairwise(records) if b.iteration > a.iteration]
-            sampled = sum(record.sample for record in taken)
-            if number == self._stage:
-                self._sampled = sampled
-                self._steepest = max((r.gradient_norm for r in records), default=0.0)
-            elif records:
-                last = records[-1].counts
-                self._cost_before += stage.objective.cost(last - self._counted)
-                self._counted = last
-                if stage.entry == entry:
-                    passes = sampled // stage.objective.n_parts
-                    self._steps_before += passes if stage.method.samples else len(taken)
-
     def _begin_stage(self, number: int) -> None:
         """Make a stage's objective the current one, and count its evaluations."""
         stage = self.stages[number]
@@ -273,7 +225,7 @@ class Run:
         else:
             self._dropped = {}
         self._stage = number
-        self._sum_up()
+        self._entry = Entry.so_far(self.stages, self._stage, self.history)
         if not self._gradients_alone:
             self.method = stage.method
         self._meters.close()
@@ -512,7 +464,7 @@ class Run:
         """Return the method's step, or what is known of a point that needs none."""
         if self.method.samples:
             self._check_limits(None)
-            if self.history[-1].gradient_norm <= self._limits.gtol * self._steepest:
+            if self.history[-1].gradient_norm <= self._limits.gtol * self._entry.steepest:
                 # the next stage tells whether the whole objective has converged
                 raise Stop(Status.NO_DECREASE, "the gradient of a sample vanishes")
             return self.method.step(self.problem, self.point, state, self._budget())
@@ -562,8 +514,18 @@ class Run:
             self.space, self.first, before.vector, after.vector - before.vector
         )
         state = self.method.update(state, before, after, step)
+        self._judge_where_it_grew(state)
         self._record(step, before.vector, size, state)
         self._commit(state)
+
+    def _judge_where_it_grew(self, state: Any) -> None:
+        """Evaluate the whole where the sample has grown, and keep the best model."""
+        if not isinstance(self.method, SampledMethod) or self._best is None:
+            return
+        if self.method.sample_size(state) > self.history[-1].sample:
+            value = self.problem.value(self.point.vector)
+            if value < self._best[1]:
+                self._best = self.point.vector, value
 
     def _following(self, status: Status) -> int | None:
         """Return the number of the stage that follows; None if the run ends.
@@ -676,7 +638,7 @@ class Run:
     def _steps(self) -> int:
         """Number of steps of this stage so far; on samples, of passes over all parts."""
         if self.method.samples:
-            return self._sampled // self.stages[self._stage].objective.n_parts
+            return self._entry.sampled // self.stages[self._stage].objective.n_parts
         start = self._start_of_stage()
         return 0 if start is None else self.history[-1].iteration - start.iteration
 
@@ -689,7 +651,7 @@ class Run:
     def _cost(self) -> float:
         """Cost of the run so far, in gradients of each stage's objective."""
         objective = self.stages[self._stage].objective
-        return self._cost_before + objective.cost(self._spent - self._counted)
+        return self._entry.cost + objective.cost(self._spent - self._entry.counted)
 
     def _over_cost(self) -> bool:
         if self.max_cost == math.inf:
@@ -713,7 +675,7 @@ class Run:
             if known is not None:
                 status = Status.CONVERGED if known.minimum else Status.STATIONARY
                 raise Stop(status, known.reason)
-        if self._steps_before + self._steps >= self._limits.max_iter:
+        if self._entry.steps + self._steps >= self._limits.max_iter:
             raise Stop(Status.MAX_ITERATIONS)
         if self._out_of_products():
             raise Stop(Status.MAX_PRODUCTS)
@@ -734,7 +696,7 @@ class Run:
 
     def _at_limit(self, steps: int = 0) -> bool:
         """Return True if a limit allows no further step after ``steps`` more."""
-        taken = self._steps_before + self._steps + steps
+        taken = self._entry.steps + self._steps + steps
         last = taken >= self._limits.max_iter
         limits = (self._out_of_products, self._over_cost, self._out_of_time)
         return last or any(reached() for reached in limits)
@@ -796,7 +758,6 @@ class Run:
         sample = 0
         if isinstance(self.method, SampledMethod):
             sample = self.method.sample_size(state)
-            self._sampled += sample * (step is not None)
         steps = -1 if not self.history else self.history[-1].iteration
         # the record that begins a later stage is not a step
         taken = step is not None or not self.history
@@ -812,7 +773,7 @@ class Run:
             dropped=dict(self._dropped),
             sample=sample,
         )
-        self._steepest = max(self._steepest, record.gradient_norm)
+        self._entry = self._entry.after(record, is_step=step is not None)
         if step is not None and step.direction.negative_curvature is not None:
             self._negative_curvature = step.direction.negative_curvature
         self.history.append(record)
@@ -919,28 +880,6 @@ class Run:
                 return (*self._best, False)
         return self.point.vector, mean, True
 
-    def _about_samples(self, estimated: bool) -> str:
-        """Return a clause on the samples that steps were taken on; empty for none."""
-        sizes = [r.sample for r in self.history if r.sample and r.step_norm > 0.0]
-        if not sizes:
-            return ""
-        objective = self.stages[self._stage].objective
-        made = "encoded" if objective.encodes else "drawn"
-        least, most = min(sizes), max(sizes)
-        many = f"{least}" if least == most else f"{least} to {most}"
-        clause = (
-            f"; {len(sizes)} steps were on samples of {many} {made} parts, since it is a "
-            f"sum of {objective.n_parts}"
-        )
-        if least < most:
-            clause += (
-                "; samples grew because their loss no longer fell, as it does where only "
-                "noise of the data or of the samples is left"
-            )
-        if estimated:
-            clause += f"; its value is an estimate, the mean of the last {RECENT} samples"
-        return clause
-
     def _result(self, status: Status, detail: str = "") -> MinimizeResult:
         vector, value = self.point.vector, self.point.value
         jac: Model | None = self.space.gradient_to_model(self.point.gradient)
@@ -968,7 +907,9 @@ class Run:
                 resume_counts=self._resumed,
             )
         )
-        message = result.message + self._about_samples(estimated)
+        message = result.message + about_samples(
+            self.history, self.stages[self._stage].objective, estimated
+        )
         for part, why in self._dropped.items():
             if not any(part in record.dropped for record in self.history):
                 message += f"; its value is without {part} ({why})"

@@ -35,7 +35,8 @@ from hvpopt.run._fingerprint import (
 )
 from hvpopt.run._limits import Limits, Watch
 from hvpopt.run._lock import PathLock
-from hvpopt.run._loop import Callback, Run, Stage
+from hvpopt.run._loop import Callback, Run
+from hvpopt.run._stages import Stage
 from hvpopt.run._state import RunState
 from hvpopt.run.history import HistoryFile
 from hvpopt.run.result import IterationRecord, MinimizeResult
