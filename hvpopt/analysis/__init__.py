@@ -6,6 +6,7 @@ from hvpopt.analysis.derivatives import (
     check_hessian,
     check_symmetry,
 )
+from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
 from hvpopt.krylov.diagonal import (
     DiagonalEstimate,
     estimate_diagonal,
@@ -13,11 +14,14 @@ from hvpopt.krylov.diagonal import (
 )
 
 __all__ = [
+    "CONFIDENCE",
     "CheckReport",
     "DiagonalEstimate",
+    "Estimate",
     "check_gradient",
     "check_hessian",
     "check_symmetry",
     "estimate_diagonal",
     "smooth_diagonal",
+    "student_factor",
 ]
