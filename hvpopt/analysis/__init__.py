@@ -7,6 +7,18 @@ from hvpopt.analysis.derivatives import (
     check_symmetry,
 )
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
+from hvpopt.analysis.noise import Noise
+from hvpopt.analysis.posterior import (
+    FunctionalVariance,
+    PointwiseVariance,
+    Posterior,
+    PosteriorSamples,
+    functional_variance,
+    pointwise_variance,
+    posterior_of,
+    posterior_samples,
+)
+from hvpopt.analysis.prior import MaternPrior
 from hvpopt.krylov.diagonal import (
     DiagonalEstimate,
     estimate_diagonal,
@@ -18,10 +30,20 @@ __all__ = [
     "CheckReport",
     "DiagonalEstimate",
     "Estimate",
+    "FunctionalVariance",
+    "MaternPrior",
+    "Noise",
+    "PointwiseVariance",
+    "Posterior",
+    "PosteriorSamples",
     "check_gradient",
     "check_hessian",
     "check_symmetry",
     "estimate_diagonal",
+    "functional_variance",
+    "pointwise_variance",
+    "posterior_of",
+    "posterior_samples",
     "smooth_diagonal",
     "student_factor",
 ]
