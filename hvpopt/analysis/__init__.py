@@ -6,6 +6,7 @@ from hvpopt.analysis.derivatives import (
     check_hessian,
     check_symmetry,
 )
+from hvpopt.analysis.design import ShotInformation, shot_information
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
 from hvpopt.analysis.noise import Noise
 from hvpopt.analysis.posterior import (
@@ -36,6 +37,7 @@ __all__ = [
     "PointwiseVariance",
     "Posterior",
     "PosteriorSamples",
+    "ShotInformation",
     "check_gradient",
     "check_hessian",
     "check_symmetry",
@@ -44,6 +46,7 @@ __all__ = [
     "pointwise_variance",
     "posterior_of",
     "posterior_samples",
+    "shot_information",
     "smooth_diagonal",
     "student_factor",
 ]
