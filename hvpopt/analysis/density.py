@@ -292,9 +292,9 @@ def _gauss(diagonal: Array, off_diagonal: Array) -> Quadrature:
     nodes, vectors = scipy.linalg.eigh_tridiagonal(
         diagonal / unit, off_diagonal[:-1] / unit
     )
-    nodes = np.asarray(unit * nodes, dtype=np.float64)
-    weights = np.asarray(vectors[0] ** 2, dtype=np.float64)
-    return Quadrature(nodes, weights, diagonal, off_diagonal)
+    places: Array = np.asarray(unit * nodes, dtype=np.float64)
+    weights: Array = np.asarray(vectors[0] ** 2, dtype=np.float64)
+    return Quadrature(places, weights, diagonal, off_diagonal)
 
 
 def radau_rule(rule: Quadrature, node: float) -> Quadrature:

@@ -48,6 +48,8 @@ SPARE = 6
 #: Missed is what lies beyond the last wanted eigenvalue by more than this part of it:
 #: in a dense spectrum a finer distinction costs more than the eigenpairs.
 MISSED = 1e-2
+#: The size that an operator is given whose products are zero.
+SMALL = 1e-100
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -150,9 +152,9 @@ class _Search:
     @property
     def allowed(self) -> float:
         """Largest residual that counts as converged."""
-        # an operator that is zero has its deflation alone to round
-        rounding = 4 * float(np.finfo(float).eps) * abs(self.other_end)
-        return max(max(self.tol, 4 * self.operator.noise) * self.norm, rounding)
+        # of an operator that is zero, the size of what it is deflated with
+        size = self.norm or abs(self.other_end)
+        return max(self.tol, 4 * self.operator.noise) * size
 
     @property
     def edge(self) -> float:
@@ -195,7 +197,7 @@ class _Search:
     def _note_range(self, ritz_values: np.ndarray) -> None:
         """Note ‖H‖, and a number beyond the end that is not wanted."""
         self.norm = max(self.norm, float(np.abs(ritz_values).max()))
-        self.other_end = float(ritz_values[-1]) + 0.1 * (self.norm or 1.0)
+        self.other_end = float(ritz_values[-1]) + 0.1 * (self.norm or SMALL)
 
     def _wanted(self, basis: LanczosBasis) -> int:
         """Return how many of a basis's Ritz values belong to the k lowest of all."""

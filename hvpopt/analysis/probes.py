@@ -163,8 +163,9 @@ def jackknife(without: Tensor) -> Tensor:
     Args:
         without: T_j along the last axis, ``[…, m]``.
     """
-    center = without.mean(-1, keepdim=True)
-    return (without - center).square().sum(-1).sqrt()
+    unit = unit_of(without)  # squares of small numbers underflow
+    scaled = without / unit
+    return unit * (scaled - scaled.mean(-1, keepdim=True)).square().sum(-1).sqrt()
 
 
 def rounding_of(operator: SymmetricOperator, norm: float) -> float:
