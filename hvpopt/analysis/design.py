@@ -39,6 +39,8 @@ class ShotInformation(Estimate[Tensor]):
     ``lower`` the same, a lower bound; ``upper`` adds what lies outside, infinity without
     traces.
 
+    ``n_products`` counts those of single shots.
+
     Attributes:
         loss: What all shots tell less without each one, within the subspace ``[s]``.
         order: Shots in greedy order: each adds most to those before it.

@@ -346,9 +346,8 @@ class Posterior:
             seed=seed + 1,
         )
         remainder = max(-found.lower - 1.0, 0.0)
-        if self._remainder is None or remainder < self._remainder[0]:
-            self._remainder = remainder, confidence
-        return self._remainder[0]
+        self._remainder = remainder, confidence
+        return remainder
 
     def pointwise_variance(
         self,
