@@ -218,14 +218,16 @@ def test_posterior_of_waveforms_at_the_end_of_minimize(generator):
     true = waves.models_of("scalar", generator)[0]
     start = torch.full_like(true, 1900.0)
     misfit = WaveformMisfit(survey, survey.simulate(true))
-    space = ModelSpace(start, scale=100.0)
+    mask = torch.ones(start.shape, dtype=torch.bool)
+    mask[:7] = False
+    space = ModelSpace(start, scale=100.0, mask=mask)
     prior = MaternPrior(space, length=15.0, std=200.0, spacing=(5.0, 6.0))
     data = survey.simulate(start)
     noise = Noise(0.02 * float(data.square().mean().sqrt()), data.numel())
     whole = misfit + (1 / noise.weight) * prior.objective(start)
     result = minimize(whole, start, max_iter=1)
     mean = torch.zeros_like(start)
-    mean[5:8, 6:9] = 1 / 9
+    mean[8:11, 6:9] = 1 / 9
     posterior = posterior_of(result, misfit, prior, noise)
     assert posterior.setup.products == 8
     found = posterior.functional_variance(mean)
