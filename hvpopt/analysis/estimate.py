@@ -1,0 +1,94 @@
+"""Estimate: a number, or one for each cell, with its error and its cost.
+
+What was sampled with random probes has a standard error; what was bounded has a lower and
+an upper bound. They answer different questions and are kept apart: a bound on the value
+of a quadrature says nothing of the probes that were not drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import scipy.stats
+import torch
+from torch import Tensor
+
+from hvpopt import checks
+
+Value = TypeVar("Value", float, Tensor)
+
+#: Probability that an interval holds the true value, unless a caller asks for another.
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Estimate(Generic[Value]):
+    """A value, how far it may be off, and what it cost.
+
+    Attributes:
+        value: The estimate, a number or a tensor.
+        standard_error: Of what was sampled, shaped like ``value`` or one for all of it;
+            0 where nothing was, NaN where too few samples were drawn to tell.
+        margin: Half the width of the interval that holds what was sampled with
+            probability ``confidence``: the standard error times a quantile of Student's
+            distribution.
+        lower: Lower bound of what was bounded; −inf where nothing was.
+        upper: Upper bound of what was bounded; inf where nothing was.
+        confidence: Probability with which ``interval`` holds the true value; for a tensor
+            that of each entry. 1 where nothing was left to chance.
+        n_products: Products spent, whole ones and sampled ones.
+        n_propagations: Wave propagations spent; 0 where no wave was propagated.
+        message: What was found, a sentence.
+    """
+
+    value: Value
+    standard_error: Value | float = 0.0
+    margin: Value | float = 0.0
+    lower: Value | float = -math.inf
+    upper: Value | float = math.inf
+    confidence: float = 1.0
+    n_products: int = 0
+    n_propagations: int = 0
+    message: str = ""
+
+    @property
+    def interval(self) -> tuple[Value, Value]:
+        """Both ends of the interval that holds the true value at ``confidence``.
+
+        What was sampled and not bounded lies within ``margin`` of ``value``; what was
+        bounded too, within ``margin`` of the bounds.
+        """
+        value, margin, lower, upper = (
+            torch.as_tensor(entry, dtype=torch.float64)
+            for entry in (self.value, self.margin, self.lower, self.upper)
+        )
+        sampled = (margin != 0.0) & lower.isinf() & upper.isinf()
+        low = torch.where(sampled, value, lower) - margin
+        high = torch.where(sampled, value, upper) + margin
+        if isinstance(self.value, Tensor):
+            return low.to(self.value), high.to(self.value)
+        return low.item(), high.item()
+
+
+def student_factor(confidence: float, n_samples: int) -> float:
+    """Return how many standard errors wide a two-sided interval is on either side.
+
+    Args:
+        confidence: Probability that the interval holds the mean, in (0, 1).
+        n_samples: Independent samples that mean and standard error were made from.
+
+    Returns:
+        A quantile of Student's distribution of ``n_samples − 1`` degrees of freedom; NaN
+        for fewer than two samples.
+
+    Raises:
+        TypeError: If one is no number.
+        ValueError: If ``confidence`` is not in (0, 1).
+    """
+    confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
+    n_samples = checks.integer("n_samples", n_samples, least=0)
+    if n_samples < 2:
+        return math.nan
+    return float(scipy.stats.t.ppf(0.5 * (1.0 + confidence), n_samples - 1))
