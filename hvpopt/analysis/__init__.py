@@ -7,6 +7,14 @@ from hvpopt.analysis.derivatives import (
     check_symmetry,
 )
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
+from hvpopt.analysis.point_spread import PointSpread, point_spread, regularised_spread
+from hvpopt.analysis.probes import Probes, random_probes
+from hvpopt.analysis.resolution import (
+    CrossTalk,
+    ResolutionLengths,
+    cross_talk,
+    resolution_lengths,
+)
 from hvpopt.krylov.diagonal import (
     DiagonalEstimate,
     estimate_diagonal,
@@ -16,12 +24,21 @@ from hvpopt.krylov.diagonal import (
 __all__ = [
     "CONFIDENCE",
     "CheckReport",
+    "CrossTalk",
     "DiagonalEstimate",
     "Estimate",
+    "PointSpread",
+    "Probes",
+    "ResolutionLengths",
     "check_gradient",
     "check_hessian",
     "check_symmetry",
+    "cross_talk",
     "estimate_diagonal",
+    "point_spread",
+    "random_probes",
+    "regularised_spread",
+    "resolution_lengths",
     "smooth_diagonal",
     "student_factor",
 ]
