@@ -500,7 +500,8 @@ def plot_cross_talk(talk: CrossTalk, *, spacing: float = 1.0) -> Figure:
     checks.instance("talk", talk, CrossTalk, use)
     p = len(talk.names)
     figure = Figure(figsize=(4.0 + 3.8 * p, 1.0 + 2.6 * p), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(4.0, 3.8 * p))
+    sides: Any = figure.subfigures(1, 2, width_ratios=(4.0, 3.8 * p))
+    left, right = sides
     ax = left.add_subplot()
     drawn = ax.imshow(talk.value.numpy(), cmap=MODEL, vmin=0.0, vmax=1.0)
     error = torch.as_tensor(talk.standard_error).expand(p, p)

@@ -305,7 +305,7 @@ def _named_cells(
             )
         if name not in grids:
             raise ValueError(f"cell {cell} is of none of the parameters {tuple(grids)}")
-        indices = tuple(checks.integer("an index", i, least=0) for i in where)  # type: ignore[union-attr]
+        indices = tuple(checks.integer("an index", i, least=0) for i in where)
         grids[name].index(indices)
         named.append((name, indices))
     if len(set(named)) < len(named):

@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -274,14 +275,17 @@ def _curvature_sums(
     here = tuple(slice(max(0, -s), n - max(0, s)) for s, n in _axes(lag, grid))
     there = tuple(slice(max(0, s), n - max(0, -s)) for s, n in _axes(lag, grid))
     both = grid.free[here] & grid.free[there]
-    a, b = answers[(..., *here)] * both, answers[(..., *there)] * both
+    # the same places on the grid, whatever axes stand before it
+    at_here: Any = (..., *here)
+    at_there: Any = (..., *there)
+    a, b = answers[at_here] * both, answers[at_there] * both
     sums = []
     for left, right in ((a, b), (a, a), (b, b)):
         product = mean_of_products(left, right)
         full = product.new_zeros(product.shape[0], *grid.free.shape)
         # a pair counts half at either of its cells
-        full[(slice(None), *here)] += 0.5 * product
-        full[(slice(None), *there)] += 0.5 * product
+        full[at_here] += 0.5 * product
+        full[at_there] += 0.5 * product
         sums.append(_smooth(full, window, grid.free.ndim))
     return torch.stack(sums)
 
