@@ -7,7 +7,19 @@ from hvpopt.analysis.derivatives import (
     check_symmetry,
 )
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
+from hvpopt.analysis.noise import Noise
 from hvpopt.analysis.point_spread import PointSpread, point_spread, regularised_spread
+from hvpopt.analysis.posterior import (
+    FunctionalVariance,
+    PointwiseVariance,
+    Posterior,
+    PosteriorSamples,
+    functional_variance,
+    pointwise_variance,
+    posterior_of,
+    posterior_samples,
+)
+from hvpopt.analysis.prior import MaternPrior
 from hvpopt.analysis.probes import Probes, random_probes
 from hvpopt.analysis.resolution import (
     CrossTalk,
@@ -27,7 +39,13 @@ __all__ = [
     "CrossTalk",
     "DiagonalEstimate",
     "Estimate",
+    "FunctionalVariance",
+    "MaternPrior",
+    "Noise",
     "PointSpread",
+    "PointwiseVariance",
+    "Posterior",
+    "PosteriorSamples",
     "Probes",
     "ResolutionLengths",
     "check_gradient",
@@ -35,7 +53,11 @@ __all__ = [
     "check_symmetry",
     "cross_talk",
     "estimate_diagonal",
+    "functional_variance",
     "point_spread",
+    "pointwise_variance",
+    "posterior_of",
+    "posterior_samples",
     "random_probes",
     "regularised_spread",
     "resolution_lengths",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.model.counts import Counts
+from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace, checked_space
 from hvpopt.model.tensors import Model, named_tensors
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
@@ -195,12 +195,11 @@ class ProductSource:
 
     @contextmanager
     def metered(self) -> Iterator[Counts]:
-        """Count what a block spends, filled at its end; then release an own operator."""
-        spent, before = Counts(), self._counts.snapshot()
+        """Count what a block spends; at its end release an operator of one's own."""
         try:
-            yield spent
+            with metered(self._counts) as spent:
+                yield spent
         finally:
-            spent.tally(**(self._counts.snapshot() - before).as_dict())
             if self._objective is not None and self._operator is not None:
                 self._operator.close()
 

@@ -1,0 +1,127 @@
+"""Noise: how large the errors of the data are, without which there are no error bars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+from hvpopt import checks
+
+Samples: TypeAlias = "Tensor | Mapping[str, Tensor]"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Independent Gaussian errors of one size in every sample of the data.
+
+    They turn a mean of squares into minus the logarithm of a likelihood: with N samples
+    and standard deviation σ it is ``weight`` = N / (2σ²) times the misfit. Errors that
+    are correlated in time leave fewer independent samples than N, and error bars made
+    with ``std`` are then too small; give a larger ``std`` if in doubt.
+
+    Args:
+        std: σ, in the units of the data.
+        n_samples: N, samples of all shots, receivers and times that the misfit averages.
+        source: Where σ comes from, a sentence. Default that it was given.
+        std_error: Standard error of ``std``. Default 0, for a given one.
+
+    Raises:
+        TypeError: If one is no number.
+        ValueError: If one is not positive and finite.
+    """
+
+    std: float
+    n_samples: int
+    source: str = "the standard deviation of the noise was given"
+    std_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks.put(
+            self,
+            std=checks.number("std", self.std, above=0.0, below=math.inf),
+            n_samples=checks.integer("n_samples", self.n_samples, least=1),
+            std_error=checks.number("std_error", self.std_error, least=0.0),
+        )
+
+    @property
+    def weight(self) -> float:
+        """N / (2σ²): what times the mean of squares is minus the log-likelihood."""
+        return 0.5 * self.n_samples / self.std**2
+
+    @classmethod
+    def of_likelihood(cls) -> Noise:
+        """Return the noise of a misfit that already is minus a log-likelihood."""
+        return cls(1.0, 2, "the misfit is minus the logarithm of a likelihood as it is")
+
+    @classmethod
+    def from_residuals(cls, residuals: Samples, *, n_fitted: int = 0) -> Noise:
+        """Return the noise whose size the residuals of a fitted model show.
+
+        They hold what the model does not explain as well, so that σ is rather too large;
+        and too small if the model has fitted noise, which ``n_fitted`` makes up for.
+
+        Args:
+            residuals: Simulated minus observed data, all samples of the misfit; a mapping
+                by channel where there are several.
+            n_fitted: Degrees of freedom that the fit has used up. Default 0.
+
+        Raises:
+            TypeError: If they are no tensors of real numbers.
+            ValueError: If they are zero, not finite, or no more than ``n_fitted``.
+        """
+        energy, n = _energy("the residuals", residuals)
+        n_fitted = checks.integer("n_fitted", n_fitted, least=0, most=n - 1)
+        std = math.sqrt(energy / (n - n_fitted))
+        source = f"the standard deviation of the noise is that of {n} residuals"
+        return cls(std, n, source, std / math.sqrt(2.0 * (n - n_fitted)))
+
+    @classmethod
+    def from_quiet(cls, quiet: Samples, *, n_samples: int) -> Noise:
+        """Return the noise that samples before the first arrival hold alone.
+
+        Args:
+            quiet: Observed samples without signal, in any shape; a mapping by channel
+                where there are several.
+            n_samples: Samples of all the data that the misfit averages.
+
+        Raises:
+            TypeError: If they are no tensors of real numbers.
+            ValueError: If they are zero or not finite.
+        """
+        energy, n = _energy("the quiet samples", quiet)
+        std = math.sqrt(energy / n)
+        source = f"the standard deviation of the noise is that of {n} quiet samples"
+        return cls(std, n_samples, source, std / math.sqrt(2.0 * n))
+
+
+def checked_noise(noise: object) -> Noise:
+    """Return noise, or raise TypeError that says why there is no error bar without it.
+
+    Args:
+        noise: What was given.
+
+    Raises:
+        TypeError: If it is no Noise.
+    """
+    use = (
+        "an error bar needs the size of the noise: pass Noise(std, n_samples), "
+        "Noise.from_residuals(...) or Noise.from_quiet(...)"
+    )
+    return checks.instance("noise", noise, Noise, use)
+
+
+def _energy(what: str, samples: Samples) -> tuple[float, int]:
+    """Return the sum of squares of all samples, and their number."""
+    tensors = list(samples.values()) if isinstance(samples, Mapping) else [samples]
+    for tensor in tensors:
+        checks.tensor(what, tensor)
+    energy = sum(float(t.detach().double().square().sum()) for t in tensors)
+    if not 0.0 < energy < math.inf:
+        raise ValueError(
+            f"{what} have the sum of squares {energy:g}; it must be positive"
+        )
+    return energy, sum(t.numel() for t in tensors)
