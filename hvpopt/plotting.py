@@ -388,8 +388,10 @@ def plot_samples(
 
 
 def plot_point_spreads(spread: PointSpread, *, spacing: float = 1.0) -> Figure:
-    """Return the answer of each parameter to a change in each cell, a row for each cell.
+    """Return the answer of each parameter to a change in each cell.
 
+    A row for each cell and a column for each parameter; of one parameter three cells in a
+    row.
     Colours of a row are relative to its largest answer. What leaks in from other cells of
     the comb is cut off; the title says how much is left near the cell.
 
@@ -403,20 +405,25 @@ def plot_point_spreads(spread: PointSpread, *, spacing: float = 1.0) -> Figure:
     """
     use = "pass what hvpopt.analysis.point_spread returned"
     checks.instance("spread", spread, PointSpread, use)
-    rows, columns = len(spread.cells), len(spread.grids)
+    n, p = len(spread.cells), len(spread.grids)
+    columns = min(n, 3) if p == 1 else p
+    rows = -(-n * p // columns)
     figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    free = iter(figure.subplots(rows, columns, squeeze=False).flat)
     for i, (changed, cell) in enumerate(spread.cells):
         pictures = {name: spread.picture(i, name) for name in spread.grids}
-        reach = max(float(p.nan_to_num().abs().max()) for p in pictures.values()) or 1.0
-        for ax, (name, picture) in zip(axes[i], pictures.items(), strict=True):
-            title = f"{cell}, leakage {float(spread.leakage[i]):.1%}"
-            if columns > 1:
+        largest = [float(image.nan_to_num().abs().max()) for image in pictures.values()]
+        reach = max(largest) or 1.0
+        for name, picture in pictures.items():
+            ax, title = next(free), f"{cell}, leakage {float(spread.leakage[i]):.1%}"
+            if p > 1:
                 title = f"{changed} changed at {cell}, {name} answers"
             draw_image(
                 ax, picture / reach, title, spacing=spacing, limits=(-1, 1), signed=True
             )
             ax.plot((cell[1] + 0.5) * spacing, (cell[0] + 0.5) * spacing, "k+")
+    for ax in free:
+        ax.set_axis_off()
     return figure
 
 
@@ -468,6 +475,7 @@ def plot_lengths(
     principal = lengths.principal[:, at[:, 0], at[:, 1]]
     down, across = lengths.direction[:, at[:, 0], at[:, 1]]
     good = principal.isfinite().all(0) & (principal[-1] < 2 * top)
+    axes[2].set_aspect("equal")
     for ax in axes[:2]:
         ax.add_collection(
             EllipseCollection(

@@ -10,6 +10,7 @@ from waves import one_thread, rand, survey  # noqa: F401 - an autouse fixture
 
 from hvpopt import MatrixOperator, ModelSpace
 from hvpopt.analysis.point_spread import point_spread, regularised_spread
+from hvpopt.analysis.prior import MaternPrior
 from hvpopt.analysis.probes import Probes, grids_of, mean_of_products, random_probes
 from hvpopt.analysis.resolution import cross_talk, resolution_lengths
 from hvpopt.fwi import WaveformMisfit
@@ -427,6 +428,22 @@ def test_regularised_spread_is_bracketed_however_early_it_ends(max_products, gen
     else:
         assert found.n_products <= 2 * max_products
         assert "did not reach" in found.message
+
+
+def test_regularised_spread_under_a_matern_prior(generator):
+    mask = torch.ones(5, 6, dtype=torch.bool)
+    mask[0, :2] = False
+    space = ModelSpace(torch.zeros(5, 6, dtype=F64), mask=mask, scale=2.0)
+    prior = MaternPrior(space, length=3.0, std=0.7)
+    matrix = factored(28, 12, generator)
+    precision = prior.precision(torch.eye(28, dtype=F64))
+    found = regularised_spread(
+        MatrixOperator(matrix), prior, [(2, 2)], weight=5.0, tol=1e-9, space=space
+    )
+    truth = torch.linalg.solve(5.0 * matrix + precision, 5.0 * matrix)
+    index = found.grids["model"].index((2, 2))
+    torch.testing.assert_close(found.value[0], truth[:, index], rtol=0, atol=SOLVE)
+    assert bool((found.upper - found.lower < 1e-7).all())
 
 
 def test_regularised_spread_of_an_indefinite_operator_is_refused():

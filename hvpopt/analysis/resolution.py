@@ -38,6 +38,8 @@ from hvpopt.analysis.probes import ParameterGrid, Probes, mean_of_products
 LEAST_CORRELATION = 0.05
 #: Standard deviation of the averaging window, cells.
 WINDOW = 4.0
+#: Relative standard error of a sampled square above which nothing is made of it.
+UNCERTAIN = 0.35
 #: Local answers are read where they exceed their rounding by this factor.
 ABOVE_ROUNDING = 10.0
 
@@ -118,6 +120,11 @@ def resolution_lengths(
         probes.n_probes,
         lambda k: lengths_of([part.sum(1) - part[:, k] for part in curvatures])[0],
     )
+    if not probes.whole:
+        # the sums of squares along the first axis stand for those along all
+        lost = _relative_error(curvatures[0][1]) > UNCERTAIN
+        value = value.masked_fill(lost, torch.nan)
+        metric = torch.where(lost[..., None, None], torch.nan, metric)
     eigenvalues, axes = torch.linalg.eigh(metric.nan_to_num(posinf=0.0, neginf=0.0))
     principal = eigenvalues.flip(-1).movedim(-1, 0)
     principal = torch.where((principal > 0).all(0), principal, torch.nan).rsqrt()
@@ -154,7 +161,7 @@ class CrossTalk(Estimate[Tensor]):
 
     Attributes:
         value: ``[p, p]``, symmetric: ``‖H_ij‖ / √(‖H_ii‖ ‖H_jj‖)`` in Frobenius norms, 1
-            on the diagonal. For a Gauss-Newton matrix it lies in [0, 1]: 0 where two
+            on the diagonal; NaN where the samples do not suffice. For a Gauss-Newton matrix it lies in [0, 1]: 0 where two
             parameters do not trade off, 1 where the data cannot tell them apart.
         standard_error: ``[p, p]``, by the jackknife over probes; 0 on the diagonal.
         names: Of the parameters.
@@ -199,24 +206,39 @@ def cross_talk(
             picture = mean_of_products(grid.scatter(own), grid.scatter(own)).sum(0)
             local[name, changed] = _smooth(picture, window, grid.free.ndim)
 
-    def coupling(sums: Tensor) -> Tensor:
+    def squared_coupling(sums: Tensor) -> Tensor:
         own = sums.diagonal()
         # H is symmetric: both orders estimate one norm
-        squared = 0.5 * (sums + sums.mT) / (own[:, None] * own[None, :]).sqrt()
-        return squared.clamp(min=0.0).sqrt()
+        return 0.5 * (sums + sums.mT) / (own[:, None] * own[None, :]).sqrt()
 
-    value = coupling(energy.sum(-1))
-    error = _jackknife(
-        probes.n_probes, lambda k: coupling(energy.sum(-1) - energy[..., k])
+    squared = squared_coupling(energy.sum(-1))
+    variance = _jackknife(
+        probes.n_probes, lambda k: squared_coupling(energy.sum(-1) - energy[..., k])
     )
+    value = squared.clamp(min=0.0).sqrt()
+    # of a root: half the relative error of the square, or its root where that is zero
+    error = (squared.clamp(min=0.0) + variance).sqrt() - value
+    if not probes.whole:
+        own = energy.diagonal().T  # [p, k]
+        lost = _relative_error(own.T) > UNCERTAIN
+        unknown = (lost[:, None] | lost[None, :]) & ~torch.eye(p, dtype=torch.bool)
+        value, error = (t.masked_fill(unknown, torch.nan) for t in (value, error))
     answers = {}
     for name, changed in local:
         ratio = local[name, changed] / local[name, name]
         answers[name, changed] = (
             ratio.clamp(min=0.0).sqrt().masked_fill(~probes.grids[name].free, torch.nan)
         )
-    pairs = [(float(value[i, j]), i, j) for i, j in combinations(range(p), 2)]
+    pairs = [
+        (float(value[i, j]), i, j)
+        for i, j in combinations(range(p), 2)
+        if not bool(value[i, j].isnan())
+    ]
     message = "there is only one parameter, which trades off with nothing"
+    if p > 1:
+        message = (
+            "the samples do not suffice to tell how parameters are coupled: draw more"
+        )
     if pairs:
         most, i, j = max(pairs)
         message = (
@@ -335,6 +357,19 @@ def _jackknife(n: int, without: Callable[[int], Tensor]) -> Tensor:
         return torch.full_like(without(0), torch.nan)
     left = torch.stack([without(k) for k in range(n)])
     return ((n - 1) / n * (left - left.mean(0)).square().sum(0)).sqrt()
+
+
+def _relative_error(sums: Tensor) -> Tensor:
+    """Return the relative standard error of a sum over probes, inf where it is negative.
+
+    Args:
+        sums: ``[k, ...]``, of each probe.
+    """
+    mean, n = sums.mean(0), sums.shape[0]
+    if n < 2:
+        return torch.full_like(mean, torch.nan)
+    relative = sums.std(0) / math.sqrt(n) / mean
+    return torch.where(mean > 0, relative, torch.inf)
 
 
 def _below_rounding(
