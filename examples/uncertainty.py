@@ -4,7 +4,7 @@
    directions that are resolved worst, and point spreads on a comb of cells; from products
    of encoded shots.
 2. P velocity, S velocity and density of ``elastic.py``, seen by 48 shots: how the three
-   trade off, and the resolution lengths of each, from the same 30 products.
+   trade off, and the resolution lengths of each, from the same 45 products.
 
 It prints what each cost, in gradients of the whole survey. Pictures go to
 ``output/uncertainty``; ``docs/analysis.md`` says how to read them.
@@ -65,7 +65,7 @@ def resolution() -> None:
     misfit, v, free = faulted_misfit()
     print(f"faulted model: {misfit.survey.n_shots} shots, {int(free.sum())} cells")
     space = hvpopt.ModelSpace(v, mask=free)
-    probes = analysis.random_probes(misfit, v, n_probes=5, n_samples=3, space=space)
+    probes = analysis.random_probes(misfit, v, space=space)
     lengths = analysis.resolution_lengths(probes, spacing=SPACING)
     print_cost(misfit, lengths)
     save(plotting.plot_lengths(lengths), "resolution_lengths")

@@ -294,6 +294,33 @@ def test_squares_of_two_encodings_are_unbiased_where_those_of_one_are_not(genera
     assert abs(biased - norm) > 10 * error
 
 
+def test_sampled_cross_talk_is_within_its_error_or_not_told(generator):
+    space, jacobian = coupled(generator, rank=96)
+    truth = float(dense_coupling(jacobian.T @ jacobian)[0, 1])
+    parts, first = Parts(jacobian.reshape(8, 12, 60)), random_seed(generator)
+    model = {"a": torch.zeros(5, 6, dtype=F64), "b": torch.zeros(5, 6, dtype=F64)}
+    hits = told = 0
+    for run in range(80):
+        probes = random_probes(parts, model, n_samples=4, space=space, seed=first + run)
+        found = cross_talk(probes, confidence=CONFIDENCE)
+        low, high = found.interval
+        told += int(not bool(found.value[0, 1].isnan()))
+        hits += int(low[0, 1] <= truth <= high[0, 1])
+    assert told > 40
+    assert within_binomial_limits(hits, told)
+
+
+def test_too_few_samples_tell_nothing_and_say_so(generator):
+    space, jacobian = coupled(generator, rank=96)
+    parts = Parts(jacobian.reshape(48, 2, 60))
+    model = {"a": torch.zeros(5, 6, dtype=F64), "b": torch.zeros(5, 6, dtype=F64)}
+    messages = [
+        cross_talk(random_probes(parts, model, space=space, seed=seed)).message
+        for seed in range(5)
+    ]
+    assert sum("do not suffice" in message for message in messages) >= 3
+
+
 # -- point spreads ------------------------------------------------------------------
 
 

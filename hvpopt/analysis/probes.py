@@ -271,7 +271,7 @@ def random_probes(
     model: Model | None = None,
     *,
     n_probes: int = 5,
-    n_samples: int = 2,
+    n_samples: int = 3,
     sample: int | None = None,
     space: ModelSpace | None = None,
     seed: int = 0,
@@ -286,7 +286,7 @@ def random_probes(
         target: A symmetric operator, or an objective.
         model: Where an objective is linearised (Gauss-Newton).
         n_probes: Probes of each parameter, at least 2 for a standard error. Default 5.
-        n_samples: Independent samples for each probe, at least 2. Default 2. Not read
+        n_samples: Independent samples for each probe, at least 2. Default 3. Not read
             where products are whole.
         sample: Parts in each sample, encoded shots for instance. Default
             ``objective.sketch_size``: one where shots can be encoded.

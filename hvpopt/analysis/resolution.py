@@ -142,7 +142,7 @@ def resolution_lengths(
     return ResolutionLengths(
         value=value,
         standard_error=error,
-        margin=error * student_factor(confidence, probes.n_probes),
+        margin=error * _factor(confidence, probes),
         confidence=confidence,
         n_products=probes.n_products,
         n_propagations=probes.n_propagations,
@@ -161,8 +161,9 @@ class CrossTalk(Estimate[Tensor]):
 
     Attributes:
         value: ``[p, p]``, symmetric: ``‖H_ij‖ / √(‖H_ii‖ ‖H_jj‖)`` in Frobenius norms, 1
-            on the diagonal; NaN where the samples do not suffice. For a Gauss-Newton matrix it lies in [0, 1]: 0 where two
-            parameters do not trade off, 1 where the data cannot tell them apart.
+            on the diagonal; NaN where the samples do not suffice. For a Gauss-Newton
+            matrix it lies in [0, 1]: 0 where two parameters do not trade off, 1 where the
+            data cannot tell them apart.
         standard_error: ``[p, p]``, by the jackknife over probes; 0 on the diagonal.
         names: Of the parameters.
         answers: By (answering parameter, changed parameter): the root mean square of the
@@ -219,8 +220,7 @@ def cross_talk(
     # of a root: half the relative error of the square, or its root where that is zero
     error = (squared.clamp(min=0.0) + variance).sqrt() - value
     if not probes.whole:
-        own = energy.diagonal().T  # [p, k]
-        lost = _relative_error(own.T) > UNCERTAIN
+        lost = _relative_error(energy.diagonal()) > UNCERTAIN  # of [k, p]
         unknown = (lost[:, None] | lost[None, :]) & ~torch.eye(p, dtype=torch.bool)
         value, error = (t.masked_fill(unknown, torch.nan) for t in (value, error))
     answers = {}
@@ -236,9 +236,7 @@ def cross_talk(
     ]
     message = "there is only one parameter, which trades off with nothing"
     if p > 1:
-        message = (
-            "the samples do not suffice to tell how parameters are coupled: draw more"
-        )
+        message = "the samples do not suffice for any coupling: draw more for each"
     if pairs:
         most, i, j = max(pairs)
         message = (
@@ -248,7 +246,7 @@ def cross_talk(
     return CrossTalk(
         value=value,
         standard_error=error,
-        margin=error * student_factor(confidence, probes.n_probes),
+        margin=error * _factor(confidence, probes),
         confidence=confidence,
         n_products=probes.n_products,
         n_propagations=probes.n_propagations,
@@ -357,6 +355,16 @@ def _jackknife(n: int, without: Callable[[int], Tensor]) -> Tensor:
         return torch.full_like(without(0), torch.nan)
     left = torch.stack([without(k) for k in range(n)])
     return ((n - 1) / n * (left - left.mean(0)).square().sum(0)).sqrt()
+
+
+def _factor(confidence: float, probes: Probes) -> float:
+    """Return how many standard errors wide a margin is.
+
+    The squares of sampled products scatter more than a normal variable, for which one
+    degree of freedom is given up.
+    """
+    n = probes.n_probes if probes.whole else max(probes.n_probes - 1, 0)
+    return student_factor(confidence, n)
 
 
 def _relative_error(sums: Tensor) -> Tensor:
