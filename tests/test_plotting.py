@@ -9,7 +9,7 @@ from matplotlib.collections import EllipseCollection
 
 from hvpopt import MatrixOperator, ModelSpace, plotting
 from hvpopt.analysis.point_spread import point_spread
-from hvpopt.analysis.probes import random_probes
+from hvpopt.analysis.responses import random_probes
 from hvpopt.analysis.resolution import cross_talk, resolution_lengths
 
 F64 = torch.float64

@@ -20,7 +20,7 @@ from hvpopt.analysis.posterior import (
     posterior_samples,
 )
 from hvpopt.analysis.prior import MaternPrior
-from hvpopt.analysis.probes import Probes, random_probes
+from hvpopt.analysis.responses import Probes, random_probes
 from hvpopt.analysis.resolution import (
     CrossTalk,
     ResolutionLengths,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
-from hvpopt.analysis.probes import (
+from hvpopt.analysis.responses import (
     ParameterGrid,
     ProductSource,
     grids_of,

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
-from hvpopt.analysis.probes import ParameterGrid, Probes, mean_of_products
+from hvpopt.analysis.responses import ParameterGrid, Probes, mean_of_products
 
 #: Least autocorrelation at one cell that is told from none: a length of 0.29 cells.
 LEAST_CORRELATION = 0.05
