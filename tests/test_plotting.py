@@ -9,8 +9,8 @@ from matplotlib.collections import EllipseCollection
 
 from hvpopt import MatrixOperator, ModelSpace, plotting
 from hvpopt.analysis.point_spread import point_spread
-from hvpopt.analysis.responses import random_probes
 from hvpopt.analysis.resolution import cross_talk, resolution_lengths
+from hvpopt.analysis.responses import random_probes
 
 F64 = torch.float64
 SHAPE = (8, 10)

@@ -11,8 +11,8 @@ from waves import one_thread, rand, survey  # noqa: F401 - an autouse fixture
 from hvpopt import MatrixOperator, ModelSpace
 from hvpopt.analysis.point_spread import point_spread, regularised_spread
 from hvpopt.analysis.prior import MaternPrior
-from hvpopt.analysis.responses import Probes, grids_of, mean_of_products, random_probes
 from hvpopt.analysis.resolution import cross_talk, resolution_lengths
+from hvpopt.analysis.responses import Probes, grids_of, mean_of_products, random_probes
 from hvpopt.fwi import WaveformMisfit
 from hvpopt.problem.objective import Objective
 

@@ -24,3 +24,6 @@ TRUST_REGION_STEP = 1e-8
 PUBLISHED_MINIMUM = 1e-4
 #: Models of the same few steps on one and on several ranks: other rounding in each sum.
 SAME_INVERSION = 1e-10
+#: Probability with which a test of coverage may fail by chance: hits of 200 seeds are
+#: compared with this quantile of the binomial distribution.
+BY_CHANCE = 1e-6

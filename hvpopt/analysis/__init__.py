@@ -1,11 +1,17 @@
-"""Analysis of objectives and Hessians: checks of derivatives, estimates of diagonals."""
+"""Analysis of objectives and Hessians: checks, traces, spectra, each with its error."""
 
+from hvpopt.analysis.density import (
+    SpectralDensity,
+    log_determinant,
+    spectral_density,
+)
 from hvpopt.analysis.derivatives import (
     CheckReport,
     check_gradient,
     check_hessian,
     check_symmetry,
 )
+from hvpopt.analysis.eigenpairs import Eigenpairs, eigenpairs
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
 from hvpopt.analysis.noise import Noise
 from hvpopt.analysis.point_spread import PointSpread, point_spread, regularised_spread
@@ -20,13 +26,15 @@ from hvpopt.analysis.posterior import (
     posterior_samples,
 )
 from hvpopt.analysis.prior import MaternPrior
-from hvpopt.analysis.responses import Probes, random_probes
+from hvpopt.analysis.probed_diagonal import diagonal
 from hvpopt.analysis.resolution import (
     CrossTalk,
     ResolutionLengths,
     cross_talk,
     resolution_lengths,
 )
+from hvpopt.analysis.responses import Probes, random_probes
+from hvpopt.analysis.trace import trace
 from hvpopt.krylov.diagonal import (
     DiagonalEstimate,
     estimate_diagonal,
@@ -38,6 +46,7 @@ __all__ = [
     "CheckReport",
     "CrossTalk",
     "DiagonalEstimate",
+    "Eigenpairs",
     "Estimate",
     "FunctionalVariance",
     "MaternPrior",
@@ -48,12 +57,16 @@ __all__ = [
     "PosteriorSamples",
     "Probes",
     "ResolutionLengths",
+    "SpectralDensity",
     "check_gradient",
     "check_hessian",
     "check_symmetry",
     "cross_talk",
+    "diagonal",
+    "eigenpairs",
     "estimate_diagonal",
     "functional_variance",
+    "log_determinant",
     "point_spread",
     "pointwise_variance",
     "posterior_of",
@@ -62,5 +75,7 @@ __all__ = [
     "regularised_spread",
     "resolution_lengths",
     "smooth_diagonal",
+    "spectral_density",
     "student_factor",
+    "trace",
 ]

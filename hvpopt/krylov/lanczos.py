@@ -131,6 +131,17 @@ class LanczosBasis:
         """The basis as rows ``[k, n]``, a view."""
         return self._rows[: self.size]
 
+    @property
+    def next_vector(self) -> Tensor:
+        """The unit vector ``[n]`` that the next extension adds; a view.
+
+        Raises:
+            ValueError: If the space is closed, so that there is none.
+        """
+        if self.invariant:
+            raise ValueError("the space is closed under the operator: no vector follows")
+        return self._rows[self.size]
+
     def extend(self, k: int = 1) -> int:
         """Add up to ``k`` vectors, at one product each.
 

@@ -1,0 +1,215 @@
+"""The trace of a symmetric operator, from its products.
+
+Of whole products the exchangeable estimator XTrace (Epperly, Tropp and Webber, SIAM J.
+Matrix Anal. Appl. 45, 2024) makes most: what the images of the other probes span is
+counted exactly, and only the rest is sampled. For eigenvalues that decay the error falls
+much faster than with the inverse square root of the products.
+
+Of an objective's cheap samples, such as encoded shots, each with a probe of its own, the
+mean of ``zᵀ H z`` is the trace on average (Hutchinson). Samples cannot be squared, and so
+they do not serve XTrace.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hvpopt import checks
+from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
+from hvpopt.analysis.probes import (
+    FEWEST,
+    LeaveOneOut,
+    independent_seeds,
+    jackknife,
+    leave_one_out,
+    random_normals,
+    random_signs,
+    rounding_of,
+    sampled_operators,
+)
+from hvpopt.model.counts import metered
+from hvpopt.model.space import ModelSpace
+from hvpopt.model.tensors import Model
+from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
+from hvpopt.problem.objective import Kind, Objective
+
+
+def trace(
+    of: SymmetricOperator | Objective,
+    model: Model | None = None,
+    *,
+    n_products: int = 30,
+    kind: Kind | None = None,
+    space: ModelSpace | None = None,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> Estimate[float]:
+    """Estimate the trace of an operator, or of an objective's Hessian by samples.
+
+    Args:
+        of: A symmetric operator on ``[n]``, whose products are whole; or an objective,
+            whose ``sketch`` is multiplied.
+        model: Where to linearise an objective.
+        n_products: Products to spend, at least 6 of an operator and 2 of an objective. At
+            least n of an operator give the trace to rounding.
+        kind: Of an objective's Hessian. Default ``"gauss-newton"`` where it has one.
+        space: Flat coordinates of an objective's Hessian. Default ``ModelSpace(model)``.
+        seed: Of the probes and samples.
+        confidence: Probability that ``interval`` holds the trace.
+
+    Returns:
+        The trace with its standard error; of an operator that of the jackknife, which is
+        rather too large than too small.
+
+    Raises:
+        TypeError: For an argument of the wrong type, an objective without a model, or an
+            operator with one.
+        ValueError: For a number out of range.
+    """
+    confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
+    seed = checks.seed("seed", seed)
+    if isinstance(of, Objective):
+        n_products = checks.integer("n_products", n_products, least=2)
+        model = model_of(of, model)
+        return _of_samples(of, model, n_products, kind, space, seed, confidence)
+    operator = checked_operator(of)
+    without_model(model, kind, space)
+    n_products = checks.integer("n_products", n_products, least=2 * FEWEST)
+    with metered(operator.counts, pass_on=True) as counts:
+        if n_products >= operator.size:
+            diagonal = exact_diagonal(operator)
+            value, error, norm = float(diagonal.sum()), 0.0, float(diagonal.abs().max())
+            message = f"the trace is the sum of all {operator.size} diagonal entries"
+        else:
+            m = n_products // 2
+            found = leave_one_out(operator, random_normals(operator, m, seed))
+            value, error = _exchangeable(found)
+            norm = found.norm
+            message = f"XTrace with {m} probes and an error by the jackknife"
+    margin = student_factor(confidence, n_products // 2) * error if error else 0.0
+    rounding = rounding_of(operator, norm)
+    if rounding > error:
+        message += "; the error is that of the products' own rounding"
+    return Estimate(
+        value=value,
+        standard_error=math.hypot(error, rounding),
+        margin=margin + rounding,
+        confidence=confidence,
+        n_products=counts.products,
+        n_propagations=counts.propagations,
+        message=message,
+    )
+
+
+def model_of(objective: Objective, model: Model | None) -> Model:
+    """Return the model at which an objective is sampled, or raise TypeError.
+
+    Args:
+        objective: The objective.
+        model: What was given.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    if model is None:
+        raise TypeError(
+            f"{objective.name!r} is an objective, which has a Hessian at a model; pass "
+            "the model as second argument"
+        )
+    return model
+
+
+def without_model(model: object, kind: object, space: object) -> None:
+    """Raise TypeError if an operator was given with what only an objective needs.
+
+    Args:
+        model: What was given.
+        kind: What was given.
+        space: What was given.
+
+    Raises:
+        TypeError: If one is not None.
+    """
+    given = {"model": model, "kind": kind, "space": space}
+    for name, value in given.items():
+        if value is not None:
+            raise TypeError(f"an operator is at a model already; leave {name} out")
+
+
+def exact_diagonal(operator: SymmetricOperator) -> Tensor:
+    """Return the diagonal ``[n]`` in float64, by n products with unit vectors.
+
+    Args:
+        operator: On vectors ``[n]``.
+    """
+    n, device = operator.size, operator.device
+    diagonal = torch.zeros(n, dtype=torch.float64, device=device)
+    for i in range(n):
+        unit = torch.zeros(n, dtype=torch.float64, device=device)
+        unit[i] = 1.0
+        diagonal[i] = operator.matvec(unit)[i]
+    return diagonal
+
+
+def _exchangeable(found: LeaveOneOut) -> tuple[float, float]:
+    """Return the trace and its standard error.
+
+    The probes are normal: what is left of one has a uniformly random direction in the
+    space orthogonal to ``Q_i``, whose dimension d is known, so that ``d μᵀHμ / μᵀμ``
+    estimates the trace there with no error from its length.
+    """
+    (n, m), s, g = found.basis.shape, found.left_out, found.projection
+    mu, h_mu = found.rests, found.rest_products
+    lengths, curvatures = (mu * mu).sum(0), (mu * h_mu).sum(0)
+    spanned = g.trace() - (s * (g @ s)).sum(0)
+    estimates = spanned + (n - m + 1) * curvatures / lengths
+    crossed = (h_mu.mT @ found.basis).mT
+    without = []
+    for j in range(m):
+        # μ_i grows by its part along the direction b that Q_i loses, which is ⟂ μ_i
+        b = found.also_left_out(j)
+        along = (b * found.coordinates).sum(0)
+        lost = (b * (g @ b)).sum(0)
+        grown = curvatures + 2 * along * (b * crossed).sum(0) + along.square() * lost
+        each = spanned - lost + (n - m + 2) * grown / (lengths + along.square())
+        without.append((each.sum() - each[j]) / (m - 1))
+    return float(estimates.mean()), float(jackknife(torch.stack(without)))
+
+
+def _of_samples(
+    objective: Objective,
+    model: Model,
+    n_products: int,
+    kind: Kind | None,
+    space: ModelSpace | None,
+    seed: int,
+    confidence: float,
+) -> Estimate[float]:
+    """Return the mean of ``zᵀ H z`` over samples and probes drawn together."""
+    seeds = independent_seeds(seed, 2 * n_products)
+    found, norm, noise = [], 0.0, 0.0
+    with metered(objective.counts, pass_on=True) as counts:
+        operators = sampled_operators(objective, model, kind, space, seeds[::2])
+        for operator, own in zip(operators, seeds[1::2], strict=True):
+            (z,) = random_signs(operator, 1, own).unbind(1)
+            product = operator.matvec(z)
+            found.append(float(z @ product))
+            norm = max(norm, float(product.norm() / z.norm()))
+            noise = rounding_of(operator, norm)
+    values = torch.tensor(found, dtype=torch.float64)
+    error = math.sqrt(float(values.var()) / n_products)
+    message = f"the mean over {n_products} samples, each with a probe of its own"
+    if noise > error:
+        message += "; the error is that of the products' own rounding"
+    return Estimate(
+        value=float(values.mean()),
+        standard_error=math.hypot(error, noise),
+        margin=student_factor(confidence, n_products) * error + noise,
+        confidence=confidence,
+        n_products=counts.products,
+        n_propagations=counts.propagations,
+        message=message,
+    )

@@ -1,0 +1,516 @@
+"""Traces, diagonals, densities, log-determinants and eigenpairs against dense algebra."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from test_encoding import misfit_of
+from test_lanczos import symmetric
+from tolerances import BY_CHANCE, FLOAT32, PRODUCT, SOLVE
+from waves import D, models_of, one_thread
+
+import hvpopt
+from hvpopt import FunctionOperator, MatrixOperator, TorchObjective
+from hvpopt.analysis import (
+    Estimate,
+    diagonal,
+    eigenpairs,
+    log_determinant,
+    spectral_density,
+    student_factor,
+    trace,
+)
+from hvpopt.analysis.density import radau_rule, rule_of
+from hvpopt.analysis.probes import independent_seeds
+
+__all__ = ["one_thread"]
+SEEDS = 200
+
+
+def decaying(n, power=1.5):
+    return torch.arange(1, n + 1, dtype=D) ** -power
+
+
+def enough(hits, confidence=0.95):
+    """True unless so few hits of 200 have a probability below ``BY_CHANCE``."""
+    return hits >= binom.ppf(BY_CHANCE, SEEDS, confidence)
+
+
+def holds(estimate, exact, slack=0.0):
+    low, high = estimate.interval
+    return (low - slack <= exact) & (exact <= high + slack)
+
+
+class Encoded(TorchObjective):
+    """Half the squares of J_s m summed over s; a sketch is the square of a random sum."""
+
+    def __init__(self, jacobians):
+        super().__init__(lambda m: 0.5 * (jacobians @ m).square().sum())
+        self.jacobians = jacobians
+        self.dense = torch.einsum("sij,sik->jk", jacobians, jacobians)
+
+    def sketch(self, model, kind="gauss-newton", *, space=None, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        signs = 2.0 * torch.randint(0, 2, (len(self.jacobians),), generator=generator) - 1
+        total = torch.einsum("s,sij->ij", signs.to(D), self.jacobians)
+        operator = MatrixOperator(total.T @ total)
+        operator.counts = self.counts.child()
+        return operator
+
+
+def encoded(generator, n=12, n_parts=5):
+    return Encoded(torch.randn(n_parts, 8, n, generator=generator, dtype=D))
+
+
+# -- the estimate itself ------------------------------------------------------------
+
+
+def test_interval_keeps_to_what_was_sampled_and_what_was_bounded():
+    assert Estimate(value=1.0, margin=0.5).interval == (0.5, 1.5)
+    assert Estimate(value=1.0, lower=0.0, upper=3.0).interval == (0.0, 3.0)
+    both = Estimate(value=1.0, margin=0.5, lower=0.0, upper=3.0)
+    assert both.interval == (-0.5, 3.5)
+    assert Estimate(value=1.0, margin=0.5, upper=3.0).interval == (-math.inf, 3.5)
+    assert Estimate(value=1.0).interval == (-math.inf, math.inf)
+    value = torch.tensor([1.0, 2.0], dtype=torch.float32)
+    low, high = Estimate(value=value, margin=torch.tensor([0.5, 1.0])).interval
+    assert low.tolist() == [0.5, 1.0]
+    assert high.tolist() == [1.5, 3.0]
+
+
+def test_student_factor_is_that_of_tables():
+    assert student_factor(0.95, 11) == pytest.approx(2.228, abs=1e-3)
+    assert student_factor(0.95, 10**6) == pytest.approx(1.960, abs=1e-3)
+    assert math.isnan(student_factor(0.95, 1))
+
+
+def test_neighbouring_seeds_have_no_probe_in_common():
+    drawn = [set(independent_seeds(seed, 50)) for seed in range(20)]
+    assert len(set.union(*drawn)) == 20 * 50
+
+
+# -- trace --------------------------------------------------------------------------
+
+SPECTRA = {
+    "decaying": lambda n, _: decaying(n),
+    "exponential": lambda n, _: 0.8 ** torch.arange(n, dtype=D),
+    "step": lambda n, _: torch.where(torch.arange(n) < n // 5, 1.0, 1e-3).to(D),
+    "flat": lambda n, g: 1 + 0.1 * torch.rand(n, generator=g, dtype=D),
+    "indefinite": lambda n, g: torch.randn(n, generator=g, dtype=D),
+}
+
+
+@pytest.mark.parametrize("spectrum", ["decaying", "step", "indefinite"])
+def test_trace_lies_in_its_interval_as_often_as_stated(spectrum, generator):
+    n = 60
+    matrix = symmetric(n, generator, SPECTRA[spectrum](n, generator))
+    operator, exact = MatrixOperator(matrix), float(matrix.trace())
+    found = [trace(operator, n_products=12, seed=s) for s in range(SEEDS)]
+    assert enough(sum(holds(f, exact) for f in found))
+    # and the error is not made safe by being useless
+    rms = math.sqrt(np.mean([(f.value - exact) ** 2 for f in found]))
+    stated = math.sqrt(np.mean([f.standard_error**2 for f in found]))
+    assert 0.9 * rms < stated < 4 * rms
+
+
+def test_exchangeable_trace_is_unbiased(generator):
+    matrix = symmetric(30, generator, decaying(30, 1.0))
+    errors = torch.tensor(
+        [trace(MatrixOperator(matrix), n_products=8, seed=s).value for s in range(SEEDS)]
+    ) - float(matrix.trace())
+    assert abs(float(errors.mean())) < 6 * float(errors.std()) / math.sqrt(SEEDS)
+
+
+def test_trace_beats_plain_probes_where_eigenvalues_decay(generator):
+    matrix = symmetric(100, generator, 0.7 ** torch.arange(100, dtype=D))
+    exact, plain = float(matrix.trace()), []
+    for _ in range(20):
+        z = torch.randn(100, 24, generator=generator, dtype=D).sign()
+        plain.append(float((z * (matrix @ z)).sum()) / 24 - exact)
+    ours = [
+        trace(MatrixOperator(matrix), n_products=24, seed=s).value - exact
+        for s in range(20)
+    ]
+    assert np.square(ours).mean() < 1e-2 * np.square(plain).mean()
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_trace_of_low_rank_is_exact_to_rounding(rank, generator):
+    half = torch.randn(50, rank, generator=generator, dtype=D)
+    found = trace(MatrixOperator(half @ half.T), n_products=12)
+    exact = float((half * half).sum())
+    assert found.value == pytest.approx(exact, rel=SOLVE)
+    assert holds(found, exact, slack=PRODUCT * exact)
+    assert found.standard_error <= SOLVE * exact
+
+
+@pytest.mark.parametrize("function", [trace, diagonal])
+def test_as_many_products_as_rows_are_exact(function, generator):
+    matrix = symmetric(9, generator)
+    operator = MatrixOperator(matrix)
+    found = function(operator, n_products=20)
+    exact = matrix.diagonal() if function is diagonal else matrix.trace()
+    torch.testing.assert_close(
+        torch.as_tensor(found.value, dtype=D), exact, rtol=PRODUCT, atol=PRODUCT
+    )
+    assert found.n_products == operator.counts.products == 9
+
+
+@pytest.mark.parametrize("function", [trace, diagonal])
+def test_products_are_counted_where_they_happen(function, generator):
+    operator = MatrixOperator(symmetric(40, generator))
+    found = function(operator, n_products=13)
+    assert found.n_products == operator.counts.products == 12
+    assert found.n_propagations == 0
+
+
+@pytest.mark.parametrize("size", [1e-160, 1e150])
+@pytest.mark.parametrize("function", [trace, diagonal])
+def test_units_of_any_size(function, size, generator):
+    matrix = symmetric(30, generator, decaying(30))
+    plain = function(MatrixOperator(matrix), n_products=10)
+    scaled = function(FunctionOperator(lambda v: (matrix @ v) * size, 30), n_products=10)
+    for name in ("value", "standard_error"):
+        a, b = (torch.as_tensor(getattr(f, name), dtype=D) for f in (scaled, plain))
+        torch.testing.assert_close(a / size, b, rtol=SOLVE, atol=SOLVE)
+
+
+def test_rounding_of_float32_products_is_part_of_the_error(generator):
+    half = torch.randn(50, 2, generator=generator)
+    operator = MatrixOperator(half @ half.T)
+    found = trace(operator, n_products=12)
+    exact = float((half.double() ** 2).sum())
+    assert abs(found.value - exact) <= FLOAT32 * exact
+    assert holds(found, exact)
+    assert "rounding" in found.message
+
+
+# -- trace and diagonal by samples --------------------------------------------------
+
+
+def test_sampled_trace_and_diagonal_cover(generator):
+    objective = encoded(generator)
+    model = torch.zeros(12, dtype=D)
+    exact = objective.dense.diagonal()
+    hits, entries = 0, torch.zeros(12)
+    for s in range(SEEDS):
+        hits += holds(trace(objective, model, n_products=16, seed=s), float(exact.sum()))
+        entries += holds(diagonal(objective, model, n_products=8, seed=s), exact)
+    # squares of normal sums are skewed: Student's interval holds 0.93 to 0.94 of them
+    assert enough(hits, 0.93)
+    assert enough(float(entries.mean()), 0.94)
+
+
+@pytest.mark.parametrize("function", [trace, diagonal])
+def test_samples_of_waves_cost_what_they_say(function, generator):
+    misfit = misfit_of("scalar", generator)
+    (model,) = models_of("scalar", generator)
+    mask = torch.zeros_like(model, dtype=torch.bool)
+    mask[4:6, 5:9] = True
+    space = hvpopt.ModelSpace(model, mask=mask)
+    dense = misfit.hessian(model, "gauss-newton", space=space).to_dense()
+    before = misfit.counts.snapshot()
+    found = function(misfit, model, n_products=8, space=space)
+    spent = misfit.counts - before
+    assert found.n_products == spent.products == 8
+    # four propagations a product, of one encoded shot each
+    assert found.n_propagations == spent.propagations == 8 * 4
+    exact = dense.diagonal() if function is diagonal else dense.trace()
+    error = (torch.as_tensor(found.value) - exact).abs()
+    if function is trace:
+        assert error < 12 * found.standard_error
+    else:
+        assert float((error.square() / found.standard_error**2).mean()) < 40
+
+
+# -- diagonal -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spectrum", ["decaying", "flat", "indefinite"])
+def test_every_entry_lies_in_its_interval_as_often_as_stated(spectrum, generator):
+    n = 24
+    matrix = symmetric(n, generator, SPECTRA[spectrum](n, generator))
+    operator, hits = MatrixOperator(matrix), torch.zeros(n)
+    for s in range(SEEDS):
+        hits += holds(diagonal(operator, n_products=12, seed=s), matrix.diagonal())
+    # some entries fall short of what they are stated; on the whole they must not
+    assert enough(float(hits.mean()), 0.95)
+
+
+def test_diagonal_beats_plain_probes_where_eigenvalues_decay(generator):
+    matrix = symmetric(80, generator, 0.7 ** torch.arange(80, dtype=D))
+    operator, exact = MatrixOperator(matrix), matrix.diagonal()
+    ours = diagonal(operator, n_products=24).value
+    plain = hvpopt.analysis.estimate_diagonal(operator, 24).diagonal
+    assert float((ours - exact).norm()) < 0.2 * float((plain - exact).norm())
+
+
+# -- density ------------------------------------------------------------------------
+
+
+def measures(matrix, rules_seed, n_probes, at):
+    """Return the exact cumulative measure of each random vector, and their weights."""
+    values, vectors = torch.linalg.eigh(matrix)
+    curves = []
+    for own in independent_seeds(rules_seed, n_probes):
+        basis = hvpopt.LanczosBasis(MatrixOperator(matrix), seed=own)
+        basis.extend(1)
+        weights = (vectors.mT @ basis.vectors[0]) ** 2
+        curves.append((weights * (values <= at[:, None])).sum(1))
+    return torch.stack(curves)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_quadrature_bounds_are_never_violated(spectrum, generator, seed):
+    n = 50
+    matrix = symmetric(n, generator, SPECTRA[spectrum](n, generator))
+    low, high = torch.linalg.eigvalsh(matrix)[[0, -1]]
+    at = torch.linspace(float(low) - 0.1, float(high) + 0.1, 57, dtype=D)
+    for n_steps in (1, 3, 10, 25):
+        found = spectral_density(
+            MatrixOperator(matrix), n_probes=4, n_steps=n_steps, points=at, seed=seed
+        )
+        exact = measures(matrix, seed, 4, at).mean(0)
+        assert bool((found.lower <= exact + SOLVE).all())
+        assert bool((exact <= found.upper + SOLVE).all())
+        assert bool((found.lower <= found.value).all())
+        assert bool((found.value <= found.upper).all())
+
+
+def test_density_covers_and_tightens(generator):
+    n = 40
+    matrix = symmetric(n, generator, torch.rand(n, generator=generator, dtype=D))
+    at = torch.linspace(0.1, 0.9, 5, dtype=D)
+    exact = (torch.linalg.eigvalsh(matrix) <= at[:, None]).double().mean(1)
+    hits = torch.zeros(5)
+    for s in range(SEEDS):
+        found = spectral_density(
+            MatrixOperator(matrix), n_probes=3, n_steps=6, points=at, seed=s
+        )
+        hits += holds(found, exact)
+    assert enough(float(hits.min()))
+    gaps = [
+        float((f.upper - f.lower).max())
+        for f in (
+            spectral_density(MatrixOperator(matrix), n_steps=k, points=at)
+            for k in (5, 15, 40)
+        )
+    ]
+    assert gaps[0] > gaps[1] > gaps[2]
+    assert gaps[2] <= SOLVE  # the whole space: no error of the quadrature is left
+
+
+def test_density_counts_its_products_and_integrates_to_one(generator):
+    operator = MatrixOperator(symmetric(40, generator))
+    found = spectral_density(operator, n_probes=3, n_steps=7)
+    assert found.n_products == operator.counts.products == 21
+    assert found.size == 40
+    assert float(found.value[0]) <= float(found.value[-1])
+    at = torch.linspace(-20.0, 20.0, 4001, dtype=D)
+    curve = found.density(at, 0.3)
+    assert float(torch.trapezoid(curve.value, at)) == pytest.approx(1.0, abs=1e-6)
+    assert bool((curve.standard_error >= 0).all())
+
+
+def test_radau_has_its_node_and_integrates_one_degree_more(generator):
+    matrix = symmetric(30, generator, decaying(30))
+    basis = hvpopt.LanczosBasis(MatrixOperator(matrix), seed=1)
+    basis.extend(4)
+    gauss = rule_of(basis)
+    radau = radau_rule(gauss, -0.2)
+    assert radau.nodes[0] == pytest.approx(-0.2, abs=SOLVE)
+    u = basis.vectors[0]
+    for rule, degree in ((gauss, 7), (radau, 8)):
+        for power in range(degree + 1):
+            exact = float(u @ torch.linalg.matrix_power(matrix, power) @ u)
+            assert rule.weights @ rule.nodes**power == pytest.approx(exact, rel=SOLVE)
+    with pytest.raises(ValueError, match="lies among Ritz values"):
+        radau_rule(gauss, float(gauss.nodes.mean()))
+
+
+# -- log-determinant ----------------------------------------------------------------
+
+
+def test_log_determinant_covers(generator):
+    matrix = symmetric(40, generator, decaying(40))
+    exact = float(torch.logdet(matrix + 0.01 * torch.eye(40, dtype=D)))
+    hits = sum(
+        holds(
+            log_determinant(
+                MatrixOperator(matrix), shift=0.01, n_probes=3, n_steps=5, seed=s
+            ),
+            exact,
+        )
+        for s in range(SEEDS)
+    )
+    assert enough(hits)
+
+
+@pytest.mark.parametrize("spectrum", ["decaying", "step", "flat"])
+def test_log_determinant_of_the_same_vectors_is_always_bracketed(
+    spectrum, generator, seed
+):
+    n, shift = 40, 0.01
+    matrix = symmetric(n, generator, SPECTRA[spectrum](n, generator))
+    operator = MatrixOperator(matrix)
+    values, vectors = torch.linalg.eigh(matrix)
+    squares = []
+    for own in independent_seeds(seed, 4):
+        basis = hvpopt.LanczosBasis(operator, seed=own)
+        basis.extend(1)
+        squares.append((vectors.mT @ basis.vectors[0]) ** 2)
+    mean = n * float(torch.stack(squares).mean(0) @ (values + shift).log())
+    gaps = []
+    for n_steps in (1, 2, 4, 8):
+        found = log_determinant(
+            operator, shift=shift, n_probes=4, n_steps=n_steps, seed=seed
+        )
+        assert found.lower - SOLVE <= mean <= found.upper + SOLVE
+        assert found.lower <= found.value <= found.upper
+        gaps.append(found.upper - found.lower)
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] > gaps[3]
+
+
+def test_log_determinant_without_a_bound_below_says_so(generator):
+    matrix = symmetric(20, generator, 1 + decaying(20))
+    found = log_determinant(MatrixOperator(matrix), n_steps=4)
+    assert found.lower == -math.inf
+    assert "no lower bound" in found.message
+    bounded = log_determinant(MatrixOperator(matrix), lowest=1.0, n_steps=4)
+    assert math.isfinite(bounded.lower)
+    assert bounded.upper == found.upper
+
+
+def test_wrong_lowest_eigenvalue_is_noticed(generator):
+    matrix = symmetric(20, generator, torch.linspace(-1, 1, 20, dtype=D))
+    with pytest.raises(ValueError, match="below lowest=0"):
+        log_determinant(MatrixOperator(matrix), shift=0.1)
+
+
+# -- eigenpairs ---------------------------------------------------------------------
+
+
+def hard_spectra(generator, n):
+    u = torch.rand(n, generator=generator, dtype=D)
+    first = torch.arange(n)
+    yield "decaying", decaying(n)
+    yield "indefinite", 2 * u - 1
+    yield "four times the largest", torch.where(first < 4, 2.0, u)
+    yield "all but the same", torch.where(first < 4, 2.0 + 1e-9 * first, u)
+    yield "four times zero", torch.where(first < 4, 0.0, 1 + u)
+    yield "identity", torch.ones(n, dtype=D)
+    yield "nothing", torch.zeros(n, dtype=D)
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_eigenpairs_are_those_of_dense_algebra(which, generator):
+    k, n = 5, 60
+    for name, spectrum in hard_spectra(generator, n):
+        matrix = symmetric(n, generator, spectrum)
+        operator = MatrixOperator(matrix)
+        values = torch.linalg.eigvalsh(matrix)
+        exact = values.flip(0)[:k] if which == "largest" else values[:k]
+        found = eigenpairs(operator, k, which=which)
+        assert found.converged, (name, found.message)
+        torch.testing.assert_close(found.value, exact, rtol=0, atol=1e-6, msg=name)
+        assert bool((found.lower <= exact + PRODUCT).all()), name
+        assert bool((exact <= found.upper + PRODUCT).all()), name
+        gram = found.vectors.mT @ found.vectors
+        torch.testing.assert_close(gram, torch.eye(k, dtype=D), rtol=0, atol=PRODUCT)
+        residual = matrix @ found.vectors - found.vectors * found.value
+        assert bool((residual.norm(dim=0) <= found.residuals + PRODUCT).all()), name
+        assert found.n_products == operator.counts.products
+
+
+def test_one_krylov_space_alone_would_miss_a_multiple_eigenvalue(generator):
+    spectrum = torch.where(torch.arange(50) < 3, 2.0, decaying(50))
+    matrix = symmetric(50, generator, spectrum)
+    basis = hvpopt.LanczosBasis(MatrixOperator(matrix))
+    basis.extend(10)  # later rounding brings copies in
+    assert int((basis.ritz_values > 1.99).sum()) == 1
+    found = eigenpairs(MatrixOperator(matrix), 3)
+    torch.testing.assert_close(found.value, torch.full((3,), 2.0, dtype=D))
+
+
+def test_all_eigenpairs_of_a_small_operator(generator):
+    matrix = symmetric(7, generator)
+    found = eigenpairs(MatrixOperator(matrix), 7, which="smallest")
+    torch.testing.assert_close(found.value, torch.linalg.eigvalsh(matrix))
+    assert found.converged
+
+
+def test_few_products_are_never_called_converged(generator):
+    matrix = symmetric(80, generator, torch.rand(80, generator=generator, dtype=D))
+    exact = torch.linalg.eigvalsh(matrix).flip(0)[:4]
+    for limit in (4, 8, 16, 30):
+        operator = MatrixOperator(matrix)
+        found = eigenpairs(operator, 4, max_products=limit)
+        assert operator.counts.products <= limit
+        right = float((found.value - exact).abs().max()) <= 1e-5
+        assert right or not found.converged
+        assert bool((exact <= found.upper + PRODUCT).all())
+    few = eigenpairs(MatrixOperator(matrix), 4, max_products=8)
+    assert not few.converged
+    assert float(few.upper.max()) == math.inf
+    assert "not converged" in few.message
+
+
+def test_memory_limit_restarts_and_finds_the_same(generator):
+    matrix = symmetric(120, generator, torch.randn(120, generator=generator, dtype=D))
+    room = 24 * 120 * 8
+    whole = eigenpairs(MatrixOperator(matrix), 4)
+    within = eigenpairs(MatrixOperator(matrix), 4, memory_limit=room)
+    assert "restarted" in within.message
+    assert "restarted" not in whole.message
+    torch.testing.assert_close(within.value, whole.value, rtol=0, atol=1e-5)
+    residual = matrix @ within.vectors - within.vectors * within.value
+    assert bool((residual.norm(dim=0) <= within.residuals + PRODUCT).all())
+    with pytest.raises(ValueError, match="has room for 9 vectors"):
+        eigenpairs(MatrixOperator(matrix), 4, memory_limit=9 * 120 * 8)
+
+
+def test_float32_eigenpairs_stop_at_their_rounding(generator):
+    matrix = symmetric(60, generator, decaying(60))
+    operator = MatrixOperator(matrix.float())
+    found = eigenpairs(operator, 3, tol=1e-12)
+    assert found.converged, found.message
+    assert "rounding" in found.message
+    exact = torch.linalg.eigvalsh(matrix).flip(0)[:3]
+    torch.testing.assert_close(found.value, exact, rtol=0, atol=FLOAT32)
+    assert bool((found.lower <= exact).all())
+
+
+# -- bad input ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda h: trace(h, n_products=5), ValueError, "n_products is 5"),
+        (lambda h: trace(h, confidence=1.0), ValueError, "confidence is 1"),
+        (lambda h: trace(h, torch.ones(3)), TypeError, "leave model out"),
+        (lambda h: diagonal(h, kind="exact"), TypeError, "leave kind out"),
+        (lambda _: trace(TorchObjective(torch.sum)), TypeError, "pass the model"),
+        (lambda _: trace(torch.eye(3)), TypeError, "MatrixOperator"),
+        (lambda h: eigenpairs(h, 9), ValueError, "k is 9"),
+        (lambda h: eigenpairs(h, 2, which="SA"), ValueError, "which is 'SA'"),
+        (lambda h: spectral_density(h, n_probes=1), ValueError, "n_probes is 1"),
+        (
+            lambda h: spectral_density(h, points=torch.ones(2)),
+            ValueError,
+            "ascending order",
+        ),
+        (lambda h: log_determinant(h, shift=-1.0), ValueError, "shift is -1"),
+        (
+            lambda h: spectral_density(h).density(torch.ones(1), 0.0),
+            ValueError,
+            "width is 0",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call(MatrixOperator(torch.eye(8, dtype=D)))
