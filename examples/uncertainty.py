@@ -154,7 +154,7 @@ def error_bars() -> None:
     print(f"  {samples.message}")
     save(plotting.plot_samples(v, samples.models, spacing=SPACING, unit="m/s"), "samples")
     whitened = analysis.WhitenedHessian(posterior.hessian, prior, noise)
-    density = analysis.spectral_density(whitened, n_probes=3, n_steps=8)
+    density = analysis.spectral_density(whitened, n_probes=2, n_steps=12)
     print(f"  {density.message}")
     figure = plotting.plot_density(
         density.points,
@@ -166,11 +166,15 @@ def error_bars() -> None:
     spread = analysis.regularised_spread(
         posterior.hessian,
         prior,
-        [(6, 30), (13, 30), (20, 30)],
+        [(6, 30), (20, 30)],
         weight=noise.weight,
-        max_products=20,
+        max_products=40,
     )
     print(f"  {spread.message}")
+    for i, (name, cell) in enumerate(spread.cells):
+        at = spread.grids[name].index(cell)
+        low, high = (float(bound[i, at]) for bound in spread.interval)
+        print(f"    {cell} is resolved to {low:.2f} … {high:.2f} of 1")
     save(plotting.plot_point_spreads(spread, spacing=SPACING), "regularised_spreads")
 
 

@@ -393,7 +393,7 @@ def plot_point_spreads(spread: PointSpread, *, spacing: float = 1.0) -> Figure:
     A row for each cell and a column for each parameter; of one parameter three cells in a
     row.
     Colours of a row are relative to its largest answer. What leaks in from other cells of
-    the comb is cut off; the title says how much is left near the cell.
+    the comb is cut off; of one parameter the title says how much is left near the cell.
 
     Args:
         spread: From ``point_spread`` or ``regularised_spread``, on 2-D grids.
@@ -415,9 +415,11 @@ def plot_point_spreads(spread: PointSpread, *, spacing: float = 1.0) -> Figure:
         largest = [float(image.nan_to_num().abs().max()) for image in pictures.values()]
         reach = max(largest) or 1.0
         for name, picture in pictures.items():
-            ax, title = next(free), f"{cell}, leakage {float(spread.leakage[i]):.1%}"
+            ax, title = next(free), f"{cell}"
             if p > 1:
                 title = f"{changed} changed at {cell}, {name} answers"
+            elif float(spread.leakage[i]) > 0.0:
+                title += f", leakage {float(spread.leakage[i]):.1%}"
             draw_image(
                 ax, picture / reach, title, spacing=spacing, limits=(-1, 1), signed=True
             )
