@@ -11,6 +11,7 @@ from hvpopt.analysis.derivatives import (
     check_hessian,
     check_symmetry,
 )
+from hvpopt.analysis.design import ShotInformation, shot_information
 from hvpopt.analysis.eigenpairs import Eigenpairs, eigenpairs
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
 from hvpopt.analysis.noise import Noise
@@ -58,6 +59,7 @@ __all__ = [
     "PosteriorSamples",
     "Probes",
     "ResolutionLengths",
+    "ShotInformation",
     "SpectralDensity",
     "WhitenedHessian",
     "check_gradient",
@@ -76,6 +78,7 @@ __all__ = [
     "random_probes",
     "regularised_spread",
     "resolution_lengths",
+    "shot_information",
     "smooth_diagonal",
     "spectral_density",
     "student_factor",

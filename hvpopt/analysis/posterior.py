@@ -36,6 +36,8 @@ from hvpopt import checks
 from hvpopt.analysis.estimate import Estimate
 from hvpopt.analysis.noise import Noise, checked_noise
 from hvpopt.analysis.prior import MaternPrior, white_block
+from hvpopt.krylov.cg import cg
+from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.krylov.eigenvalue import smallest_eigenvalue
 from hvpopt.model.counts import Counts, metered
 from hvpopt.model.tensors import Model, named_tensors, rebuild
@@ -54,6 +56,13 @@ Questions: TypeAlias = "Model | list[Any]"
 TOLERANCE = 0.1
 #: Limit of the products of one call.
 MAX_PRODUCTS = 200
+#: Relative residual, and limit of iterations, of the solves with the diagonal.
+INNER_TOLERANCE, INNER_PRODUCTS = 1e-2, 1000
+#: Samples of shots that ``posterior_of`` estimates the diagonal from, the cells that it
+#: is smoothed over, and its smallest entry relative to the largest. On the problem of
+#: ``benchmarks/error_bars.py`` the bounds after 60 products were 28, 8, 3.8, 2.6 and 2.2 %
+#: apart for smoothing over 1, 2, 4, 6 and 9 cells.
+SKETCHES, SMOOTH, FLOOR = 8, 6.0, 1e-3
 #: Eigenvalues of QᵀAQ under this, relative to the largest, are dropped: the bounds then
 #: are those of the other directions.
 CUTOFF = 1e-13
@@ -83,7 +92,8 @@ class FunctionalVariance(Estimate[Tensor]):
     @property
     def std_bounds(self) -> tuple[Tensor, Tensor]:
         """Lower and upper bound of the standard deviation, each ``[k]``."""
-        return torch.as_tensor(self.lower).sqrt(), torch.as_tensor(self.upper).sqrt()
+        lower, upper = torch.as_tensor(self.lower), torch.as_tensor(self.upper)
+        return lower.sqrt(), upper.sqrt()
 
     @property
     def prior_std(self) -> Tensor:
@@ -143,10 +153,14 @@ class Posterior:
             on the flat vectors of the prior's space. It must not be indefinite.
         prior: The prior.
         noise: The noise, which relates misfit and likelihood.
+        diagonal: D, a positive estimate of the diagonal of G ``[n]``, however rough. The
+            next x is then sought along (I + ω Lᵀ D L)⁻¹ times the residual, which costs
+            no product and takes less than half as many where cells are lit unevenly. The
+            bounds hold for any D. Default none: along the residual, a Krylov space.
 
     Attributes:
-        hessian, prior, noise: As given.
-        n_products: Products spent so far.
+        hessian, prior, noise, diagonal: As given.
+        setup: What was spent before the first question.
 
     Raises:
         TypeError: For an argument of the wrong type, or without noise.
@@ -154,7 +168,12 @@ class Posterior:
     """
 
     def __init__(
-        self, hessian: SymmetricOperator, prior: MaternPrior, noise: Noise
+        self,
+        hessian: SymmetricOperator,
+        prior: MaternPrior,
+        noise: Noise,
+        *,
+        diagonal: Tensor | None = None,
     ) -> None:
         self.hessian = checked_operator(hessian)
         use = (
@@ -167,6 +186,12 @@ class Posterior:
                 f"the Hessian has {self.hessian.size} rows, the prior {self.prior.size} "
                 "free cells; make both in the same space"
             )
+        if diagonal is not None:
+            checks.tensor("the diagonal", diagonal, (self.prior.size,))
+            if not bool((torch.isfinite(diagonal) & (diagonal >= 0.0)).all()):
+                raise ValueError("the diagonal must be finite and not negative")
+        self.diagonal = diagonal
+        self.setup = Counts()
         self._operator = WhitenedHessian(self.hessian, self.prior, self.noise)
         self._space = _Subspace(self._operator)
         self._remainder: tuple[float, float] | None = None
@@ -222,10 +247,24 @@ class Posterior:
                 worst = int(ratio.argmax())
                 if float(ratio[worst]) <= (1.0 + tol) ** 2:
                     break
-                if not self._space.add(bracket.residual[:, worst]):
+                if not self._space.add(self._direction(bracket.residual[:, worst])):
                     break
                 bracket = self._space.bracket(right)
         return self._answer(bracket, norms, tol, spent)
+
+    def _direction(self, residual: Tensor) -> Tensor:
+        """Return (I + ω Lᵀ D L)⁻¹ times a residual ``[m]``, roughly."""
+        if self.diagonal is None:
+            return residual
+        prior, weights = self.prior, self.noise.weight * self.diagonal.to(residual)
+
+        def product(vector: Tensor) -> Tensor:
+            return vector + prior.factor_transposed(weights * prior.factor(vector))
+
+        surrogate = FunctionOperator(product, residual.numel(), device=residual.device)
+        found = cg(surrogate, residual, tol=INNER_TOLERANCE, max_products=INNER_PRODUCTS)
+        step: Tensor = found.x
+        return step
 
     def _answer(
         self, bracket: _Bracket, prior: Tensor, tol: float, spent: Counts
@@ -309,9 +348,8 @@ class Posterior:
             seed=seed + 1,
         )
         remainder = max(-found.lower - 1.0, 0.0)
-        if self._remainder is None or remainder < self._remainder[0]:
-            self._remainder = remainder, confidence
-        return self._remainder[0]
+        self._remainder = remainder, confidence
+        return remainder
 
     def pointwise_variance(
         self,
@@ -418,6 +456,7 @@ def functional_variance(
     *,
     tol: float = TOLERANCE,
     max_products: int = MAX_PRODUCTS,
+    diagonal: Tensor | None = None,
 ) -> FunctionalVariance:
     """Bracket the posterior variance of linear functionals t·m of the model.
 
@@ -428,6 +467,8 @@ def functional_variance(
         t: The questions; see ``Posterior.functional_variance``.
         tol: Stop when the bounds of each standard deviation are this close. Default 0.1.
         max_products: Stop after this many. Default 200.
+        diagonal: A positive estimate of the Hessian's diagonal ``[n]``, with which fewer
+            products are needed. Default none.
 
     Returns:
         The bracket of each question.
@@ -446,7 +487,7 @@ def functional_variance(
         >>> round(float(functional_variance(H, prior, noise, mean).value), 4)
         0.0833
     """
-    posterior = Posterior(hessian, prior, noise)
+    posterior = Posterior(hessian, prior, noise, diagonal=diagonal)
     return posterior.functional_variance(t, tol=tol, max_products=max_products)
 
 
@@ -513,9 +554,17 @@ def posterior_samples(
 
 
 def posterior_of(
-    result: MinimizeResult | Model, misfit: Objective, prior: MaternPrior, noise: Noise
+    result: MinimizeResult | Model,
+    misfit: Objective,
+    prior: MaternPrior,
+    noise: Noise,
+    *,
+    seed: int = 0,
 ) -> Posterior:
     """Return the posterior of a minimised problem, linearised at its result.
+
+    The diagonal that speeds up its questions is estimated from eight samples of the
+    misfit, such as one encoded shot each; ``setup`` says what they cost.
 
     Args:
         result: What ``minimize`` returned, or a model.
@@ -523,6 +572,10 @@ def posterior_of(
             without the regulariser that it was minimised with.
         prior: The prior.
         noise: The noise.
+        seed: Of the samples. Default 0.
+
+    Returns:
+        The posterior, which answers any number of questions.
 
     Raises:
         TypeError: For an argument of the wrong type, or without noise.
@@ -536,8 +589,20 @@ def posterior_of(
     checks.instance("misfit", misfit, Objective, use)
     checked_noise(noise)
     model = result.x if isinstance(result, MinimizeResult) else result
-    hessian = misfit.hessian(model, "gauss-newton", space=prior.space)
-    return Posterior(hessian, prior, noise)
+    seed = checks.seed("seed", seed, spare=SKETCHES)
+    space = prior.space
+    hessian = misfit.hessian(model, "gauss-newton", space=space)
+    with metered(misfit.counts) as setup:
+        total = torch.zeros(space.size, dtype=torch.float64, device=space.device)
+        for k in range(seed, seed + SKETCHES):
+            with misfit.sketch(model, "gauss-newton", space=space, seed=k) as sketch:
+                probed = estimate_diagonal(sketch, 1, seed=k).diagonal
+            total += smooth_diagonal(probed.double(), space, SMOOTH)
+    mean = total / SKETCHES
+    diagonal = mean.clamp(min=FLOOR * float(mean.max().clamp(min=0.0)))
+    posterior = Posterior(hessian, prior, noise, diagonal=diagonal)
+    posterior.setup = setup
+    return posterior
 
 
 class WhitenedHessian(DerivedOperator):
