@@ -60,8 +60,8 @@ MAX_PRODUCTS = 200
 INNER_TOLERANCE, INNER_PRODUCTS = 1e-2, 1000
 #: Samples of shots that ``posterior_of`` estimates the diagonal from, the cells that it
 #: is smoothed over, and its smallest entry relative to the largest. On the problem of
-#: ``benchmarks/error_bars.py`` the bounds after 60 products were 28, 8, 3.8, 2.6 and 2.2 %
-#: apart for smoothing over 1, 2, 4, 6 and 9 cells.
+#: ``benchmarks/error_bars.py`` the bounds after 60 products were 28, 8, 3.8, 2.6 and
+#: 2.2 % apart for smoothing over 1, 2, 4, 6 and 9 cells.
 SKETCHES, SMOOTH, FLOOR = 8, 6.0, 1e-3
 #: Eigenvalues of QᵀAQ under this, relative to the largest, are dropped: the bounds then
 #: are those of the other directions.
