@@ -280,7 +280,12 @@ def test_squares_of_two_encodings_are_unbiased_where_those_of_one_are_not(genera
     norm = float(matrix.square().sum())
     model = {"a": torch.zeros(5, 6, dtype=F64), "b": torch.zeros(5, 6, dtype=F64)}
     probes = random_probes(
-        parts, model, n_probes=400, space=space, seed=random_seed(generator)
+        parts,
+        model,
+        n_probes=400,
+        n_samples=2,
+        space=space,
+        seed=random_seed(generator),
     )
     own = probes.responses
     assert own.shape == (2, 400, 2, 60)
@@ -505,8 +510,8 @@ def test_encoded_statistics_of_waves_agree_with_whole_products(small_misfit, gen
     )
     spent = misfit.counts - before
     # one encoded shot for each product, four propagations
-    assert probes.n_products == spent.products == 24
-    assert probes.n_propagations == spent.propagations == 96
+    assert probes.n_products == spent.products == 36
+    assert probes.n_propagations == spent.propagations == 144
     squares = mean_of_products(probes.responses[0], probes.responses[0]).sum(-1)
     error = float(squares.std()) / math.sqrt(12)
     assert abs(float(squares.mean()) - float(dense.square().sum())) < 6 * error
