@@ -87,12 +87,14 @@ def smooth(v: Tensor, rows: int, cells: float) -> Tensor:
     return start
 
 
-def make_survey(v: Tensor, spacing: float, seconds: float) -> hvpopt.fwi.Survey:
+def make_survey(
+    v: Tensor, spacing: float, seconds: float, n_shots: int = N_SHOTS
+) -> hvpopt.fwi.Survey:
     """Return surface shots, with a receiver in every other cell of the surface."""
     nx = v.shape[1]
     nt = round(seconds / DT)
     wavelet = deepwave.wavelets.ricker(FREQUENCY, nt, DT, 1.3 / FREQUENCY)
-    at = torch.linspace(0.05, 0.95, N_SHOTS).mul(nx - 1).round().long()
+    at = torch.linspace(0.05, 0.95, n_shots).mul(nx - 1).round().long()
     sources = torch.stack([torch.full_like(at, DEPTH), at], -1)[:, None]
     across = torch.arange(0, nx, 2)
     receivers = torch.stack([torch.full_like(across, DEPTH), across], -1)
@@ -100,8 +102,8 @@ def make_survey(v: Tensor, spacing: float, seconds: float) -> hvpopt.fwi.Survey:
         "scalar",
         grid_spacing=spacing,
         dt=DT,
-        sources={"u": (wavelet.repeat(N_SHOTS, 1, 1), sources)},
-        receivers={"u": receivers.repeat(N_SHOTS, 1, 1)},
+        sources={"u": (wavelet.repeat(n_shots, 1, 1), sources)},
+        receivers={"u": receivers.repeat(n_shots, 1, 1)},
         max_vel=1.1 * float(v.max()),
         pml_freq=FREQUENCY,
         pml_width=10,

@@ -15,11 +15,13 @@ from hvpopt.analysis.design import ShotInformation, shot_information
 from hvpopt.analysis.eigenpairs import Eigenpairs, eigenpairs
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
 from hvpopt.analysis.noise import Noise
+from hvpopt.analysis.point_spread import PointSpread, point_spread, regularised_spread
 from hvpopt.analysis.posterior import (
     FunctionalVariance,
     PointwiseVariance,
     Posterior,
     PosteriorSamples,
+    WhitenedHessian,
     functional_variance,
     pointwise_variance,
     posterior_of,
@@ -27,6 +29,13 @@ from hvpopt.analysis.posterior import (
 )
 from hvpopt.analysis.prior import MaternPrior
 from hvpopt.analysis.probed_diagonal import diagonal
+from hvpopt.analysis.resolution import (
+    CrossTalk,
+    ResolutionLengths,
+    cross_talk,
+    resolution_lengths,
+)
+from hvpopt.analysis.responses import Probes, random_probes
 from hvpopt.analysis.trace import trace
 from hvpopt.krylov.diagonal import (
     DiagonalEstimate,
@@ -37,28 +46,38 @@ from hvpopt.krylov.diagonal import (
 __all__ = [
     "CONFIDENCE",
     "CheckReport",
+    "CrossTalk",
     "DiagonalEstimate",
     "Eigenpairs",
     "Estimate",
     "FunctionalVariance",
     "MaternPrior",
     "Noise",
+    "PointSpread",
     "PointwiseVariance",
     "Posterior",
     "PosteriorSamples",
+    "Probes",
+    "ResolutionLengths",
     "ShotInformation",
     "SpectralDensity",
+    "WhitenedHessian",
     "check_gradient",
     "check_hessian",
     "check_symmetry",
+    "cross_talk",
     "diagonal",
     "eigenpairs",
     "estimate_diagonal",
     "functional_variance",
     "log_determinant",
+    "point_spread",
     "pointwise_variance",
     "posterior_of",
     "posterior_samples",
+    "random_probes",
+    "regularised_spread",
+    "resolution_lengths",
     "shot_information",
     "smooth_diagonal",
     "spectral_density",

@@ -225,8 +225,8 @@ def log_determinant(
     bounds = [_log_bounds(rule, shift, lowest, rounding) for rule in rules]
     lower, upper = size * np.array(bounds).T
     bounded = bool(np.isfinite(lower).all())
-    middle = 0.5 * (lower + upper) if bounded else upper
     scattered = [lower, upper] if bounded else [upper]
+    middle = float(np.mean([values.mean() for values in scattered]))
     error = max(float(_mean_and_error(values)[1]) for values in scattered)
     message = f"{len(rules)} random vectors, {counts.products} products"
     if not bounded:
@@ -236,7 +236,7 @@ def log_determinant(
     # of sums of n terms
     epsilon = float(np.finfo(float).eps) * max(abs(float(upper.mean())), size)
     return Estimate(
-        value=float(middle.mean()),
+        value=middle,
         standard_error=error,
         margin=student_factor(confidence, len(rules)) * error + epsilon,
         lower=float(lower.mean()) if bounded else -math.inf,
@@ -360,7 +360,7 @@ def _log_bounds(
         return -math.inf, upper
     if rule.nodes[0] <= lowest:  # by rounding: nothing lies between node and bound
         return math.log(lowest + shift), upper
-    return rule_value(radau_rule(rule, lowest), logarithm), upper
+    return min(rule_value(radau_rule(rule, lowest), logarithm), upper), upper
 
 
 def _cumulative(rule: Quadrature, at: Array) -> tuple[Array, Array, Array]:
