@@ -593,7 +593,7 @@ def test_stopped_after_each_step_it_is_the_same_run(generator, tmp_path, encoded
 
 
 @pytest.mark.parametrize("encoded", WAYS)
-@pytest.mark.parametrize("limit", [{"max_iter": 2}, {"max_cost": 6.0}, {"max_iter": 0}])
+@pytest.mark.parametrize("limit", [{"max_iter": 1}, {"max_cost": 2.0}, {"max_iter": 0}])
 def test_a_limit_is_raised_later(generator, tmp_path, encoded, limit):
     rows = rows_of(generator, 30, 4, 10, encoded=encoded, noise=1.0)
     path = tmp_path / "state"
@@ -680,7 +680,9 @@ def test_bad_part_is_dropped(generator, encoded, where, after):
     assert result.counts == rows.spent()
     if after < 40:
         sizes = [record.sample for record in result.history if record.dropped]
-        assert sizes[0] > 0, "samples go on without it"
+        # values are of the whole alone, where no step of a sample is judged by one
+        if where != ("value",):
+            assert sizes[0] > 0, "samples go on without it"
 
 
 @pytest.mark.parametrize("encoded", WAYS)
