@@ -64,6 +64,10 @@ Written by `python benchmarks/race.py` from the files in `benchmarks/race`.
 **Unknowns.** Every method searches in the same: the free cells of `model / scale`, in
 float64; waves run in the dtype that each problem states.
 
+**The default** of `hvpopt.minimize` is `QuasiNewton()` in every table down to "Surveys of
+many shots", also on Marmousi with 12 shots, which was run before `minimize` sampled
+surveys of 12 shots and more.
+
 **Cost** is in gradients of the same problem: gradients + r_v · values + r_p · products.
 r_v and r_p are CPU time relative to a gradient's, medians measured for each problem
 before its runs. The misfit's own tally counts, whatever library calls it. A product over

@@ -43,7 +43,7 @@ from hvpopt.run.minimize import minimize
 from hvpopt.run.result import IterationRecord, MinimizeResult, Status
 
 if TYPE_CHECKING:
-    from hvpopt import distributed, fwi
+    from hvpopt import analysis, distributed, fwi
 
 __all__ = [
     "Backtracking",
@@ -81,6 +81,7 @@ __all__ = [
     "TorchObjective",
     "TrustRegionNewton",
     "Wolfe",
+    "analysis",
     "as_scipy",
     "cg",
     "distributed",
@@ -92,7 +93,7 @@ __all__ = [
 ]
 
 #: Imported when they are first asked for: deepwave takes seconds, and plain losses none.
-_ON_REQUEST = ("distributed", "fwi")
+_ON_REQUEST = ("analysis", "distributed", "fwi")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -6,11 +6,8 @@ matrix's diagonal, measured once, serves as L-BFGS's initial Hessian. On the pro
 method's cost to reach a misfit of 1e-2, 1e-3 or 1e-4 of the start's.
 
 If they are sums of many parts, a survey's shots, they go to ``StochasticQuasiNewton``,
-which ends with ``QuasiNewton`` on all parts. On Marmousi with 12 encoded shots it reached
-1/100 of the misfit at cost 4, where ``QuasiNewton`` takes 22, and with 48 shots at cost
-1. With the 6 shots of the small problems the gain was small: cost 6 instead of 10, 10
-instead of 15, 16 instead of 21 on three of them, and none on two. Drawn shots, of which
-a sample has four at least, were tried with 40 and 48.
+which ends with ``QuasiNewton`` on all parts. What that gains on surveys of 24 and 48
+shots is on the same page.
 
 Any other loss goes to ``TrustRegionNewton``, whose exact products also see negative
 curvature. A loss that turns out to have no second derivative goes to ``QuasiNewton`` on

@@ -24,7 +24,6 @@ from hvpopt.methods.method import OutOfBudget
 from hvpopt.methods.points import Budget, Point, Problem
 from hvpopt.model._scale import euclidean_norm, unit_of
 from hvpopt.operators.symmetric import SymmetricOperator
-from hvpopt.problem.objective import Kind
 
 #: Probes of an operator whose products cost a whole one, and most probes of any.
 FEWEST, MOST = 2, 32
@@ -103,8 +102,7 @@ class _Sketches:
     """The sketches of one point's Hessian by number, each made once; a context."""
 
     def __init__(self, problem: Problem, point: Point, seed: int) -> None:
-        has = problem.objective.has_gauss_newton
-        self.kind: Kind = "gauss-newton" if has else "exact"
+        self.kind = problem.preferred_kind
         self.seed = seed
         self._problem = problem
         self._point = point

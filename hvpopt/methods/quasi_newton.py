@@ -148,8 +148,7 @@ class QuasiNewton(SecondOrderMethod):
             return anew
         vector = self._vector(point, state)
         slope = -float(vector @ point.gradient)
-        has = problem.objective.has_gauss_newton
-        with problem.hessian(point, "gauss-newton" if has else "exact") as hessian:
+        with problem.hessian(point, problem.preferred_kind) as hessian:
             curvature = float(vector @ hessian.matvec(vector))
         factor = curvature / slope if slope > 0.0 else 0.0
         if not 0.0 < factor < math.inf:
@@ -201,10 +200,7 @@ class QuasiNewton(SecondOrderMethod):
         pair = after.vector - before.vector, after.gradient - before.gradient
         pairs, initial = state.pairs, state.initial
         if safely_positive(*pair):
-            single = pair[0].float(), pair[1].float()
-            # beyond the range of float32 it stays as it is
-            pair = single if state.single and safely_positive(*single) else pair
-            pairs = (*pairs, pair)[-self.memory :]
+            pairs = (*pairs, kept_pair(*pair, single=state.single))[-self.memory :]
         elif not pairs and step.length == 1.0:
             initial = self.initial.lengthened(initial)
         return replace(
@@ -214,3 +210,15 @@ class QuasiNewton(SecondOrderMethod):
             age=state.age + 1,
             gradient_first=step.length == 1.0,
         )
+
+
+def kept_pair(s: Tensor, y: Tensor, *, single: bool) -> Pair:
+    """Return a pair in the precision that it is kept in.
+
+    Args:
+        s: A step ``[n]``.
+        y: The curvature along it ``[n]``, with ``s·y`` safely positive.
+        single: In float32, unless that leaves its range.
+    """
+    pair = s.float(), y.float()
+    return pair if single and safely_positive(*pair) else (s, y)

@@ -42,11 +42,11 @@ from hvpopt.methods.method import (
     Step,
 )
 from hvpopt.methods.points import Budget, Point, Problem
-from hvpopt.methods.quasi_newton import QuasiNewton, QuasiNewtonState
+from hvpopt.methods.quasi_newton import QuasiNewton, QuasiNewtonState, kept_pair
 from hvpopt.model._scale import unit_of
-from hvpopt.problem.objective import Kind, Objective
+from hvpopt.problem.objective import Objective
 
-#: Fewest parts of a sum for which sampling pays, encoded and drawn (benchmarks/RACE.md).
+#: Fewest parts of a sum that ``minimize`` samples by default, encoded and drawn.
 FEWEST_ENCODED, FEWEST_DRAWN = 12, 24
 #: Weight of the earlier directions where each step has a sample of its own.
 MOMENTUM = 0.7
@@ -54,8 +54,8 @@ MOMENTUM = 0.7
 GROUP = 5
 #: Shots of a first drawn sample, and steps on each drawn sample.
 DRAWN, STEPS = 4, 5
-#: Probes of the diagonal, of encoded and of drawn samples.
-PROBES = {True: 6, False: 4}
+#: Probes of the diagonal.
+ENCODED_PROBES, DRAWN_PROBES = 6, 4
 #: Standard deviation of the smoothing of the diagonal, cells.
 SMOOTH = 3.0
 #: Dampings of the diagonal, of which that is taken that agrees best with the pairs; and
@@ -119,9 +119,9 @@ class StochasticQuasiNewton(SampledMethod):
     shots, alone or with regularisation. Any other objective is left to ``last``.
 
     Each record's value and gradient are those of its sample. The whole is evaluated at
-    the start and at the end of the samples: the better of the two models is the best. A
-    step on which the loss of samples rises much is judged on its own sample, and halved
-    until it lowers that.
+    the start, where a sample grows and at the end: the best model is the best by these
+    values. A step on which the loss of samples rises much is judged on its own sample,
+    and halved until it lowers that.
 
     Args:
         size: Parts of the first samples. Default 1 where they are encoded, 4 where they
@@ -162,16 +162,16 @@ class StochasticQuasiNewton(SampledMethod):
         return [self, self.last]
 
     def _first_size(self, objective: Objective) -> int:
-        if self.size is not None:
-            return self.size
-        return max(1 if objective.encodes else DRAWN, objective.processes.count)
+        size = self.size
+        if size is None:
+            size = max(1 if objective.encodes else DRAWN, objective.processes.count)
+        return min(size, objective.n_parts)
 
     # -- samples ----------------------------------------------------------------
 
     def sample(self, problem: Problem, state: StochasticState) -> Problem:
         """Return the problem of the sample at which the state's point was evaluated."""
-        size = min(state.size, problem.objective.n_parts)
-        return problem.sampled(size, self._seed(0, state.number))
+        return problem.sampled(state.size, self._seed(0, state.number))
 
     def sample_size(self, state: StochasticState) -> int:
         """Return the number of parts of that sample."""
@@ -227,18 +227,21 @@ class StochasticQuasiNewton(SampledMethod):
     def _search(self, problem: Problem, point: Point, state: StochasticState) -> Step:
         """Try the step, and halves of it, until one is not refused."""
         assert state.momentum is not None
-        own, then = self.sample(problem, state), self._next(problem, state)
+        then = self._next(problem, state)
         following = self.sample(problem, then)
         inverse = self.preconditioner(state)
         vector = -inverse.apply(state.momentum)
         length = min(1.0, 1.25 * state.length)
         recent = [*state.losses, point.value][-GROUP:]
-        problem.last_error = None
+        own: Problem | None = None  # encoding its data costs something: made if asked
         for trial in range(1, TRIALS + 1):
             end = following.trial(problem.space.project(point.vector + length * vector))
             if end is not None:
-                rises = end.value > RISE * sum(recent) / len(recent)
-                if not rises or own.value(end.vector) < point.value:
+                falls_too = True
+                if end.value > RISE * sum(recent) / len(recent):
+                    own = self.sample(problem, state) if own is None else own
+                    falls_too = own.value(end.vector) < point.value
+                if falls_too:
                     direction = Direction(vector)
                     then = replace(
                         then,
@@ -248,6 +251,7 @@ class StochasticQuasiNewton(SampledMethod):
                     return Step(
                         end.vector, end.value, length, trial, direction, "", end, then
                     )
+                assert own is not None
                 problem.last_error = own.last_error
             else:
                 problem.last_error = following.last_error
@@ -297,8 +301,8 @@ class StochasticQuasiNewton(SampledMethod):
         Raises:
             OutOfBudget: If too few products are left.
         """
-        kind = _kind(problem)
-        n_probes = PROBES[state.encoded]
+        kind = problem.preferred_kind
+        n_probes = ENCODED_PROBES if state.encoded else DRAWN_PROBES
         if budget.products < n_probes + 1:
             raise OutOfBudget(
                 f"measuring a diagonal takes {n_probes + 1} products, and "
@@ -341,7 +345,7 @@ class StochasticQuasiNewton(SampledMethod):
             if bool(s.any()):
                 sample = problem.sampled(state.size, self._seed(2, state.number))
                 at = replace(point, vector=mean)
-                with sample.hessian(at, _kind(problem)) as hessian:
+                with sample.hessian(at, problem.preferred_kind) as hessian:
                     state = self._with_pair(state, s, hessian.matvec(s))
         return replace(state, mean=mean, total=None, in_group=0)
 
@@ -355,9 +359,7 @@ class StochasticQuasiNewton(SampledMethod):
             for fit, damping in zip(state.fits, DAMPINGS, strict=True)
         )
         damping = DAMPINGS[fits.index(max(fits))]
-        pair, single = (s, y), (s.float(), y.float())
-        if state.single and safely_positive(*single):
-            pair = single
+        pair = kept_pair(s, y, single=state.single)
         return replace(
             state,
             pairs=(*state.pairs, pair)[-self.memory :],
@@ -411,7 +413,3 @@ def agreement(diagonal: Tensor, damping: float, s: Tensor, y: Tensor) -> float:
     s, y = s / unit_of(s), y / unit_of(y)
     most = float(s @ (matrix * s)) * float(y @ (y / matrix))
     return max(float(s @ y) ** 2 / most, math.ulp(0.0))
-
-
-def _kind(problem: Problem) -> Kind:
-    return "gauss-newton" if problem.objective.has_gauss_newton else "exact"

@@ -40,7 +40,7 @@ from hvpopt.methods.points import Budget, Point, Problem
 from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model
-from hvpopt.problem.objective import Kind, Objective
+from hvpopt.problem.objective import Objective
 from hvpopt.problem.processes import ALONE, Processes
 from hvpopt.run._checkpoint import Checkpoint
 from hvpopt.run._fingerprint import check_same_value
@@ -323,10 +323,9 @@ class Run:
         if error.parts or not self.method.samples:
             return error
         problem = self.problem
-        kind: Kind = "gauss-newton" if problem.objective.has_gauss_newton else "exact"
         try:
             point = problem.linearise(vector, None)
-            with problem.hessian(point, kind) as hessian:
+            with problem.hessian(point, problem.preferred_kind) as hessian:
                 hessian.matvec(point.gradient)
         except BadPartError as whole:
             return whole
