@@ -193,6 +193,28 @@ def test_noise_that_cannot_be_fitted_makes_samples_grow(generator):
         assert grown > 0
 
 
+@pytest.mark.parametrize("encoded", WAYS)
+def test_sample_on_which_no_step_goes_down_grows(generator, encoded):
+    """The first samples refuse every model but the start; larger ones none."""
+
+    class Narrow(Rows):
+        def value_and_gradient(self, model):
+            if self.n_parts <= size and bool(flat(model).any()):
+                raise ValueError("this model is refused")
+            return super().value_and_gradient(model)
+
+    rows = rows_of(generator, encoded=encoded)
+    size = 1 if encoded else 4
+    narrow = Narrow(rows.matrix, rows.data, encoded=encoded)
+    result = sampled(narrow)
+    assert result.success
+    assert [r.sample for r in result.history[:3]] == [size, 4 * size, 4 * size]
+    zero, moved = result.history[1:3]
+    assert zero.step_norm == zero.relative_step == 0.0
+    assert moved.step_norm > 0.0
+    assert result.counts == narrow.spent()
+
+
 def test_without_noise_a_few_gradients_lower_the_whole(generator):
     rows = rows_of(generator)
     result = sampled(rows, max_cost=8.0)
