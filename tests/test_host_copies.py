@@ -1,7 +1,7 @@
 """Where a model lies on a device, steps copy numbers to the host, and no vectors.
 
-The other way, random vectors may go: they are drawn on the host, so that they are the same
-on every device.
+The other way, random vectors may go: they are drawn on the host, so that they are the
+same on every device.
 """
 
 import pytest
@@ -103,9 +103,7 @@ def test_host_copies_are_seen(generator):
 
 
 @needs_device
-@pytest.mark.parametrize(
-    "method", [hvpopt.QuasiNewton, hvpopt.TrustRegionNewton, hvpopt.ShiftedNewton]
-)
+@pytest.mark.parametrize("method", [hvpopt.QuasiNewton, hvpopt.TrustRegionNewton])
 def test_steps_on_a_device_copy_no_vector(method, generator):
     misfit, start = problem(generator)
     copies, result = run(misfit, start, method(), lower=1500.0, upper=2400.0)
