@@ -70,8 +70,11 @@ def processes():
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONGEST)
     for item in items:
-        if item.path.stem in CPU_ONLY:
-            item.add_marker(cpu_only(CPU_ONLY[item.path.stem]))
+        reason = CPU_ONLY.get(item.path.stem)
+        if reason is None and "processes" in item.fixturenames:
+            reason = "processes of their own"
+        if reason is not None:
+            item.add_marker(cpu_only(reason))
 
 
 def pytest_collection_finish():
