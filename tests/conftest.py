@@ -40,6 +40,7 @@ CPU_ONLY = {
     "test_pylops": "PyLops multiplies on the CPU",
     "test_race": "the race is run on the CPU",
     "test_readme": "it runs the README as printed",
+    "test_resolution": "responses are kept, and compared, on the CPU",
     "test_signals": "processes of their own",
     "test_signals_in_scripts": "processes of their own",
 }

@@ -115,7 +115,7 @@ def test_steps_on_a_device_copy_no_vector(method, generator):
 def test_sampled_steps_on_a_device_copy_no_vector(generator):
     misfit, start = problem(generator, n_shots=4)
     method = hvpopt.StochasticQuasiNewton()
-    copies, result = run(misfit, start, method, max_iter=7, lower=1500.0, upper=2400.0)
+    copies, result = run(misfit, start, method, max_iter=12, lower=1500.0, upper=2400.0)
     assert result.x.device == start.device
     assert copies == []
 
