@@ -29,7 +29,6 @@ MAKERS = {
     torch.as_tensor,
     torch.empty,
     torch.eye,
-    torch.from_numpy,
     torch.full,
     torch.linspace,
     torch.logspace,
