@@ -78,7 +78,7 @@ class Sizes:
 
 
 SMALL = Sizes(
-    cells=(24, 40), steps=60, shots=(2,), copies=(3,), rounds=2, rows=2, cost=0.5
+    cells=(24, 40), steps=60, shots=(2,), copies=(3,), rounds=2, rows=2, cost=2.0
 )
 
 

@@ -70,7 +70,7 @@ def test_page_of_a_gpu_is_made_of_what_was_measured():
         rounds=1,
         published=(16, 24),
         rows=2,
-        cost=1.0,
+        cost=2.0,
     )
     found = gpu.measure(torch.device("cpu"), tiny)
     (products,), (block,) = found["products"], found["blocks"]
