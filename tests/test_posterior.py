@@ -201,7 +201,7 @@ def test_truth_lies_within_one_and_two_deviations_as_often_as_it_should(generato
     )
     truth = problem.prior.sample(
         n, seed=int(torch.randint(10**6, (), generator=generator))
-    )
+    ).to(problem.jacobian)
     errors = torch.randn(len(problem.jacobian), n, generator=generator, dtype=F64)
     data = problem.jacobian @ truth + problem.noise.std * errors
     pulled = problem.jacobian.mT @ data / problem.noise.std**2
