@@ -38,6 +38,10 @@ from hvpopt.operators.autograd import FiniteDifferenceHessian, HessianOperator
 from hvpopt.operators.dense import DenseHessian
 from hvpopt.operators.symmetric import FunctionOperator, MatrixOperator, SymmetricOperator
 from hvpopt.problem.objective import Linearisation, Objective, SumObjective
+from hvpopt.problem.regularisers.cross_gradient import CrossGradient
+from hvpopt.problem.regularisers.regulariser import Regulariser
+from hvpopt.problem.regularisers.tikhonov import ReferenceModel, Tikhonov
+from hvpopt.problem.regularisers.total_variation import TotalVariation
 from hvpopt.problem.torch_objective import TorchObjective
 from hvpopt.run.minimize import minimize
 from hvpopt.run.result import IterationRecord, MinimizeResult, Status
@@ -51,6 +55,7 @@ __all__ = [
     "CGStatus",
     "Constant",
     "Counts",
+    "CrossGradient",
     "DenseHessian",
     "DiagonalPreconditioner",
     "EigenvalueEstimate",
@@ -72,13 +77,17 @@ __all__ = [
     "Objective",
     "PairsPreconditioner",
     "QuasiNewton",
+    "ReferenceModel",
+    "Regulariser",
     "ShiftedNewton",
     "SquareRoot",
     "Status",
     "StochasticQuasiNewton",
     "SumObjective",
     "SymmetricOperator",
+    "Tikhonov",
     "TorchObjective",
+    "TotalVariation",
     "TrustRegionNewton",
     "Wolfe",
     "analysis",
