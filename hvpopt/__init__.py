@@ -36,6 +36,7 @@ from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
 from hvpopt.operators.autograd import FiniteDifferenceHessian, HessianOperator
 from hvpopt.operators.dense import DenseHessian
+from hvpopt.operators.jacobian import Jacobian
 from hvpopt.operators.symmetric import FunctionOperator, MatrixOperator, SymmetricOperator
 from hvpopt.problem.objective import Linearisation, Objective, SumObjective
 from hvpopt.problem.regularisers.cross_gradient import CrossGradient
@@ -68,6 +69,7 @@ __all__ = [
     "HessianOperator",
     "InitialCurvature",
     "IterationRecord",
+    "Jacobian",
     "LanczosBasis",
     "LineSearchNewton",
     "Linearisation",

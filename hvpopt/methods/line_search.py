@@ -183,7 +183,7 @@ class LineSearchNewton(SecondOrderMethod):
 
     def _solve(
         self, point: Point, state: LineSearchState, budget: Budget
-    ) -> tuple[Direction, CGResult]:
+    ) -> tuple[Direction, CGResult[Tensor]]:
         free = point.free_cells()
         gradient = free.gradient
         preconditioner = self.preconditioning.on_free_cells(
@@ -266,7 +266,7 @@ _INNER_STATUS = {
 
 
 def _first_direction(
-    solution: CGResult,
+    solution: CGResult[Tensor],
     gradient: Tensor,
     preconditioner: Preconditioner | None,
     point: Point,
