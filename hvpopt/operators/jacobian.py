@@ -92,8 +92,12 @@ class Jacobian(ABC):
     def __matmul__(self, rhs: Any) -> Any:
         """Return J times a model-shaped step, a flat vector or a block."""
         if self.space.accepts(rhs):
-            return self._answer(self._push(self.space.match(rhs, "step")))
-        return _flat_product(self.matvec, rhs, self.shape[1], "model")
+            # by way of the flat vector, which has no frozen cells
+            vector = self.space.step_to_vector(rhs)
+            if not bool(torch.isfinite(vector).all()):
+                raise ValueError("the step has NaN or infinite entries")
+            return self._answer(self._push(self.space.step_to_model(vector)))
+        return _flat_product(self.matvec, rhs, self.shape, "model")
 
     @property
     def T(self) -> TransposedJacobian:  # noqa: N802 - as NumPy, SciPy and torch call it
@@ -225,19 +229,24 @@ class TransposedJacobian:
             and len(own.data_shapes) == 1
             and tuple(rhs.shape) in own.data_shapes.values()
         ):
-            return own._pull(own._by_channel(rhs))
-        return _flat_product(own.rmatvec, rhs, self.shape[1], "data")
+            gradient = own._pull(own._by_channel(rhs))
+            # frozen cells have no part in it
+            return own.space.gradient_to_model(own.space.gradient_to_vector(gradient))
+        return _flat_product(own.rmatvec, rhs, self.shape, "data")
 
 
 def _flat_product(
-    product: Callable[[Tensor], Tensor], rhs: Any, size: int, shaped: str
+    product: Callable[[Tensor], Tensor], rhs: Any, shape: tuple[int, int], shaped: str
 ) -> Tensor:
+    """Return the product with a flat vector, or with the columns of a block."""
+    n_rows, n_columns = shape
     if not isinstance(rhs, Tensor):
         raise TypeError(
-            f"the right-hand side is {checks.kind(rhs)}; pass a tensor shaped [{size}], "
-            f"[{size}, k] or like the {shaped}"
+            f"the right-hand side is {checks.kind(rhs)}; pass a tensor shaped "
+            f"[{n_columns}], [{n_columns}, k] or like the {shaped}"
         )
     if rhs.ndim != 2:
         return product(rhs)
-    check_right_hand_side(rhs, 2, size, rhs.device, shaped)
-    return torch.stack([product(c.contiguous()) for c in rhs.unbind(1)], 1)
+    check_right_hand_side(rhs, 2, n_columns, rhs.device, shaped)
+    columns = [product(column.contiguous()) for column in rhs.unbind(1)]
+    return torch.stack(columns, 1) if columns else rhs.new_empty(n_rows, 0)

@@ -331,6 +331,8 @@ def checked_operator(operator: object) -> SymmetricOperator:
         use = "pass hvpopt.MatrixOperator(t) of a symmetric tensor t"
     elif isinstance(operator, np.ndarray):
         use = "pass hvpopt.MatrixOperator(torch.from_numpy(a)) of a symmetric array a"
+    elif callable(getattr(operator, "normal", None)):
+        use = "pass J.normal(damping), the matrix of its normal equations"
     elif callable(operator) and not isinstance(operator, type):
         use = "pass hvpopt.FunctionOperator(f, n) of a function f of vectors [n]"
     raise TypeError(f"the operator is {checks.kind(operator)}; {use}")
@@ -513,7 +515,10 @@ class ShiftedOperator(DerivedOperator):
 
     def __init__(self, operator: SymmetricOperator, shift: Any) -> None:
         super().__init__([operator])
-        self.shift = checks.number("the shift", shift, above=-math.inf, below=math.inf)
+        says = "it must be finite"
+        self.shift = checks.number(
+            "the shift", shift, above=-math.inf, below=math.inf, says=says
+        )
 
     def _product(self, vector: Tensor) -> Tensor:
         (operator,) = self.operators
