@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ class Cells:
     scale: float | Tensor
     weight: float | Tensor
     reference: Tensor | None
+    _weights: dict[tuple[int, ...], float | Tensor] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def volume(self) -> float:
@@ -50,57 +53,64 @@ class Cells:
             parameter = parameter - self.reference
         return parameter / self.scale
 
-    def difference(self, field: Tensor, axes: Sequence[int]) -> Tensor:
+    def difference(self, values: Tensor, axes: Sequence[int]) -> Tensor:
         """Return the derivative along each of several axes, by central differences.
 
         Args:
-            field: ``[*shape]``.
+            values: ``[*shape]``.
             axes: Each occurrence takes a derivative, and one entry off that axis.
         """
         for axis in axes:
-            field = field.diff(dim=axis) / self.spacing[axis]
-        return field
+            values = values.diff(dim=axis) / self.spacing[axis]
+        return values
 
-    def difference_transposed(self, field: Tensor, axes: Sequence[int]) -> Tensor:
-        """Return the transpose of ``difference`` times a field of differences."""
+    def difference_transposed(self, values: Tensor, axes: Sequence[int]) -> Tensor:
+        """Return the transpose of ``difference`` times differences."""
         for axis in reversed(axes):
-            field = -_padded(field, axis).diff(dim=axis) / self.spacing[axis]
-        return field
+            values = -_padded(values, axis).diff(dim=axis) / self.spacing[axis]
+        return values
 
     def others(self, axis: int) -> tuple[int, ...]:
         """Return the axes with neighbours other than one."""
         return tuple(other for other in self.axes if other != axis)
 
-    def between(self, values: float | Tensor, axes: Sequence[int]) -> float | Tensor:
-        """Return the geometric mean of values of the cells that a difference takes.
-
-        Args:
-            values: A number or ``[*shape]``, none negative.
-            axes: Of the difference.
-        """
-        if not isinstance(values, Tensor) or not axes:
-            return values
-        return mean(values.double().log(), axes).exp().to(values.dtype)
+    def weight_between(self, axes: tuple[int, ...]) -> float | Tensor:
+        """Return the weight of each difference along ``axes``; computed once."""
+        if axes not in self._weights:
+            self._weights[axes] = geometric_mean(self.weight, axes)
+        return self._weights[axes]
 
 
-def mean(field: Tensor, axes: Sequence[int]) -> Tensor:
+def geometric_mean(values: float | Tensor, axes: Sequence[int]) -> float | Tensor:
+    """Return the geometric mean of values of the cells that differences take.
+
+    Args:
+        values: A number for all cells, or one for each, none negative.
+        axes: Of the differences.
+    """
+    if not isinstance(values, Tensor) or not axes:
+        return values
+    return mean(values.double().log(), axes).exp().to(values.dtype)
+
+
+def mean(values: Tensor, axes: Sequence[int]) -> Tensor:
     """Return means of two neighbours along each of several axes."""
     for axis in axes:
-        n = field.shape[axis] - 1
-        field = 0.5 * (field.narrow(axis, 0, n) + field.narrow(axis, 1, n))
-    return field
+        n = values.shape[axis] - 1
+        values = 0.5 * (values.narrow(axis, 0, n) + values.narrow(axis, 1, n))
+    return values
 
 
-def mean_transposed(field: Tensor, axes: Sequence[int]) -> Tensor:
-    """Return the transpose of ``mean`` times a field of means."""
+def mean_transposed(values: Tensor, axes: Sequence[int]) -> Tensor:
+    """Return the transpose of ``mean`` times means."""
     for axis in axes:
-        field = mean(_padded(field, axis), (axis,))
-    return field
+        values = mean(_padded(values, axis), (axis,))
+    return values
 
 
-def _padded(field: Tensor, axis: int) -> Tensor:
-    """Return a field with a zero before and after it along an axis."""
-    shape = list(field.shape)
+def _padded(values: Tensor, axis: int) -> Tensor:
+    """Return values with a zero before and after it along an axis."""
+    shape = list(values.shape)
     shape[axis] = 1
-    zero = field.new_zeros(shape)
-    return torch.cat([zero, field, zero], axis)
+    zero = values.new_zeros(shape)
+    return torch.cat([zero, values, zero], axis)

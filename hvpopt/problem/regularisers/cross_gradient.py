@@ -126,7 +126,7 @@ class CrossGradient(Regulariser):
         self._check(grid)
         p, q = gradients = self._gradients(grid, units)
         cells = grid[self.pair[0]]
-        weight = 2.0 * cells.volume * cells.between(cells.weight, cells.axes)
+        weight = 2.0 * cells.volume * cells.weight_between(cells.axes)
         pairs = combinations(cells.axes, 2)
         cross = {(a, b): p[a] * q[b] - p[b] * q[a] for a, b in pairs}
         return _State(gradients, cross, weight)

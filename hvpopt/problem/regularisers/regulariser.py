@@ -68,6 +68,8 @@ class Regulariser(Objective):
         self._spacing = _spacing(spacing)
         self._scale = checked_positive("scale", scale)
         self._weight = _each("weight", weight, _not_negative)
+        #: Cells of the last model's parameters, and what they depend on
+        self._last: tuple[Any, Grid] | None = None
         self._reference: dict[str, Tensor] | None = None
         if reference is not None:
             tensors = named_tensors(copy_model(reference))
@@ -164,6 +166,16 @@ class Regulariser(Objective):
     def _units(self, model: Model) -> tuple[Grid, Units]:
         """Return the cells of each parameter of a model, and the scaled deviations."""
         tensors = named_tensors(model)
+        for name, tensor in tensors.items():
+            checks.tensor(f"parameter {name!r}", tensor)
+        key = tuple((n, t.shape, t.dtype, t.device) for n, t in tensors.items())
+        last = self._last  # other threads may replace it
+        if last is None or last[0] != key:
+            self._last = last = key, self._grid_of(tensors)
+        grid = last[1]
+        return grid, {n: cells.units(tensors[n]) for n, cells in grid.items()}
+
+    def _grid_of(self, tensors: dict[str, Tensor]) -> Grid:
         names = tuple(tensors)
         reference = self._reference
         if reference is not None and set(reference) != set(names):
@@ -178,22 +190,20 @@ class Regulariser(Objective):
         weights = per_parameter("weight", self._weight, names)
         grid = {}
         for i, (name, tensor) in enumerate(tensors.items()):
-            checks.tensor(f"parameter {name!r}", tensor)
-            of = f"of parameter {name!r}"
+            of, shape = f"of parameter {name!r}", tuple(tensor.shape)
             if spacings[i] is None:
                 raise ValueError(f"spacing gives none {of}; name every parameter")
+            centre = None
+            if reference is not None:
+                centre = checks.tensor(f"the reference {of}", reference[name], shape)
             grid[name] = Cells(
-                tuple(tensor.shape),
+                shape,
                 checks.per_axis(f"spacing {of}", spacings[i], tensor.ndim),
                 fitted(f"scale {of}", scales[i], tensor),
                 fitted(f"weight {of}", weights[i], tensor),
-                None
-                if reference is None
-                else checks.tensor(
-                    f"the reference {of}", reference[name], tuple(tensor.shape)
-                ).to(tensor),
+                None if centre is None else centre.to(tensor),
             )
-        return grid, {n: cells.units(tensors[n]) for n, cells in grid.items()}
+        return grid
 
 
 class RegulariserHessian(SymmetricOperator):

@@ -79,7 +79,7 @@ class Tikhonov(Regulariser):
         for stencil in stencils:
             # a mixed derivative stands twice in the matrix of second derivatives
             times = cells.volume * (2.0 if len(set(stencil)) == 2 else 1.0)
-            yield stencil, cells.between(cells.weight, stencil) * times
+            yield stencil, cells.weight_between(stencil) * times
 
     def penalty(self, grid: Grid, units: Units) -> Tensor:
         """Return the integral."""

@@ -25,7 +25,12 @@ from torch import Tensor
 from hvpopt.model.space import PerParameter, per_parameter
 from hvpopt.model.tensors import Model
 from hvpopt.problem.objective import Kind
-from hvpopt.problem.regularisers.cells import Cells, mean, mean_transposed
+from hvpopt.problem.regularisers.cells import (
+    Cells,
+    geometric_mean,
+    mean,
+    mean_transposed,
+)
 from hvpopt.problem.regularisers.regulariser import (
     Grid,
     Regulariser,
@@ -174,11 +179,11 @@ def _at_corners(cells: Cells, units: Tensor, epsilon: float | Tensor) -> _Corner
     slopes = {axis: cells.difference(units, (axis,)) for axis in cells.axes}
     squares = [mean(s.square(), cells.others(axis)) for axis, s in slopes.items()]
     square = torch.stack(squares).sum(0)
-    epsilon = cells.between(fitted("epsilon", epsilon, units) / cells.scale, cells.axes)
+    epsilon = geometric_mean(fitted("epsilon", epsilon, units) / cells.scale, cells.axes)
     return _Corners(
         slopes,
         square,
         epsilon,
         (square + epsilon**2).sqrt(),
-        cells.between(cells.weight, cells.axes),
+        cells.weight_between(cells.axes),
     )
