@@ -8,10 +8,13 @@ import pytest
 import torch
 from tolerances import FLOAT32, GRADIENT, PRODUCT
 from torch.autograd import functional
+from waves import models_of, one_thread, survey
 
 import hvpopt
 from hvpopt.analysis import check_gradient, check_hessian
 from hvpopt.model.tensors import named_tensors, rebuild
+
+__all__ = ["one_thread"]
 
 F64 = torch.float64
 SHAPES = {1: (6,), 2: (4, 3), 3: (3, 3, 2)}
@@ -454,6 +457,34 @@ def test_samples_of_a_sum_hold_it_whole(generator):
     sample = total.sample(1, seed=4)
     assert sample.terms[1] == (3.0, penalty)
     assert sample.value(v) == total.value(v)
+
+
+def test_beside_waves_it_takes_none(generator):
+    """In a sum with waveforms, whole or sampled, propagations are those of the waves."""
+    acquisition = survey(n_shots=3)
+    (v,) = models_of("scalar", generator)
+    misfit = hvpopt.fwi.WaveformMisfit(acquisition, acquisition.simulate(v + 20.0))
+    penalty = hvpopt.Tikhonov(spacing=(5.0, 6.0), scale=100.0, reference=v + 5.0)
+    total = misfit + 1e-3 * penalty
+    step = torch.ones_like(v)
+    product = total.hessian(v) @ step
+    spent = total.counts.snapshot()
+    assert spent.as_dict() == {
+        "values": 0,
+        "gradients": 0,
+        "products": 1,
+        "propagations": 12,
+    }
+    own = penalty.hessian(v) @ step
+    expected = misfit.hessian(v) @ step + 1e-3 * own
+    close(product, expected, PRODUCT)
+    sample = total.sample(1, seed=3)
+    waves = misfit.sample(1, seed=3).hessian(v, "gauss-newton") @ step
+    product = sample.hessian(v, "gauss-newton") @ step
+    close(product, waves + 1e-3 * own, PRODUCT)
+    sketch = total.sketch(v, seed=5)
+    assert sketch.cost == misfit.sketch(v, seed=5).cost < 1.0
+    assert total.gradient_propagations == misfit.gradient_propagations
 
 
 @pytest.mark.parametrize("kind", KINDS)

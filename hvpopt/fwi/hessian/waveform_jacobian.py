@@ -184,9 +184,9 @@ class WaveformJacobian(Jacobian):
         def part(group: list[int]) -> Terms:
             found = rows(group)
             for channel, recorded in found.items():
-                data[channel][group] = recorded
-            # sums are finite where all samples are
-            return [d.sum(dtype=torch.float64) for d in found.values()]
+                take(data[channel], group).copy_(recorded)  # a view, of consecutive shots
+            # sums over shots: finite where every sample is
+            return [d.sum(0, dtype=torch.float64) for d in found.values()]
 
         self._runner.total(self._task(part, list(data), cost), self._groups)
         return data
