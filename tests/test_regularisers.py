@@ -466,7 +466,7 @@ def test_beside_waves_it_takes_none(generator):
     misfit = hvpopt.fwi.WaveformMisfit(acquisition, acquisition.simulate(v + 20.0))
     penalty = hvpopt.Tikhonov(spacing=(5.0, 6.0), scale=100.0, reference=v + 5.0)
     total = misfit + 1e-3 * penalty
-    step = torch.ones_like(v)
+    step = rand(v.shape, generator)
     product = total.hessian(v) @ step
     spent = total.counts.snapshot()
     assert spent.as_dict() == {
