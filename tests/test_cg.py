@@ -323,3 +323,27 @@ def test_shapes_that_do_not_go_together(options, error, words):
     H = hvpopt.HessianOperator(lambda v: (v**2).sum(), model)
     with pytest.raises(error, match=words):
         hvpopt.cg(**{"operator": H, "rhs": model, **options})
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        hvpopt.ShiftedNewton(solver="cg", tol=1e-12),
+        hvpopt.LineSearchNewton(forcing=hvpopt.Constant(1e-12)),
+    ],
+)
+def test_methods_solve_for_flat_vectors_of_a_scaled_line(method, generator):
+    """A scaled model of one axis has the shape of its flat vectors: no second scaling."""
+    scale = 0.1 + 5 * torch.rand(6, generator=generator, dtype=torch.float64)
+    wanted = torch.randn(6, generator=generator, dtype=torch.float64)
+    start = torch.zeros(6, dtype=torch.float64)
+    weights = torch.arange(1.0, 7.0, dtype=torch.float64)
+    result = hvpopt.minimize(
+        lambda v: (weights * (v - wanted).square()).sum(),
+        start,
+        scale=scale,
+        method=method,
+        max_iter=1,
+    )
+    # the first step of Newton's method is the minimum of a quadratic
+    assert float((result.x - wanted).norm() / wanted.norm()) < 1e-8

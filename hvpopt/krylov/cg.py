@@ -23,7 +23,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -133,68 +133,60 @@ def cg(
             fit, or the preconditioner is not positive definite.
     """
     checked_operator(operator)
+    options: dict[str, Any] = {
+        "tol": tol,
+        "max_products": max_products,
+        "deadline": deadline,
+        "preconditioner": preconditioner,
+        "keep_pairs": keep_pairs,
+    }
+    space, given = operator.space, cast("Any", rhs)
+    if space is None or not space.accepts(given):
+        flat: Any = flat_cg(operator, given, start=cast("Any", start), **options)
+        return cast("CGResult[Shaped]", flat)
+    x = None
+    if start is not None:
+        if not space.accepts(start):
+            raise TypeError(
+                f"the start is {checks.shown(start)}, and the right-hand side is shaped "
+                "like the model; pass both alike"
+            )
+        x = space.step_to_vector(start)
+    found = flat_cg(operator, space.gradient_to_vector(given), start=x, **options)
+    negative, residual = found.direction, found.residual
+    shaped: Any = replace(
+        cast("CGResult[Any]", found),
+        x=space.step_to_model(found.x),
+        direction=None if negative is None else space.step_to_model(negative),
+        residual=None if residual is None else space.gradient_to_model(residual),
+    )
+    return cast("CGResult[Shaped]", shaped)
+
+
+def flat_cg(
+    operator: SymmetricOperator,
+    rhs: Tensor,
+    *,
+    start: Tensor | None = None,
+    tol: float = 1e-5,
+    max_products: int | None = None,
+    deadline: float = math.inf,
+    preconditioner: Preconditioner | None = None,
+    keep_pairs: int = 0,
+) -> CGResult[Tensor]:
+    """Return what ``cg`` does, of vectors ``[n]`` that are flat whatever the model is.
+
+    A flat vector of a scaled model of one axis has that model's shape. Methods, which
+    work with flat vectors alone, call this one. The arguments are those of ``cg``.
+    """
     tol = checks.fraction("tol", tol)
     most = checks.optional(checks.limit, "max_products", max_products)
     deadline = checks.number("deadline", deadline)
     checked_preconditioner(preconditioner)
     watch = _Watch(operator, keep_pairs)
-    space, given = operator.space, rhs
-    shaped = space is not None and space.accepts(given)
-    if shaped:
-        assert space is not None
-        b = space.gradient_to_vector(given)
-    else:
-        b = checks.tensor("the right-hand side", given, (operator.size,))
-    _check_finite("the right-hand side", b)
-    x = None
+    _check_flat("the right-hand side", rhs, operator)
     if start is not None:
-        x = _start(operator, start, shaped=shaped)
-    found: CGResult[Any] = _solve(
-        operator, b, x, tol, most, deadline, preconditioner, watch
-    )
-    if not shaped:
-        return found
-    assert space is not None
-    negative, residual = found.direction, found.residual
-    return replace(
-        found,
-        x=space.step_to_model(found.x),
-        direction=None if negative is None else space.step_to_model(negative),
-        residual=None if residual is None else space.gradient_to_model(residual),
-    )
-
-
-def _start(operator: SymmetricOperator, start: Any, *, shaped: bool) -> Tensor:
-    """Return the flat vector of a first iterate."""
-    if not shaped:
-        vector = checks.tensor("the start", start, (operator.size,))
-    elif operator.space is not None and operator.space.accepts(start):
-        vector = operator.space.step_to_vector(start)
-    else:
-        raise TypeError(
-            f"the start is {checks.shown(start)}, and the right-hand side is shaped like "
-            "the model; pass both alike"
-        )
-    _check_finite("the start", vector)
-    return vector
-
-
-def _check_finite(what: str, vector: Tensor) -> None:
-    if not bool(torch.isfinite(vector).all()):
-        raise ValueError(f"{what} has NaN or infinite entries")
-
-
-def _solve(
-    operator: SymmetricOperator,
-    rhs: Tensor,
-    start: Tensor | None,
-    tol: float,
-    most: float | None,
-    deadline: float,
-    preconditioner: Preconditioner | None,
-    watch: _Watch,
-) -> CGResult[Tensor]:
-    """Return what ``cg`` does, of flat vectors."""
+        _check_flat("the start", start, operator)
     limit = 2 * operator.size if most is None else most
     if not bool(rhs.any()):
         zero = torch.zeros_like(rhs)
@@ -270,6 +262,12 @@ def _solve(
         pairs=tuple((d, a_d) for _, d, a_d in watch.kept),
         product_error=watch.product_error,
     )
+
+
+def _check_flat(what: str, vector: object, operator: SymmetricOperator) -> None:
+    flat = checks.tensor(what, vector, (operator.size,))
+    if not bool(torch.isfinite(flat).all()):
+        raise ValueError(f"{what} has NaN or infinite entries")
 
 
 class _Watch:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.krylov.cg import CGResult, CGStatus, cg
+from hvpopt.krylov.cg import CGResult, CGStatus, flat_cg
 from hvpopt.krylov.pairs import Pair, PairsPreconditioner, safely_positive
 from hvpopt.krylov.preconditioner import (
     DiagonalPreconditioner,
@@ -189,7 +189,7 @@ class LineSearchNewton(SecondOrderMethod):
         preconditioner = self.preconditioning.on_free_cells(
             state.preconditioner, point, free
         )
-        solution = cg(
+        solution = flat_cg(
             free.operator,
             -gradient,
             tol=min(self.forcing.tolerance(state.forcing), budget.accuracy),
