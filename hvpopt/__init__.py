@@ -36,8 +36,13 @@ from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
 from hvpopt.operators.autograd import FiniteDifferenceHessian, HessianOperator
 from hvpopt.operators.dense import DenseHessian
+from hvpopt.operators.jacobian import Jacobian
 from hvpopt.operators.symmetric import FunctionOperator, MatrixOperator, SymmetricOperator
 from hvpopt.problem.objective import Linearisation, Objective, SumObjective
+from hvpopt.problem.regularisers.cross_gradient import CrossGradient
+from hvpopt.problem.regularisers.regulariser import Regulariser
+from hvpopt.problem.regularisers.tikhonov import ReferenceModel, Tikhonov
+from hvpopt.problem.regularisers.total_variation import TotalVariation
 from hvpopt.problem.torch_objective import TorchObjective
 from hvpopt.run.minimize import minimize
 from hvpopt.run.result import IterationRecord, MinimizeResult, Status
@@ -51,6 +56,7 @@ __all__ = [
     "CGStatus",
     "Constant",
     "Counts",
+    "CrossGradient",
     "DenseHessian",
     "DiagonalPreconditioner",
     "EigenvalueEstimate",
@@ -63,6 +69,7 @@ __all__ = [
     "HessianOperator",
     "InitialCurvature",
     "IterationRecord",
+    "Jacobian",
     "LanczosBasis",
     "LineSearchNewton",
     "Linearisation",
@@ -72,13 +79,17 @@ __all__ = [
     "Objective",
     "PairsPreconditioner",
     "QuasiNewton",
+    "ReferenceModel",
+    "Regulariser",
     "ShiftedNewton",
     "SquareRoot",
     "Status",
     "StochasticQuasiNewton",
     "SumObjective",
     "SymmetricOperator",
+    "Tikhonov",
     "TorchObjective",
+    "TotalVariation",
     "TrustRegionNewton",
     "Wolfe",
     "analysis",

@@ -206,6 +206,25 @@ def pair(name: str, value: Any, *, above: float, below: float) -> tuple[float, f
     return low, high
 
 
+def per_axis(name: str, value: Any, n_axes: int) -> tuple[float, ...]:
+    """Return a positive number for each axis of a grid.
+
+    Args:
+        name: Name of the option.
+        value: A number for every axis, or a tuple or list with one for each.
+        n_axes: Number of axes.
+
+    Raises:
+        TypeError: If an entry is not a number.
+        ValueError: If an entry is not positive and finite, or there is another number
+            of them.
+    """
+    entries = list(value) if isinstance(value, (tuple, list)) else [value] * n_axes
+    if len(entries) != n_axes:
+        raise ValueError(f"{name} has {len(entries)} entries for a grid of {n_axes} axes")
+    return tuple(float(number(name, e, above=0.0, below=math.inf)) for e in entries)
+
+
 def flag(name: str, value: Any) -> bool:
     """Return True or False; 0 and 1 are accepted too.
 

@@ -11,6 +11,7 @@ from hvpopt.fwi.data.trace_misfits import (
 from hvpopt.fwi.hessian.born import BornHessian, WaveformHessian
 from hvpopt.fwi.hessian.double_backprop import DoubleBackpropHessian
 from hvpopt.fwi.hessian.memory import MemoryPlan
+from hvpopt.fwi.hessian.waveform_jacobian import WaveformJacobian
 from hvpopt.fwi.io.formats import read_gathers, read_model, write_gathers, write_model
 from hvpopt.fwi.io.gathers import Gathers
 from hvpopt.fwi.maps.grids import CoarseGrid, SubRegion
@@ -49,6 +50,7 @@ __all__ = [
     "TimeStep",
     "VpVsRho",
     "WaveformHessian",
+    "WaveformJacobian",
     "WaveformMisfit",
     "gauss_newton_diagonal",
     "read_gathers",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.krylov.cg import CGResult, CGStatus, cg
+from hvpopt.krylov.cg import CGResult, CGStatus, flat_cg
 from hvpopt.krylov.pairs import Pair, PairsPreconditioner, safely_positive
 from hvpopt.krylov.preconditioner import (
     DiagonalPreconditioner,
@@ -183,13 +183,13 @@ class LineSearchNewton(SecondOrderMethod):
 
     def _solve(
         self, point: Point, state: LineSearchState, budget: Budget
-    ) -> tuple[Direction, CGResult]:
+    ) -> tuple[Direction, CGResult[Tensor]]:
         free = point.free_cells()
         gradient = free.gradient
         preconditioner = self.preconditioning.on_free_cells(
             state.preconditioner, point, free
         )
-        solution = cg(
+        solution = flat_cg(
             free.operator,
             -gradient,
             tol=min(self.forcing.tolerance(state.forcing), budget.accuracy),
@@ -266,7 +266,7 @@ _INNER_STATUS = {
 
 
 def _first_direction(
-    solution: CGResult,
+    solution: CGResult[Tensor],
     gradient: Tensor,
     preconditioner: Preconditioner | None,
     point: Point,

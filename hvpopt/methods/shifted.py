@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.errors import AsymmetryError
-from hvpopt.krylov.cg import CGStatus, cg
+from hvpopt.krylov.cg import CGStatus, flat_cg
 from hvpopt.krylov.eigenvalue import (
     excludes_below,
     lower_bound,
@@ -223,7 +223,7 @@ class ShiftedNewton(SecondOrderMethod):
             # a step may lower the loss all the same, as with the other solvers
             estimate, asymmetric = error.estimate, True
         shift = self._shift(estimate.value, estimate.upper - estimate.value)
-        solution = cg(
+        solution = flat_cg(
             ShiftedOperator(operator, shift),
             -gradient,
             tol=min(self.tol, budget.accuracy),

@@ -187,6 +187,39 @@ class Waveforms:
             data, perturbation, self._rows(shots), rows, self.constants, kind
         )
 
+    def residual(self, data: Data, shots: Shots) -> Data:
+        """Return ρ with ``φ = Σ ρ²`` for the rows of some shots, with a graph.
+
+        Args:
+            data: The rows of ``shots``, by channel.
+            shots: Which shots they are.
+
+        Returns:
+            By channel, of the data's shapes.
+
+        Raises:
+            ValueError: If the misfit is no sum of such squares.
+        """
+        rows, misfit = self.shots.rows_of(shots), self.data_misfit
+        found = misfit.take_residual(data, self._rows(shots), rows, self.constants)
+        if found is None:
+            raise ValueError(
+                f"the misfit {misfit.name!r} is no sum of squares, so that it has no "
+                "residual to linearise; use misfit='l2', or weighted=False for the "
+                "derivative of the data themselves"
+            )
+        shapes = [tuple(d.shape) for d in data.values()]
+        if [tuple(r.shape) for r in found] != shapes:
+            raise ValueError(
+                f"the residual of {misfit.name!r} has shapes "
+                f"{[tuple(r.shape) for r in found]}, the data {shapes}; a Jacobian needs "
+                "one of each channel's shape"
+            )
+        root = self.weight**0.5
+        return {
+            c: r if root == 1.0 else root * r for c, r in zip(data, found, strict=True)
+        }
+
     def _rows(self, shots: Shots) -> Data:
         return {channel: take(d, shots) for channel, d in self.observed.items()}
 

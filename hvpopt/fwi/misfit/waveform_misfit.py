@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt.fwi.data.data_misfits import Differences
 from hvpopt.fwi.data.trace_misfits import as_data_misfit
 from hvpopt.fwi.hessian._engine import check_engine, make_hessian, measure
 from hvpopt.fwi.hessian._groups import GroupRunner, Task, Terms, groups_of
 from hvpopt.fwi.hessian.bad_shots import ShotNames
 from hvpopt.fwi.hessian.born import WaveformHessian
 from hvpopt.fwi.hessian.memory import MemoryPlan, parse_bytes
+from hvpopt.fwi.hessian.waveform_jacobian import WaveformJacobian
 from hvpopt.fwi.hessian.waveforms import (
     Waveforms,
     check_observed,
@@ -23,7 +25,7 @@ from hvpopt.fwi.hessian.waveforms import (
     every_gradient,
     live_models,
 )
-from hvpopt.fwi.survey._arguments import instance, text, whole
+from hvpopt.fwi.survey._arguments import flag, instance, text, whole
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors, rebuild
@@ -383,6 +385,51 @@ class WaveformMisfit(Objective):
             self.waveforms,
             model,
             kind,
+            self.groups(model),
+            self._runner,
+            self.engine,
+            space=space,
+            counts=self.counts.child(),
+        )
+
+    def jacobian(
+        self, model: Model, *, weighted: bool = True, space: ModelSpace | None = None
+    ) -> WaveformJacobian:
+        """Return the derivative J of the waveforms at a model, for least squares.
+
+        ``J @ w`` is the data of a step w, by a Born pass, and ``J.T @ d`` the migrated
+        image of data d. Least-squares migration of what the model does not explain:
+
+            J = misfit.jacobian(model)
+            found = hvpopt.cg(J.normal(damping), J.T @ J.residual(), max_products=20)
+            image = found.x
+
+        or by ``scipy.sparse.linalg.lsqr(hvpopt.as_scipy(J), ...)``.
+
+        Args:
+            model: Where to linearise; copied.
+            weighted: True (default) for the derivative of the residual that the misfit
+                squares, weights and means included: ``2 JᵀJ`` is the misfit's
+                Gauss-Newton matrix. False for that of the data as they are recorded.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+
+        Returns:
+            An operator. Its products count in ``counts`` here too, two propagations of
+            each shot for J and two for Jᵀ; they raise ``BadShotError`` where shots keep
+            failing.
+
+        Raises:
+            TypeError: If ``weighted`` is neither True nor False.
+            ValueError: For a model that does not fit, a misfit that is no sum of squares,
+                or an engine that does not hold.
+        """
+        waveforms = self.waveforms
+        if not flag("weighted", weighted):
+            plain = Differences()
+            waveforms = replace(waveforms, data_misfit=plain, constants={}, weight=1.0)
+        return WaveformJacobian(
+            waveforms,
+            model,
             self.groups(model),
             self._runner,
             self.engine,
