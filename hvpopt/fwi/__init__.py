@@ -3,19 +3,19 @@
 from hvpopt.errors import BadShotError
 from hvpopt.fwi.data.band_filter import BandFilter
 from hvpopt.fwi.data.data_misfits import L2, DataMisfit, Huber
+from hvpopt.fwi.data.mutes import (
+    CosineTaper,
+    LinearMoveout,
+    Mute,
+    OffsetLimits,
+)
 from hvpopt.fwi.data.trace_misfits import (
     DeepwaveMisfit,
     Envelope,
     FunctionMisfit,
     NormalisedCorrelation,
 )
-from hvpopt.fwi.data.transforms import (
-    CosineTaper,
-    DataTransform,
-    LinearMoveout,
-    Mute,
-    OffsetLimits,
-)
+from hvpopt.fwi.data.transforms import DataTransform
 from hvpopt.fwi.hessian.born import BornHessian, WaveformHessian
 from hvpopt.fwi.hessian.double_backprop import DoubleBackpropHessian
 from hvpopt.fwi.hessian.memory import MemoryPlan
