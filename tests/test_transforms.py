@@ -4,19 +4,24 @@ import copy
 import io
 import math
 import pickle
+from dataclasses import replace
 
-import numpy as np
 import pytest
-import scipy.signal
 import torch
 from test_encoding import every_sign
 from tolerances import FLOAT32, GRADIENT, PRODUCT
 from torch.autograd import functional
+from transformed import (
+    KINDS,
+    T_END,
+    chain,
+    made_with,
+    streamer,
+    times,
+    transforms_of,
+)
 from waves import (
-    DT,
     NT,
-    SHAPE,
-    SPACING,
     D,
     arguments,
     models_of,
@@ -49,47 +54,9 @@ __all__ = ["one_thread"]
 # torch's own, on the way to the second derivatives of staggered propagators
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
 
-T_END = (NT - 1) * DT
-
-
-def streamer(n_shots=3, propagator="scalar", channels=None):
-    """Receivers that move with the source: no fixed spread."""
-    given = arguments(propagator, n_shots)
-    ((channel, cells),) = given["receivers"].items()
-    cells = cells.clone()
-    cells[..., 1] += torch.arange(n_shots)[:, None]
-    given["receivers"] = dict.fromkeys(channels or [channel], cells)
-    return given
-
-
-def times(g, n_shots, n_receivers=4):
-    return rand((n_shots, n_receivers), g, 0.2, 0.6) * T_END
-
-
-def transforms_of(g, n_shots):
-    """One of each kind, of random sizes."""
-    return {
-        "top line": Mute(LinearMoveout(2000.0, 0.002), taper=0.004),
-        "picks": Mute(top=times(g, n_shots), taper=0.003),
-        "window": Mute(0.25 * T_END, 0.9 * T_END, taper=0.002),
-        "window of traces": Mute(bottom=0.01 + times(g, n_shots)[0]),
-        "offsets": OffsetLimits(8.0, 55.0, taper=9.0),
-        "taper": CosineTaper(start=0.004, end=0.007, first=1, last=2),
-        "low-pass": BandFilter(high=float(rand((), g, 30, 200)), order=3),
-        "band": BandFilter(float(rand((), g, 10, 30)), float(rand((), g, 60, 200))),
-    }
-
-
-KINDS = list(transforms_of(torch.Generator(), 1))
-
-
-def chain(g, n_shots):
-    kinds = transforms_of(g, n_shots)
-    return [kinds["picks"], kinds["band"], kinds["offsets"], kinds["taper"]]
-
 
 def fitted(transforms, acquisition):
-    return Processing().then(transforms, acquisition)
+    return Processing.fitted(transforms, acquisition)
 
 
 def matrix(processing, shapes):
@@ -105,190 +72,6 @@ def matrix(processing, shapes):
 
 def flat(data):
     return torch.cat([d.flatten() for d in data.values()])
-
-
-# -- what each one does, sample by sample -------------------------------------------
-
-
-def half_cosine(x, length):
-    """From 0 at 0 to 1 at a length, as a person writes it."""
-    if length == 0:
-        return 1.0 if x >= 0 else 0.0
-    return 0.5 * (1 - math.cos(math.pi * min(max(x / length, 0.0), 1.0)))
-
-
-def distances(given):
-    """Offsets by loops over the arguments of a survey."""
-    (channel,) = given["receivers"]
-    sources = next(iter(given["sources"].values()))[1]
-    cells, spacing = given["receivers"][channel], given["grid_spacing"]
-    return [
-        [
-            math.hypot(
-                *(
-                    spacing[a] * float(cell[a] - sources[shot][:, a].double().mean())
-                    for a in range(2)
-                )
-            )
-            for cell in cells[shot]
-        ]
-        for shot in range(len(cells))
-    ]
-
-
-def test_offsets_are_distances_in_metres():
-    given = streamer()
-    found = Survey("scalar", **given).offsets()["u"]
-    assert relative(found, torch.tensor(distances(given), dtype=D)) < 1e-15
-
-
-def test_offsets_of_several_sources_and_of_selected_shots():
-    given = streamer()
-    amplitudes, cells = given["sources"]["u"]
-    both = torch.cat([cells, cells + 2], 1)
-    mask = torch.tensor([[True, True], [True, False], [True, True]])
-    given["sources"] = {"u": (amplitudes.repeat(1, 2, 1), both, mask)}
-    there = Survey("scalar", **given)
-    single_source = {**given, "sources": {"u": (amplitudes, cells)}}
-    offsets = there.offsets()["u"]
-    assert (
-        relative(offsets[1], torch.tensor(distances(single_source)[1], dtype=D)) < 1e-15
-    )
-    pairs = {**given, "sources": {"u": (amplitudes, both)}}
-    assert relative(offsets[2], torch.tensor(distances(pairs)[2], dtype=D)) < 1e-15
-    assert torch.equal(there.select([2, 0]).offsets()["u"], offsets[[2, 0]])
-
-
-def test_offsets_of_hicks_points_are_to_the_places_asked_for():
-    import deepwave
-
-    given = arguments("scalar", 2)
-    places = torch.tensor([[[5.25, 6.5], [5.5, 9.0]], [[5.0, 6.25], [5.5, 9.5]]], dtype=D)
-    at = torch.tensor([[[5.5, 4.25]], [[6.25, 4.0]]], dtype=D)
-    hicks = [
-        deepwave.Hicks(x, halfwidth=2, model_shape=SHAPE, dtype=D) for x in (places, at)
-    ]
-    amplitudes = given["sources"]["u"][0]
-    there = Survey(
-        "scalar",
-        **{
-            **given,
-            "sources": {"u": (amplitudes, hicks[1])},
-            "receivers": {"u": hicks[0]},
-        },
-    )
-    plain_given = {
-        **given,
-        "sources": {"u": (amplitudes, at)},
-        "receivers": {"u": places},
-    }
-    expected = torch.tensor(distances(plain_given), dtype=D)
-    assert relative(there.offsets()["u"], expected) < 1e-15
-    assert relative(there.select([1]).offsets()["u"], expected[1:]) < 1e-15
-
-
-@pytest.mark.parametrize("kind", KINDS[:6])
-def test_factors_sample_by_sample(kind, generator):
-    given = streamer()
-    there = Survey("scalar", **given)
-    transform = transforms_of(generator, 3)[kind]
-    offsets = distances(given)
-
-    def factor(shot, receiver, t):
-        if isinstance(transform, Mute):
-            found = 1.0
-            for limit, sign in ((transform.top, 1), (transform.bottom, -1)):
-                if isinstance(limit, LinearMoveout):
-                    limit = limit.time + offsets[shot][receiver] / limit.velocity
-                elif isinstance(limit, torch.Tensor):
-                    limit = float(
-                        limit[receiver] if limit.ndim == 1 else limit[shot, receiver]
-                    )
-                if limit is not None:
-                    found *= half_cosine(sign * (t - limit), transform.taper)
-            return found
-        if isinstance(transform, OffsetLimits):
-            x = offsets[shot][receiver]
-            rising = half_cosine(x - transform.nearest, transform.taper)
-            return rising * half_cosine(transform.farthest - x, transform.taper)
-        return (
-            half_cosine(t, transform.start)
-            * half_cosine(T_END - t, transform.end)
-            * half_cosine(receiver + 1, transform.first + 1)
-            * half_cosine(4 - receiver, transform.last + 1)
-        )
-
-    expected = torch.tensor(
-        [[[factor(s, r, i * DT) for i in range(NT)] for r in range(4)] for s in range(3)],
-        dtype=D,
-    )
-    data = {"u": rand((3, 4, NT), generator, -1)}
-    step = transform.fit(there)
-    got = step(data, None)["u"]
-    # at a ramp's ends the cosine is flat: t and i * DT may differ by their rounding
-    assert (got - expected * data["u"]).abs().max() < 1e-12
-    assert 0 < float(expected.mean()) < 1
-    rows = {"u": data["u"][[2, 0]]}
-    assert torch.equal(step(rows, [2, 0])["u"], got[[2, 0]])
-
-
-def test_infinite_times_mute_a_trace_or_leave_it(generator):
-    there = Survey("scalar", **streamer())
-    for taper in (0.0, 0.002):
-        top = times(generator, 3)
-        top[1, 2], top[0, 3] = math.inf, -math.inf
-        data = {"u": rand((3, 4, NT), generator, 0.5)}
-        got = Mute(top=top, taper=taper).fit(there)(data, None)["u"]
-        assert not got[1, 2].any()
-        assert torch.equal(got[0, 3], data["u"][0, 3])
-
-
-@pytest.mark.parametrize("order", [2, 4])
-@pytest.mark.parametrize("band", ["lowpass", "highpass", "bandpass"])
-def test_filter_is_scipys_forwards_and_backwards(band, order, generator):
-    dt, nt = 0.004, int(torch.randint(180, 260, (), generator=generator))
-    low, high = (float(rand((), generator, *at)) for at in ((2, 6), (12, 60)))
-    series = rand((2, 3, nt), generator, -1)
-    corners = {"lowpass": [high], "highpass": [low], "bandpass": [low, high]}[band]
-    ours = BandFilter(
-        None if band == "lowpass" else low,
-        None if band == "highpass" else high,
-        order=order,
-    )
-    sos = scipy.signal.butter(
-        order, corners if len(corners) > 1 else corners[0], band, fs=1 / dt, output="sos"
-    )
-    silence = 6000  # on both sides; the slowest of these responses is over after 3000
-    padded = np.pad(series.numpy(), ((0, 0), (0, 0), (silence, silence)))
-    expected = scipy.signal.sosfiltfilt(sos, padded, padtype=None)
-    expected = torch.from_numpy(expected[..., silence : silence + nt].copy())
-    got = ours.filter(series, dt)
-    assert relative(got, expected) < 1e-11
-    dense = ours.filter(torch.eye(nt, dtype=D), dt)
-    assert relative(dense, dense.T) < 1e-13  # zero phase
-    # a Toeplitz matrix: nothing wraps round
-    assert relative(dense[1:, 1:], dense[:-1, :-1]) < 1e-13
-    spectrum = torch.linalg.eigvalsh(dense)
-    assert float(spectrum.min()) > -1e-13
-    assert float(spectrum.max()) < 1 + 1e-12
-
-
-def test_filter_halves_the_amplitude_at_its_corners():
-    dt, n = 0.004, 4001
-    t = dt * (torch.arange(n, dtype=D) - n // 2)
-    for corner in (4.0, 20.0):
-        wave = torch.cos(2 * math.pi * corner * t)
-        got = BandFilter(4.0, 20.0).filter(wave, dt)
-        assert float(got[n // 2]) == pytest.approx(0.5, abs=1e-9)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_nothing_of_a_pulse_at_one_end_arrives_at_the_other(dtype):
-    series = torch.zeros(301, dtype=dtype)
-    series[-1] = 1
-    got = BandFilter(high=60.0).filter(series, 0.004)
-    assert float(got[:200].abs().max()) < 10 * torch.finfo(dtype).eps
-    assert float(got[-1]) > 0.3
 
 
 # -- linear, and transposed exactly -------------------------------------------------
@@ -617,6 +400,17 @@ def test_sharded_misfit_of_one_process(generator):
     assert left[0].value(v) == pytest.approx(left[1].value(v), rel=1e-13)
 
 
+def test_own_shots_of_a_rank_keep_their_own_rows(generator):
+    """What a rank has of its own shots, which have other numbers in the whole survey."""
+    kinds = chain(generator, 3)
+    made, (v,), _ = problem("scalar", generator, streamer(), kinds)
+    renamed = replace(made.waveforms, shots=made.waveforms.shots.renamed([4, 2, 7]))
+    part = made.with_waveforms(renamed)
+    assert part.waveforms.shots.numbers == (4, 2, 7)
+    assert part.select([2]).value(v) == pytest.approx(made.select([2]).value(v))
+    assert part.value(v) == pytest.approx(made.value(v), rel=1e-13)
+
+
 # -- functions that are told their shots ----------------------------------------------
 
 
@@ -742,12 +536,6 @@ def test_misfits_with_transforms_are_pickled_and_copied(generator):
 # -- bad input -------------------------------------------------------------------------
 
 
-def made_with(*transforms, observed=None):
-    there = survey()
-    data = torch.ones(2, 4, NT, dtype=D) if observed is None else observed
-    return WaveformMisfit(there, data, transforms=list(transforms))
-
-
 class Own(DataTransform):
     """A transform from a function of the data."""
 
@@ -760,87 +548,7 @@ class Own(DataTransform):
         return lambda data, _: {c: self.function(d) for c, d in data.items()}
 
 
-NAN = torch.full((2, 4), math.nan)
 WRONG = {
-    "mute without time": (lambda: Mute(), ValueError, "give top=, bottom= or both"),
-    "mute text": (lambda: Mute("0.3"), TypeError, "top is a str '0.3'"),
-    "mute nan": (lambda: Mute(top=NAN), ValueError, "8 NaN; give inf"),
-    "mute integers": (lambda: Mute(top=torch.ones(2, 4).int()), TypeError, "int32; give"),
-    "mute negative taper": (lambda: Mute(0.1, taper=-1), ValueError, "taper is -1"),
-    "mute shape": (
-        lambda: made_with(Mute(top=torch.zeros(3, 4))),
-        ValueError,
-        r"top of the mute has shape \(3, 4\).*expected \(4,\) or \(2, 4\)",
-    ),
-    "mute channel": (
-        lambda: made_with(Mute(bottom={"p": 0.3})),
-        ValueError,
-        r"bottom of the mute has channels \['p'\]; the survey records \['u'\]",
-    ),
-    "mute in milliseconds": (
-        lambda: made_with(Mute(top=300.0)),
-        ValueError,
-        "the mute leaves nothing.*times are in seconds",
-    ),
-    "moveout slowness": (lambda: LinearMoveout(0.0), ValueError, "velocity is 0"),
-    "moveout text": (lambda: LinearMoveout("2"), TypeError, "velocity is a str '2'"),
-    "moveout time": (lambda: LinearMoveout(2e3, math.nan), ValueError, "time is nan"),
-    "offsets none": (lambda: OffsetLimits(), ValueError, "give nearest=, farthest="),
-    "offsets order": (lambda: OffsetLimits(90, 30), ValueError, "nearest is 90 m and"),
-    "offsets negative": (lambda: OffsetLimits(-1.0), ValueError, "nearest is -1"),
-    "offsets text": (lambda: OffsetLimits(farthest="3"), TypeError, "farthest is a str"),
-    "offsets in kilometres": (
-        lambda: made_with(OffsetLimits(farthest=0.003)),
-        ValueError,
-        "offset limits leaves nothing.*offsets in metres",
-    ),
-    "taper none": (lambda: CosineTaper(), ValueError, "needs a length"),
-    "taper traces": (lambda: CosineTaper(first=1.5), TypeError, "first is a float 1.5"),
-    "taper in milliseconds": (
-        lambda: made_with(CosineTaper(end=4.0)),
-        ValueError,
-        "do not fit in a record of 0.0355 s",
-    ),
-    "taper too wide": (
-        lambda: made_with(CosineTaper(first=3, last=2)),
-        ValueError,
-        "3 and 2 traces do not fit in 4 receivers",
-    ),
-    "filter none": (lambda: BandFilter(), ValueError, "give low=, high= or both"),
-    "filter text": (lambda: BandFilter(high="6"), TypeError, "high is a str '6'"),
-    "filter zero": (lambda: BandFilter(low=0.0), ValueError, "low is 0"),
-    "filter order": (lambda: BandFilter(9, 3), ValueError, "low is 9 Hz and high 3 Hz"),
-    "filter of order 0": (lambda: BandFilter(high=3, order=0), ValueError, "order is 0"),
-    "filter of half order": (
-        lambda: BandFilter(high=3, order=2.5),
-        TypeError,
-        "order is a float 2.5",
-    ),
-    "filter above Nyquist": (
-        lambda: made_with(BandFilter(high=1000.0)),
-        ValueError,
-        "high is 1000 Hz, and data sampled at 0.0005 s hold frequencies below 1000 Hz",
-    ),
-    "filter too narrow": (
-        lambda: made_with(BandFilter(20.0, 20.001)),
-        ValueError,
-        "rings for .* widen the band",
-    ),
-    "filter of integers": (
-        lambda: BandFilter(high=3).filter(torch.arange(9), 0.004),
-        TypeError,
-        "int64",
-    ),
-    "filter of a list": (
-        lambda: BandFilter(high=3).filter([1.0, 2.0], 0.004),
-        TypeError,
-        "series is a list",
-    ),
-    "filter in milliseconds": (
-        lambda: BandFilter(high=3).filter(torch.ones(9), 4.0),
-        ValueError,
-        "data sampled at 4 s",
-    ),
     "transforms alone": (
         lambda: WaveformMisfit(survey(), torch.ones(2, 4, NT), transforms=Mute(0.1)),
         TypeError,
@@ -888,15 +596,17 @@ WRONG = {
 }
 
 
+def test_transform_that_returns_no_data_by_channel_is_refused():
+    class Tensors(DataTransform):
+        def fit(self, survey):
+            return lambda data, _: data["u"]
+
+    with pytest.raises(ValueError, match=r"returned a Tensor; .* the channels \['u'\]"):
+        made_with(Tensors())
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_calls(case):
     call, error, words = WRONG[case]
     with pytest.raises(error, match=words):
         call()
-
-
-def test_grid_spacing_of_the_offsets_is_the_surveys():
-    given = arguments("scalar", 1)
-    assert given["grid_spacing"] == [SPACING, SPACING + 1]
-    nearest = float(Survey("scalar", **given).offsets()["u"].min())
-    assert nearest == pytest.approx(math.hypot(2 * SPACING, 1 * (SPACING + 1)))

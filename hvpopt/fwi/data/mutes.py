@@ -78,7 +78,7 @@ class _Multiply:
     factors: Mapping[str, Callable[[Shots], Tensor]]
 
     def __call__(self, data: Data, shots: Shots) -> Data:
-        return {c: d * self.factors[c](shots).to(d) for c, d in data.items()}
+        return {c: d * self.factors[c](shots) for c, d in data.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +147,7 @@ class Mute(_Factors):
             _times_of("bottom", self.bottom, survey, channel),
             self.taper,
             torch.arange(nt, device=survey.device).double() * survey.resolved.dt,
+            survey.dtype,
         )
 
 
@@ -159,19 +160,23 @@ class _Window:
         bottom: As ``top``.
         taper: Seconds.
         time: Of each sample.
+        dtype: Of the factors.
     """
 
     top: Tensor | None
     bottom: Tensor | None
     taper: float
     time: Tensor
+    dtype: torch.dtype
 
     def __call__(self, shots: Shots) -> Tensor:
-        factor = torch.ones_like(self.time)
+        factor = torch.ones_like(self.time, dtype=self.dtype)
         if self.top is not None:
-            factor = factor * ramp(self.time - _rows(self.top, shots), self.taper)
+            top = _rows(self.top, shots)
+            factor = factor * ramp(self.time, top, self.taper, self.dtype)
         if self.bottom is not None:
-            factor = factor * ramp(_rows(self.bottom, shots) - self.time, self.taper)
+            bottom = _rows(self.bottom, shots)
+            factor = factor * ramp(-self.time, -bottom, self.taper, self.dtype)
         return factor
 
 
@@ -217,10 +222,10 @@ class OffsetLimits(_Factors):
         offsets = survey.offsets()[channel]
         factor = torch.ones_like(offsets)
         if self.nearest is not None:
-            factor = factor * ramp(offsets - self.nearest, self.taper)
+            factor = factor * ramp(offsets, self.nearest, self.taper)
         if self.farthest is not None:
-            factor = factor * ramp(self.farthest - offsets, self.taper)
-        return _Rows(factor.unsqueeze(-1))
+            factor = factor * ramp(-offsets, -self.farthest, self.taper)
+        return _Rows(factor.unsqueeze(-1).to(survey.device, survey.dtype))
 
 
 @dataclass(frozen=True)
@@ -285,14 +290,14 @@ class CosineTaper(_Factors):
         place = torch.arange(1, receivers + 1).double()
         in_time = torch.ones_like(time)
         if self.start:
-            in_time = in_time * ramp(time, self.start)
+            in_time = in_time * ramp(time, 0.0, self.start)
         if self.end:
-            in_time = in_time * ramp(duration - time, self.end)
-        over_traces = ramp(place, self.first + 1) * ramp(
-            receivers + 1 - place, self.last + 1
+            in_time = in_time * ramp(-time, -duration, self.end)
+        over_traces = ramp(place, 0.0, self.first + 1) * ramp(
+            -place, -(receivers + 1.0), self.last + 1
         )
         factor = over_traces[:, None] * in_time
-        return _Rows(factor[None].to(survey.device))
+        return _Rows(factor[None].to(survey.device, survey.dtype))
 
 
 @dataclass(frozen=True)
@@ -305,16 +310,26 @@ class _Rows:
         return _rows(self.factor, shots)
 
 
-def ramp(distance: Tensor, length: float) -> Tensor:
-    """Return factors from 0 at distance 0 to 1 at a length, half a period of a cosine.
+def ramp(
+    place: Tensor,
+    start: Tensor | float,
+    length: float,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Return factors from 0 at a start to 1 at start + length: half a cosine's period.
 
     Args:
-        distance: Negative where the factor is 0; may be infinite.
-        length: For 0 the factor is 1 from distance 0 on.
+        place: In float64, which decides on which side of the start it is.
+        start: Where the ramp starts, also in float64; may be infinite.
+        length: For 0 the factor is 1 from the start on.
+        dtype: Of the factors. Default float64.
     """
     if length == 0:
-        return (distance >= 0).to(distance)
-    return (1 - torch.cos(math.pi * (distance / length).clamp(0, 1))) / 2
+        return (place >= start).to(dtype)
+    begin = torch.as_tensor(start, dtype=place.dtype, device=place.device) / length
+    # in place: this may be as large as the data
+    part = ((place / length).to(dtype) - begin.to(dtype)).clamp_(0, 1)
+    return part.mul_(math.pi).cos_().sub_(1).mul_(-0.5)
 
 
 def _rows(tensor: Tensor, shots: Shots) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -67,8 +67,9 @@ class Processing:
     transforms: tuple[DataTransform, ...] = ()
     steps: tuple[Apply, ...] = ()
 
-    def then(self, transforms: Sequence[DataTransform], survey: Survey) -> Processing:
-        """Return the processing that goes on with other transforms.
+    @classmethod
+    def fitted(cls, transforms: Sequence[DataTransform], survey: Survey) -> Processing:
+        """Return transforms fitted to a survey.
 
         Args:
             transforms: In their order.
@@ -90,11 +91,11 @@ class Processing:
                     f"{transform.__name__}(...)"
                 )
             instance("a transform", transform, DataTransform, "a DataTransform")
-        return replace(
-            self,
-            transforms=(*self.transforms, *transforms),
-            steps=(*self.steps, *(transform.fit(survey) for transform in transforms)),
-        )
+        return cls(tuple(transforms), tuple(one.fit(survey) for one in transforms))
+
+    def then(self, other: Processing) -> Processing:
+        """Return these transforms and, after them, others."""
+        return Processing(self.transforms + other.transforms, self.steps + other.steps)
 
     def __call__(self, data: Data, shots: Shots = None) -> Data:
         """Return T d for the rows of some shots; differentiable.

@@ -63,7 +63,7 @@ class Waveforms:
         """
         shots = self.shots
         moved = shots.rows_of(None) != list(range(self.survey.n_shots))
-        added = Processing().then(transforms, self.survey)
+        added = Processing.fitted(transforms, self.survey)
         if shots.some or shots.unit != "shot" or (moved and added.why_not_same()):
             raise ValueError(
                 "this is the misfit of some shots or of a sample; transform the misfit "
@@ -74,7 +74,7 @@ class Waveforms:
             self,
             observed=observed,
             constants=self.data_misfit.take_constants(observed),
-            processing=self.processing.then(transforms, self.survey),
+            processing=self.processing.then(added),
         )
 
     def select(self, shots: Sequence[int]) -> Waveforms:

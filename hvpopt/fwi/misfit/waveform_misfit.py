@@ -45,8 +45,9 @@ class WaveformMisfit(Objective):
             its device; a mapping by channel where there are several. Not copied.
         misfit: ℓ: ``"l2"`` (the mean of squares over all samples), ``"huber"``,
             ``"envelope"``, ``"normalised-correlation"``, a ``DataMisfit``, a function of
-            ``deepwave.misfits``, or any function of (simulated, observed) that sums
-            over shots. It is given copies and may work in place on them.
+            ``deepwave.misfits``, or any function of (simulated, observed), or of
+            (simulated, observed, shots), that sums over shots. It is given copies and may
+            work in place on them; see ``FunctionMisfit``.
         parameterisation: V, any differentiable map from the unknowns (called ``V(t)``,
             ``V(a, b)`` or ``V(name=a)``, as they are arranged) to the propagator's
             models: a tensor, a tuple in its order, or a dict by its names. Products
@@ -102,7 +103,7 @@ class WaveformMisfit(Objective):
         check_engine(engine)
         check_parameterisation(parameterisation)
         name = text("name", name)
-        processing = Processing().then(transforms, survey)
+        processing = Processing.fitted(transforms, survey)
         data = processing.of_observed(check_observed(survey, observed))
         data_misfit = as_data_misfit(misfit)
         data_misfit.check(data)
