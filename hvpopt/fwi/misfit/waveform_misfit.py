@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hvpopt.fwi.data.data_misfits import Differences
 from hvpopt.fwi.data.trace_misfits import as_data_misfit
+from hvpopt.fwi.data.transforms import DataTransform, Processing
 from hvpopt.fwi.hessian._engine import check_engine, make_hessian, measure
 from hvpopt.fwi.hessian._groups import GroupRunner, Task, Terms, groups_of
 from hvpopt.fwi.hessian.bad_shots import ShotNames
@@ -33,7 +34,7 @@ from hvpopt.problem.objective import Kind, Objective, check_kind
 
 
 class WaveformMisfit(Objective):
-    """φ(m) = ℓ(F(V(m))): how far a model's waveforms are from the observed ones.
+    """φ(m) = ℓ(T F(V(m))): how far a model's waveforms are from the observed ones.
 
     Values, gradients and products run over groups of shots, with no graph kept between
     groups or calls. Normalisation is global: grouping changes rounding, nothing else.
@@ -46,8 +47,9 @@ class WaveformMisfit(Objective):
             its device; a mapping by channel where there are several. Not copied.
         misfit: ℓ: ``"l2"`` (the mean of squares over all samples), ``"huber"``,
             ``"envelope"``, ``"normalised-correlation"``, a ``DataMisfit``, a function of
-            ``deepwave.misfits``, or any function of (simulated, observed) that sums
-            over shots. It is given copies and may work in place on them.
+            ``deepwave.misfits``, or any function of (simulated, observed), or of
+            (simulated, observed, shots), that sums over shots. It is given copies and may
+            work in place on them; see ``FunctionMisfit``.
         parameterisation: V, any differentiable map from the unknowns (called ``V(t)``,
             ``V(a, b)`` or ``V(name=a)``, as they are arranged) to the propagator's
             models: a tensor, a tuple in its order, or a dict by its names. Products
@@ -59,6 +61,11 @@ class WaveformMisfit(Objective):
         memory_limit: Bytes, or a string such as ``"2GB"``, that a product may use on top
             of what the process holds. The groups follow from a measurement, taken at
             the first use and told by ``memory_plan``; it runs a few products.
+        transforms: T, on simulated and observed data alike: mutes, tapers, filters (see
+            ``DataTransform``), in the order in which they act. They act on the observed
+            data once, here, and the misfit keeps the result: one more copy of the data.
+            ``misfit`` and what normalises it then see transformed data alone. Default
+            none.
         engine: Of products: ``"auto"`` (Born where it holds, else double backprop),
             ``"born"`` or ``"double-backprop"``.
         on_bad_shot: What ``minimize`` does about a shot that keeps failing. ``"raise"``
@@ -74,10 +81,10 @@ class WaveformMisfit(Objective):
         memory_plan: The groups, and what was estimated and measured for them.
 
     Raises:
-        TypeError: For observed data or a misfit of the wrong type.
+        TypeError: For observed data, a misfit or a transform of the wrong type.
         ValueError: For observed data of another shape, sampling, dtype or device, with
-            NaN or for an unknown channel; a misfit that does not add over shots; bad
-            options.
+            NaN or for an unknown channel; a transform that does not fit, or leaves
+            nothing; a misfit that does not add over shots; bad options.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class WaveformMisfit(Objective):
         *,
         shots_per_group: int | None = None,
         memory_limit: str | float | None = None,
+        transforms: Sequence[DataTransform] = (),
         engine: str = "auto",
         on_bad_shot: str = "raise",
         name: str = "waveforms",
@@ -97,7 +105,8 @@ class WaveformMisfit(Objective):
         check_engine(engine)
         check_parameterisation(parameterisation)
         name = text("name", name)
-        data = check_observed(survey, observed)
+        processing = Processing.fitted(transforms, survey)
+        data = processing.of_observed(check_observed(survey, observed))
         data_misfit = as_data_misfit(misfit)
         data_misfit.check(data)
         constants = data_misfit.take_constants(data)
@@ -117,7 +126,13 @@ class WaveformMisfit(Objective):
         )
         shots = ShotNames(tuple(range(survey.n_shots)), may_drop=on_bad_shot == "drop")
         waveforms = Waveforms(
-            survey, parameterisation, data_misfit, data, constants, shots
+            survey,
+            parameterisation,
+            data_misfit,
+            data,
+            constants,
+            shots,
+            processing=processing,
         )
         self._set_up(name, waveforms, engine, runner)
 
@@ -157,6 +172,23 @@ class WaveformMisfit(Objective):
         misfit._set_up(self.name, waveforms, self.engine, self._runner)
         misfit.counts = self.counts.child()
         return misfit
+
+    def transformed(self, *transforms: DataTransform) -> WaveformMisfit:
+        """Return this misfit of data that are transformed further; this one stays.
+
+        They act after those that there are. The misfit is normalised anew, by the
+        transformed data; it keeps a copy of the observed ones. What it evaluates counts
+        in ``counts`` here too.
+
+        Args:
+            *transforms: In the order in which they act.
+
+        Raises:
+            TypeError: If they are no data transforms.
+            ValueError: If one does not fit the survey, or leaves nothing; for the misfit
+                of some shots or of a sample, which is to be taken after the transform.
+        """
+        return self.with_waveforms(self.waveforms.transformed(transforms))
 
     def select(self, shots: Sequence[int]) -> WaveformMisfit:
         """Return what some shots contribute to this misfit, a misfit of its own.

@@ -59,6 +59,13 @@ class Points:
         asked = self.locations if self.hicks is None else self.hicks.locations
         return int(asked.shape[1])
 
+    @property
+    def places(self) -> Tensor:
+        """Cells ``[shot, point, dimension]`` that the caller asked for, in float64."""
+        if self.hicks is None:
+            return self.locations.double()
+        return take(self.hicks.locations, self.rows).double()
+
     def centres(self) -> Tensor:
         """Return the mean place of each shot's active points, ``[shot, dimension]``."""
         where = self.locations.double()
@@ -157,6 +164,21 @@ class Acquisition:
         axis = int((places.amax(0) - places.amin(0)).argmax())
         order: list[int] = torch.argsort(places[:, axis], stable=True).tolist()
         return order
+
+    def offsets(self, spacing: Sequence[float]) -> dict[str, Tensor]:
+        """Return distances from each shot's sources, ``[shot, receiver]`` by channel.
+
+        Args:
+            spacing: Cell size in each dimension.
+        """
+        points = next(iter(self.sources.values()))[1]
+        # a Hicks mask is of its support, which lies about the places
+        sources = points.centres() if points.hicks is None else points.places.mean(1)
+        found = {}
+        for channel, receivers in self.receivers.items():
+            apart = receivers.places - sources[:, None].to(receivers.places.device)
+            found[channel] = (apart * apart.new_tensor(list(spacing))).norm(dim=-1)
+        return found
 
     def select(self, shots: Shots) -> Acquisition:
         """Return that of some shots, in that order."""

@@ -318,6 +318,15 @@ class Survey:
             for channel, points in self._acquisition.receivers.items()
         }
 
+    def offsets(self) -> dict[str, Tensor]:
+        """Return offsets by receiver channel, ``[shot, receiver]``, metres, float64.
+
+        Distances in all dimensions from the mean place of a shot's active sources (of
+        its first source channel) to each receiver. Those of receivers without a place
+        are meaningless.
+        """
+        return self._acquisition.offsets(self._setting.spacing)
+
     @property
     def fixed_spread(self) -> bool:
         """True if every shot has the same receivers."""
