@@ -13,6 +13,7 @@ from hvpopt.fwi.hessian.double_backprop import DoubleBackpropHessian
 from hvpopt.fwi.hessian.memory import MemoryPlan
 from hvpopt.fwi.io.formats import read_gathers, read_model, write_gathers, write_model
 from hvpopt.fwi.io.gathers import Gathers
+from hvpopt.fwi.io.surveys import SurveyData, read_survey
 from hvpopt.fwi.maps.grids import CoarseGrid, SubRegion
 from hvpopt.fwi.maps.parameterisation import Chain, Parameterisation
 from hvpopt.fwi.maps.quantities import Log, SlownessSquared, VpVsRho
@@ -46,6 +47,7 @@ __all__ = [
     "SlownessSquared",
     "SubRegion",
     "Survey",
+    "SurveyData",
     "TimeStep",
     "VpVsRho",
     "WaveformHessian",
@@ -53,6 +55,7 @@ __all__ = [
     "gauss_newton_diagonal",
     "read_gathers",
     "read_model",
+    "read_survey",
     "source_illumination",
     "write_gathers",
     "write_model",

@@ -24,12 +24,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
         ctx.pair = matrix, transposed
-        return torch.sparse.mm(matrix, x)
+        product: Tensor = torch.sparse.mm(matrix, x)
+        return product
 
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[None, None, Tensor]:
         matrix, transposed = ctx.pair
-        product: Tensor = _Product.apply(transposed, matrix, slopes[0])
+        product: Tensor = _Product.apply(transposed, matrix, slopes[0])  # type: ignore[no-untyped-call]
         return None, None, product
 
 
@@ -156,10 +157,7 @@ class Interpolation:
             rows: Which of the shots here they are.
         """
         return torch.stack(
-            [
-                _apply(*self.weights[row], own)
-                for row, own in zip(rows, data, strict=True)
-            ]
+            [_apply(*self.weights[row], own) for row, own in zip(rows, data, strict=True)]
         )
 
     def to(self, device: torch.device) -> Interpolation:
@@ -176,18 +174,19 @@ def _products(factors: Sequence[Tensor]) -> Tensor:
     return reduce(lambda a, b: (a[:, None] * b).flatten(), factors)
 
 
-def _pair(
-    index: Tensor, data: Tensor, points: int, cells: int
-) -> tuple[Tensor, Tensor]:
+def _pair(index: Tensor, data: Tensor, points: int, cells: int) -> tuple[Tensor, Tensor]:
     """Return a sparse matrix ``[point, cell]`` and its transpose."""
 
     def made(index: Tensor, *size: int) -> Tensor:
         # torch warns where it is not said whether to check
-        return torch.sparse_coo_tensor(index, data, size, check_invariants=True).coalesce()
+        return torch.sparse_coo_tensor(
+            index, data, size, check_invariants=True
+        ).coalesce()
 
     return made(index, points, cells), made(index.flip(0), cells, points)
 
 
 def _apply(matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
-    product: Tensor = _Product.apply(matrix.to(x.dtype), transposed.to(x.dtype), x)
+    pair = matrix.to(x.dtype), transposed.to(x.dtype)
+    product: Tensor = _Product.apply(*pair, x)  # type: ignore[no-untyped-call]
     return product
