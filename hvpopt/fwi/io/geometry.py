@@ -74,14 +74,14 @@ def best_line(positions: Tensor) -> Line:
     """Return the line of least squares through positions.
 
     Args:
-        positions: ``[n, 3]``.
+        positions: ``[n, 3]``; each place counts once.
 
     Returns:
         The x axis (or y axis) itself where all lie along it, so that distances are
         coordinates; else the line through their mean, from its end of least x (of least
         y, where it runs more along y).
     """
-    where = positions[:, [2, 1]]
+    where = torch.unique(positions[:, [2, 1]], dim=0)
     low, high = where.amin(0), where.amax(0)
     if low[1] == high[1]:
         return Line((0.0, float(low[1])), (1.0, 0.0), "x")
@@ -214,9 +214,9 @@ class Grid:
         spot = spots.positions[shot, point].tolist()
         named = ", ".join(map(str, shots[:5])) + (", …" if len(shots) > 5 else "")
         raise ValueError(
-            f"{len(where)} {spots.name}s of shot{'s' if len(shots) > 1 else ''} {named} "
-            f"lie outside the grid of {_times(self.shape)} cells of "
-            f"{_times(self.spacing)} m from {_point(self.origin)} m, or nearer to its "
+            f"{len(where)} {spots.name}{'s' if len(where) > 1 else ''} of "
+            f"shot{'s' if len(shots) > 1 else ''} {named} lie outside the grid of "
+            f"{self}, or nearer to its "
             f"edge than interpolation reaches; the first is {spots.name} {point} of shot "
             f"{shots[0]}, at {_point(spot)} m. {self._mirrors()}A grid that holds all: "
             f"origin={_point(holds.origin)}, shape={holds.shape}; origin=None and "

@@ -216,7 +216,17 @@ def _places(headers: SegyHeaders, shots: _Shots | None) -> list[tuple[str, str]]
     for name, where in (("sources", sources), ("receivers", receivers)):
         z, y, x = (_range(c.min(), c.max()) for c in where.T)
         rows.append((name, f"x {x} m, y {y} m, depth {z} m"))
+    line, off, _ = _line(headers)
+    rows.append(("line", f"{line}; positions lie up to {off:.4g} m off it"))
     return rows
+
+
+def _line(headers: SegyHeaders) -> tuple[str, float, float]:
+    """Return the best line's name, how far positions lie off it, and its length."""
+    positions = torch.from_numpy(np.concatenate(headers.positions))
+    line = best_line(positions)
+    along = line.along(positions)
+    return line.name, float(line.off(positions).max()), float(along.max() - along.min())
 
 
 def _range(low: float, high: float) -> str:
@@ -251,17 +261,14 @@ def _advice(
     if not samples.frequency:
         return ["read_survey cannot use it: no trace is live"]
     frequency = float(f"{min(samples.frequency, 0.2) / headers.dt:.2g}")
-    positions = torch.from_numpy(np.concatenate(headers.positions))
-    line = best_line(positions)
     spacing = _spacing(headers, frequency)
-    off = float(line.off(positions).max())
-    length = float(line.along(positions).max() - line.along(positions).min())
+    _, off, length = _line(headers)
     given: dict[str, object] = {
         "wavelet": frequency,
         "grid_spacing": spacing,
         "max_vel": FASTEST,
     }
-    if off > 0.1 * length:
+    if off > 0.2 * length:
         given["n_dimensions"] = 3
     elif off > 2 * spacing:
         given["max_off_line"] = math.ceil(off)
