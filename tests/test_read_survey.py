@@ -202,6 +202,21 @@ def test_gradient_and_product_off_the_grid(generator, tmp_path):
     assert float((gradient * w).sum()) == pytest.approx(float(slope), rel=1e-5)
 
 
+def test_spread_off_the_grid_can_be_encoded_and_selected(generator, tmp_path):
+    sources, receivers = off_grid(generator)
+    receivers = receivers[:1].repeat(SHOTS, 1, 1)
+    path = write_line(tmp_path / "line.sgy", noise(generator), sources, receivers)
+    survey = read_survey(path, **GIVEN, dtype=D).survey
+    v, _ = models(generator, D)
+    data = survey.simulate(v)
+    assert survey.fixed_spread
+    codes = rand((2, SHOTS), generator, -1)
+    mixed = torch.einsum("es,srt->ert", codes, data)
+    assert relative(survey.encode(codes).simulate(v), mixed) < 1e-11
+    assert torch.equal(survey.select([2, 0]).simulate(v), data[[2, 0]])
+    assert relative(survey.to(torch.float32).simulate(v.float()).double(), data) < 1e-4
+
+
 @pytest.mark.parametrize("face", ["free", "rigid"])
 def test_mirror_above_is_at_depth_zero(face, generator, tmp_path):
     sources, receivers = streamer(depth=13.0)

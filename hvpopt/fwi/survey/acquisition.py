@@ -62,11 +62,14 @@ class Points:
 
     def centres(self) -> Tensor:
         """Return the mean place of each shot's active points, ``[shot, dimension]``."""
-        where = self.locations.double()
-        if self.mask is None:
+        where, active = self.locations.double(), self.mask
+        if self.hicks is not None:
+            where = take(self.hicks.locations, self.rows).double()
+            active = (where != deepwave.IGNORE_LOCATION).all(-1)
+        if active is None:
             return where.mean(1)
-        active = self.mask.double()[..., None]
-        return (where * active).sum(1) / active.sum(1).clamp(min=1.0)
+        factor = active.double()[..., None]
+        return (where * factor).sum(1) / factor.sum(1).clamp(min=1.0)
 
     @property
     def alike(self) -> bool:
