@@ -155,7 +155,7 @@ def test_every_package_has_its_place():
 
 
 def test_no_two_files_have_one_name():
-    names = [path.name for path in SOURCES if path.name != "__init__.py"]
+    names = [path.name for path in SOURCES if not path.name.startswith("__")]
     assert sorted(names) == sorted(set(names))
 
 

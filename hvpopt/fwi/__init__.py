@@ -22,6 +22,7 @@ from hvpopt.fwi.hessian.memory import MemoryPlan
 from hvpopt.fwi.hessian.waveform_jacobian import WaveformJacobian
 from hvpopt.fwi.io.formats import read_gathers, read_model, write_gathers, write_model
 from hvpopt.fwi.io.gathers import Gathers
+from hvpopt.fwi.io.surveys import SurveyData, read_survey
 from hvpopt.fwi.maps.grids import CoarseGrid, SubRegion
 from hvpopt.fwi.maps.parameterisation import Chain, Parameterisation
 from hvpopt.fwi.maps.quantities import Log, SlownessSquared, VpVsRho
@@ -62,6 +63,7 @@ __all__ = [
     "SlownessSquared",
     "SubRegion",
     "Survey",
+    "SurveyData",
     "TimeStep",
     "VpVsRho",
     "WaveformHessian",
@@ -71,6 +73,7 @@ __all__ = [
     "gauss_newton_diagonal",
     "read_gathers",
     "read_model",
+    "read_survey",
     "source_illumination",
     "write_gathers",
     "write_model",

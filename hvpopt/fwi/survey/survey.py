@@ -93,8 +93,8 @@ class Survey:
         dt: Sampling interval of wavelets and data, seconds.
         sources: Channel to ``(amplitudes [shot, source, time], locations [shot, source,
             dimension])``, with a Boolean mask ``[shot, source]`` as an optional third.
-            Locations are cell indices: integers, off-grid floats, or a
-            ``deepwave.Hicks``.
+            Locations are cell indices: integers, off-grid floats (interpolated anew in
+            each call, slowly), or a ``deepwave.Hicks`` (whose weights are taken once).
         receivers: Channel to locations, or to ``(locations, mask)``.
         max_vel: The fastest wave speed that a model may have, metres per second.
         pml_freq: The absorbing boundary's dominant frequency, hertz.
