@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test faults bench lint examples race clean
+.PHONY: demo test faults bench lint package versions examples race clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -31,6 +31,12 @@ lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
+package: $(STAMP)
+	$(RUN) .ci/package
+
+versions: $(STAMP)
+	$(RUN) .ci/versions
+
 bench: $(STAMP)
 	$(RUN) -m pytest benchmarks/bench_published.py benchmarks/bench_products.py \
 		--benchmark-json=benchmarks/published.json
@@ -46,4 +52,4 @@ race: $(STAMP)
 	$(RUN) benchmarks/race.py
 
 clean:
-	rm -rf $(VENV) output .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) .versions build dist output .pytest_cache .mypy_cache .ruff_cache .coverage
