@@ -35,6 +35,7 @@ from hvpopt.krylov.preconditioner import (
     checked_preconditioner,
 )
 from hvpopt.model._scale import euclidean_norm, times_power, unit_of
+from hvpopt.model._shown import screen, summarised
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 #: Asymmetry of products relative to ‖A‖ that no rounding explains.
@@ -58,7 +59,7 @@ class CGStatus(Enum):
         return self.value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CGResult:
     """What conjugate gradients found.
 
@@ -85,6 +86,17 @@ class CGResult:
     residual: Tensor | None = None
     pairs: tuple[Pair, ...] = ()
     product_error: float = math.nan
+
+    def __repr__(self) -> str:
+        curvature = f"{self.curvature:.4g} along " if self.direction is not None else ""
+        rows = {
+            "x": summarised(self.x),
+            "residual_norm": f"{self.residual_norm:.4g}",
+            "n_products": str(self.n_products),
+            "direction": curvature + summarised(self.direction),
+            "pairs": f"{len(self.pairs)} kept" if self.pairs else "",
+        }
+        return screen(f"CGResult: {self.status.message}", rows)
 
 
 def cg(
