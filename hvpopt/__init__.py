@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from hvpopt import optim
+from hvpopt._version import __version__
 from hvpopt.interop.as_scipy import as_scipy
 from hvpopt.interop.scipy_method import scipy_method
 from hvpopt.krylov.cg import CGResult, CGStatus, cg
@@ -92,6 +93,7 @@ __all__ = [
     "TotalVariation",
     "TrustRegionNewton",
     "Wolfe",
+    "__version__",
     "analysis",
     "as_scipy",
     "cg",

@@ -6,9 +6,10 @@ from on_device import cpu_only
 from waves import D, models_of, one_thread, random_step, relative, survey
 
 import hvpopt
+from hvpopt import checks
 from hvpopt.fwi import Survey, WaveformMisfit
 from hvpopt.fwi.hessian._groups import groups_of
-from hvpopt.fwi.hessian.memory import HEADROOM, PeakMemory, parse_bytes, plan_memory
+from hvpopt.fwi.hessian.memory import HEADROOM, PeakMemory, plan_memory
 
 __all__ = ["one_thread"]
 N_SHOTS = 5
@@ -158,16 +159,17 @@ def test_a_sample_is_of_encoded_shots_or_of_drawn_ones(problem):
         ("12b", 12),
         (4096, 4096),
         (2.5e3, 2500),
+        (float("inf"), float("inf")),
     ],
 )
 def test_sizes(size, expected):
-    assert parse_bytes(size) == expected
+    assert checks.memory("memory_limit", size) == expected
 
 
-@pytest.mark.parametrize("size", ["much", "2 XB", "", "0GB", -3, float("inf")])
+@pytest.mark.parametrize("size", ["much", "2 XB", "", "0GB", -3, float("nan")])
 def test_bad_sizes(size):
     with pytest.raises(ValueError, match="memory_limit is"):
-        parse_bytes(size)
+        checks.memory("memory_limit", size)
 
 
 def test_plan_takes_the_larger_of_estimate_and_measurement():

@@ -598,7 +598,7 @@ def posterior_of(
         total = torch.zeros(space.size, dtype=torch.float64, device=space.device)
         for k in range(seed, seed + SKETCHES):
             with misfit.sketch(model, "gauss-newton", space=space, seed=k) as sketch:
-                probed = estimate_diagonal(sketch, 1, seed=k).diagonal
+                probed = estimate_diagonal(sketch, n_probes=1, seed=k).diagonal
             total += smooth_diagonal(probed.double(), space, SMOOTH)
     mean = total / SKETCHES
     diagonal = mean.clamp(min=FLOOR * float(mean.max().clamp(min=0.0)))

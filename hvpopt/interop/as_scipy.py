@@ -40,7 +40,7 @@ def as_scipy(
     mask: PerParameter = None,
     lower: PerParameter = None,
     upper: PerParameter = None,
-    kind: Kind | None = "exact",
+    hessian: Kind | None = "exact",
 ) -> ScipyProblem: ...
 
 
@@ -52,7 +52,7 @@ def as_scipy(
     mask: PerParameter = None,
     lower: PerParameter = None,
     upper: PerParameter = None,
-    kind: Kind | None = "exact",
+    hessian: Kind | None = "exact",
 ) -> ScipyProblem | LinearOperator:
     """Return an objective, or an operator, as functions of flat float64 NumPy vectors.
 
@@ -64,8 +64,8 @@ def as_scipy(
         mask: True where cells may change; see ModelSpace. Default all.
         lower: Lower bounds in the model's units; see ModelSpace. Default none.
         upper: Upper bounds in the model's units; see ModelSpace. Default none.
-        kind: Kind of the products: ``"exact"`` (the default), ``"gauss-newton"``, or None
-            for a method without products; gradients then keep no graph.
+        hessian: ``"exact"`` (the default), ``"gauss-newton"``, or None for a method
+            without products; gradients then keep no graph.
 
     Returns:
         The problem, whose methods are arguments of ``scipy.optimize.minimize``. Of an
@@ -74,7 +74,7 @@ def as_scipy(
     Raises:
         TypeError: For an objective or model of the wrong type, an objective without
             model, or an operator with one.
-        ValueError: For an unknown kind, or options that do not fit the model.
+        ValueError: For an unknown Hessian, or options that do not fit the model.
 
     Example:
         >>> import scipy.optimize, torch, hvpopt
@@ -92,11 +92,11 @@ def as_scipy(
         return objective.to_scipy()
     if model is None:
         raise TypeError("as_scipy of an objective needs the start: as_scipy(loss, model)")
-    if kind is not None:
-        check_kind(kind)
+    if hessian is not None:
+        check_kind(hessian, "hessian")
     warn_of_hooks(model)
     space = ModelSpace(model, scale=scale, mask=mask, lower=lower, upper=upper)
-    return ScipyProblem(as_objective(objective), space, space.to_vector(model), kind)
+    return ScipyProblem(as_objective(objective), space, space.to_vector(model), hessian)
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,12 @@ class ScipyProblem:
             The product ``[n]``.
 
         Raises:
-            ValueError: If this problem was made with ``kind=None``.
+            ValueError: If this problem was made with ``hessian=None``.
         """
         if self.kind is None:
-            raise ValueError("this problem has no products: it was made with kind=None")
+            raise ValueError(
+                "this problem has no products: it was made with hessian=None"
+            )
         evaluated = self._evaluate(self._flat(x))
         if self._base is not evaluated:
             _close(self._base)

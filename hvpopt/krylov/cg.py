@@ -36,6 +36,7 @@ from hvpopt.krylov.preconditioner import (
     checked_preconditioner,
 )
 from hvpopt.model._scale import euclidean_norm, times_power, unit_of
+from hvpopt.model._shown import screen, summarised
 from hvpopt.model.tensors import Model
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
@@ -65,7 +66,7 @@ class CGStatus(Enum):
         return self.value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CGResult(Generic[Shaped]):
     """What conjugate gradients found.
 
@@ -95,6 +96,17 @@ class CGResult(Generic[Shaped]):
     residual: Shaped | None = None
     pairs: tuple[Pair, ...] = ()
     product_error: float = math.nan
+
+    def __repr__(self) -> str:
+        curvature = f"{self.curvature:.4g} along " if self.direction is not None else ""
+        rows = {
+            "x": summarised(self.x),
+            "residual_norm": f"{self.residual_norm:.4g}",
+            "n_products": str(self.n_products),
+            "direction": curvature + summarised(self.direction),
+            "pairs": f"{len(self.pairs)} kept" if self.pairs else "",
+        }
+        return screen(f"CGResult: {self.status.message}", rows)
 
 
 def cg(

@@ -173,14 +173,15 @@ class SymmetricOperator(ABC):
     def to_dense(
         self,
         *,
-        memory_limit: float = DENSE_MEMORY_LIMIT,
+        memory_limit: str | float = DENSE_MEMORY_LIMIT,
         block: int = 32,
         deadline: float = math.inf,
     ) -> Tensor:
         """Return the matrix ``[n, n]``, by one product for each column.
 
         Args:
-            memory_limit: Refuse a matrix of more bytes than this.
+            memory_limit: Refuse a matrix of more bytes than this, or a string such as
+                ``"2GB"``.
             block: Columns asked for at once.
             deadline: Give up when ``time.monotonic()`` passes this, seconds; looked at
                 between blocks.
@@ -192,7 +193,7 @@ class SymmetricOperator(ABC):
             MemoryError: If the matrix needs more than ``memory_limit`` bytes.
             TimeoutError: If the deadline passes.
         """
-        memory_limit = checks.number("memory_limit", memory_limit, least=0.0)
+        memory_limit = checks.memory("memory_limit", memory_limit)
         block = checks.integer("block", block, least=1)
         deadline = checks.number("deadline", deadline)
         needed = self.size**2 * torch.finfo(self.dtype).bits // 8

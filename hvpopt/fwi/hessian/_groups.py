@@ -138,7 +138,7 @@ class GroupRunner:
     """
 
     def __init__(
-        self, n_shots: int, size: int, limit: int | None, *, one_graph: bool
+        self, n_shots: int, size: int, limit: float | None, *, one_graph: bool
     ) -> None:
         self._n_shots, self.one_graph = n_shots, one_graph
         self.plan = MemoryPlan(limit, min(size, n_shots))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.data.data_misfits import Differences
 from hvpopt.fwi.data.trace_misfits import as_data_misfit
 from hvpopt.fwi.data.transforms import DataTransform, Processing
@@ -16,7 +17,7 @@ from hvpopt.fwi.hessian._engine import check_engine, make_hessian, measure
 from hvpopt.fwi.hessian._groups import GroupRunner, Task, Terms, groups_of
 from hvpopt.fwi.hessian.bad_shots import ShotNames
 from hvpopt.fwi.hessian.born import WaveformHessian
-from hvpopt.fwi.hessian.memory import MemoryPlan, parse_bytes
+from hvpopt.fwi.hessian.memory import MemoryPlan
 from hvpopt.fwi.hessian.waveform_jacobian import WaveformJacobian
 from hvpopt.fwi.hessian.waveforms import (
     Waveforms,
@@ -121,7 +122,7 @@ class WaveformMisfit(Objective):
         runner = GroupRunner(
             survey.n_shots,
             shots_per_group or _default_group(survey),
-            None if memory_limit is None else parse_bytes(memory_limit),
+            checks.optional(checks.memory, "memory_limit", memory_limit),
             one_graph=shots_per_group is None and memory_limit is None,
         )
         shots = ShotNames(tuple(range(survey.n_shots)), may_drop=on_bad_shot == "drop")
