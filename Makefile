@@ -4,7 +4,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test faults bench lint examples race clean
+# Each holds a CUDA context, about half a gigabyte of the device's memory.
+GPU_PROCESSES ?= 8
+
+.PHONY: demo test faults bench lint examples race gpu clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -44,6 +47,11 @@ bench: $(STAMP)
 
 race: $(STAMP)
 	$(RUN) benchmarks/race.py
+
+# On a machine with an NVIDIA GPU: torch from PyPI, as installed above, is built for CUDA.
+gpu: $(STAMP)
+	HVPOPT_DEVICE=cuda $(RUN) -m pytest -n $(GPU_PROCESSES) --dist load $(PYTEST_OPTIONS)
+	$(RUN) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) output .pytest_cache .mypy_cache .ruff_cache .coverage
