@@ -1,5 +1,6 @@
 """The runs that the faults are done to, and child processes to do them in."""
 
+import functools
 import math
 import os
 import resource
@@ -43,8 +44,9 @@ def probed(point):
     return hvpopt.DiagonalPreconditioner(diagonal.abs())
 
 
+@functools.cache
 def whole(name):
-    """Return the result of a run that nothing interrupts."""
+    """Return the result of a run that nothing interrupts; made once in a process."""
     return hvpopt.minimize(loss, start(), method=METHODS[name]())
 
 

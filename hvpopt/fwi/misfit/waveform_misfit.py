@@ -56,8 +56,11 @@ class WaveformMisfit(Objective):
             models: a tensor, a tuple in its order, or a dict by its names. Products
             include its second derivative, by autograd: see ``parameterisation`` for when
             to run ``check_hessian``. Default the unknowns are the models.
-        shots_per_group: Shots that run together. Default: on a CPU as many as torch has
-            threads, since more take memory and save no time; on a GPU all. Products by
+        shots_per_group: Shots that run together. Default: on a GPU all. On a CPU as many
+            as torch has threads, since more take memory and save no time; but small
+            shots, whose calls cost more than their waves, as many as have 32 MiB of
+            wavefield histories together (of a product: 2 × models × cells × inner time
+            steps × bytes of a number for each shot, boundary included). Products by
             double backprop run all together by default, for one graph to serve them.
         memory_limit: Bytes, or a string such as ``"2GB"``, that a product may use on top
             of what the process holds. The groups follow from a measurement, taken at
@@ -119,11 +122,13 @@ class WaveformMisfit(Objective):
             raise ValueError("give shots_per_group or memory_limit, not both")
         if shots_per_group is not None:
             shots_per_group = whole("shots_per_group", shots_per_group, 1)
+        by_default = shots_per_group is None and memory_limit is None
         runner = GroupRunner(
             survey.n_shots,
             shots_per_group or _default_group(survey),
             checks.optional(checks.memory, "memory_limit", memory_limit),
-            one_graph=shots_per_group is None and memory_limit is None,
+            one_graph=by_default,
+            joins_small=by_default,
         )
         shots = ShotNames(tuple(range(survey.n_shots)), may_drop=on_bad_shot == "drop")
         waveforms = Waveforms(
@@ -506,7 +511,7 @@ class WaveformMisfit(Objective):
     # -- groups -----------------------------------------------------------------
 
     def groups(self, model: Model) -> list[list[int]]:
-        """Return the groups that shots run in; measured first under a memory limit.
+        """Return the groups that shots run in; planned at the first use.
 
         Args:
             model: Where to measure.
@@ -516,6 +521,9 @@ class WaveformMisfit(Objective):
         """
         if self._runner.unmeasured:
             measure(self.waveforms, model, self._runner, self.engine, self.counts)
+        elif self._runner.joins_small:
+            models = self.waveforms.models(detached(model))
+            self._runner.join_small(self.survey.history_bytes(models))
         return groups_of(range(self.survey.n_shots), self.memory_plan.shots_per_group)
 
 
@@ -529,9 +537,10 @@ def random_codes(n_encoded: int, n_shots: int, seed: int) -> Tensor:
 def _default_group(survey: Survey) -> int:
     """Return how many shots run together unless a caller says otherwise.
 
-    Deepwave runs shots on a CPU in parallel threads: a larger group saves no time, and
-    fresh memory for its histories costs some (benchmarks/RESULTS.md). A GPU is filled by
-    many shots. With ``survey_pad`` results depend on the group, so it stays whole.
+    Deepwave runs shots on a CPU in parallel threads: unless shots are small, a larger
+    group saves no time, and fresh memory for its histories costs some
+    (benchmarks/RESULTS.md). A GPU is filled by many shots. With ``survey_pad`` results
+    depend on the group, so it stays whole.
     """
     if survey.device.type == "cpu" and survey.options.get("survey_pad") is None:
         return min(torch.get_num_threads(), survey.n_shots)

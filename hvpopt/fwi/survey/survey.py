@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -26,6 +27,7 @@ from hvpopt.fwi.survey._options import (
     check_units,
     describe,
     fit_samples,
+    pml_widths,
     samples_of,
     silence,
     spacing_of,
@@ -331,6 +333,28 @@ class Survey:
     def fixed_spread(self) -> bool:
         """True if every shot has the same receivers."""
         return all(points.alike for points in self._acquisition.receivers.values())
+
+    def history_bytes(self, models: Sequence[Tensor]) -> int:
+        """Return about what the wavefield histories of one shot's product take, bytes.
+
+        Two numbers of each model's size, boundary included, at every inner step. Deepwave
+        allocates somewhat more, and less with ``checkpoint_segments``.
+
+        Args:
+            models: The propagator's.
+        """
+        widths = pml_widths(self._setting.options, self.n_dimensions)
+        cells = math.prod(
+            n + before + after
+            for n, before, after in zip(
+                models[0].shape[-self.n_dimensions :],
+                widths[::2],
+                widths[1::2],
+                strict=True,
+            )
+        )
+        numbers = 2 * len(models) * cells * self.resolved.inner_nt
+        return numbers * models[0].element_size()
 
     @property
     def options(self) -> dict[str, Any]:
