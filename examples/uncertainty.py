@@ -193,23 +193,15 @@ def information(
     prior: analysis.MaternPrior,
     noise: analysis.Noise,
 ) -> None:
-    """Draw what each further shot tells, and the bound of what it may tell."""
+    """Draw what each further shot tells at least."""
     hessians = [
         misfit.select([s]).hessian(v, "gauss-newton", space=prior.space)
         for s in range(misfit.survey.n_shots)
     ]
-    # the bounds need traces, from few products of each shot
-    traces = [
-        analysis.trace(
-            analysis.WhitenedHessian(h, prior, noise), n_products=12, positive=True
-        )
-        for h in hessians
-    ]
-    most = torch.tensor([t.interval[1] for t in traces], dtype=torch.float64)
-    found = analysis.shot_information(hessians, prior, noise, n_products=20, traces=most)
+    found = analysis.shot_information(hessians, prior, noise, n_products=30)
     print(f"  {found.message}")
     print(f"    greedy order of shots: {found.order}")
-    save(plotting.plot_information(found.gain, upper=found.gain_upper), "information")
+    save(plotting.plot_information(found.gain), "information")
 
 
 def main() -> None:
