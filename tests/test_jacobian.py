@@ -495,9 +495,7 @@ def test_scipy_operator_has_both_products(generator):
     assert relative(torch.as_tensor(operator @ w.numpy()), jacobian @ w) < PRODUCT
     assert relative(torch.as_tensor(operator.T @ u.numpy()), jacobian.T @ u) < PRODUCT
     hessian = hvpopt.as_scipy(jacobian.normal())
-    assert (
-        relative(torch.as_tensor(hessian @ w.numpy()), jacobian.normal() @ w) < PRODUCT
-    )
+    assert relative(torch.as_tensor(hessian @ w.numpy()), jacobian.normal() @ w) < PRODUCT
 
 
 def test_pylops_operator_passes_the_dot_test(generator):

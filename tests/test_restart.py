@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from on_device import DEVICE
 
 import hvpopt
 from hvpopt import Status, analysis
