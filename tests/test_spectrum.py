@@ -145,7 +145,8 @@ def test_trace_beats_plain_probes_where_eigenvalues_decay(generator):
         trace(MatrixOperator(matrix), n_products=24, seed=s).value - exact
         for s in range(20)
     ]
-    assert np.square(ours).mean() < 1e-2 * np.square(plain).mean()
+    # about a hundredth; twenty seeds tell it within a factor of five
+    assert np.square(ours).mean() < 5e-2 * np.square(plain).mean()
 
 
 def nystrom_by_hand(matrix, probes, i, without=()):
