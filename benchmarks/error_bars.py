@@ -5,7 +5,7 @@ of 300 m/s. First the error bar of a 3 × 3 mean by number of products. Then eve
 quantity of the posterior, and beside it what float64 says: each bracket of float32 must
 have a number in common with that of float64, which bounds the same variance.
 
-    python benchmarks/error_bars.py             # both parts, 3 minutes of one core
+    python benchmarks/error_bars.py             # both parts, under 4 minutes of one core
     python benchmarks/error_bars.py --part 2
 """
 
