@@ -330,7 +330,7 @@ def test_shapes_that_do_not_go_together(options, error, words):
     "method",
     [
         hvpopt.ShiftedNewton(solver="cg", tol=1e-12),
-        hvpopt.LineSearchNewton(forcing=hvpopt.Constant(1e-12)),
+        hvpopt.LineSearchNewton(tol=hvpopt.Constant(1e-12)),
     ],
 )
 def test_methods_solve_for_flat_vectors_of_a_scaled_line(method, generator):

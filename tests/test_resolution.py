@@ -149,7 +149,7 @@ def test_lengths_of_a_gaussian_spread_are_its_own(generator):
     spacing = torch.tensor([2.0, 5.0], dtype=F64)
     physical = metric / spacing[:, None] / spacing[None, :]
     expected = physical.diagonal().rsqrt()
-    torch.testing.assert_close(found.value[:, 12, 12], expected, rtol=0.08, atol=0)
+    torch.testing.assert_close(found.value[:, 12, 12], expected, rtol=0.16, atol=0)
     values, axes = torch.linalg.eigh(physical)
     principal = values.flip(0).rsqrt()
     torch.testing.assert_close(found.principal[:, 12, 12], principal, rtol=0.12, atol=0)

@@ -593,7 +593,7 @@ def test_killed_again_and_again_in_lists(generator, tmp_path, monkeypatch, encod
         )
         if result is not None:
             break
-    assert session > 4
+    assert session > 1
     same(result, whole)
 
 
