@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test faults bench lint examples race clean
+.PHONY: demo test faults bench lint examples race docs clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -45,5 +45,10 @@ bench: $(STAMP)
 race: $(STAMP)
 	$(RUN) benchmarks/race.py
 
+docs: $(STAMP)
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(RUN) -m sphinx -W --keep-going -q docs docs/_build
+	@echo "docs/_build/index.html"
+
 clean:
-	rm -rf $(VENV) output .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) output docs/_build docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .coverage

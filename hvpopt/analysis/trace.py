@@ -68,6 +68,13 @@ def trace(
         TypeError: For an argument of the wrong type, an objective without a model, or an
             operator with one.
         ValueError: For a number out of range.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> from hvpopt import analysis
+        >>> H = hvpopt.MatrixOperator(torch.diag(torch.arange(5.0).double()))
+        >>> analysis.trace(H, n_products=6).value  # no more rows than products: exact
+        10.0
     """
     confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
     seed = checks.seed("seed", seed)

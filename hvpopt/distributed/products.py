@@ -56,7 +56,7 @@ class ShardedHessian(SymmetricOperator):
 
     @property
     def engine(self) -> str:
-        """How products are computed: ``"born"``, ``"double-backprop"`` or ``"eager"``."""
+        """``"born"``, ``"double-backprop"`` or ``"eager"``, by which products are computed."""
         return self.part.engine
 
     @property

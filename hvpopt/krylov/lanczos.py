@@ -86,6 +86,15 @@ class LanczosBasis:
     Raises:
         TypeError: For an argument of the wrong type.
         ValueError: If ``start`` does not fit, is not finite, or is zero without probe.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> H = hvpopt.MatrixOperator(torch.diag(torch.arange(1.0, 5.0).double()))
+        >>> basis = hvpopt.LanczosBasis(H, torch.ones(4, dtype=torch.float64))
+        >>> basis.extend(4)
+        4
+        >>> basis.solve(shift=1.0).vector  # (H + I) h = -g
+        tensor([-0.5000, -0.3333, -0.2500, -0.2000], dtype=torch.float64)
     """
 
     def __init__(

@@ -133,6 +133,13 @@ class StochasticQuasiNewton(SampledMethod):
     Raises:
         TypeError: For an option of the wrong type.
         ValueError: For a number out of range.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> method = hvpopt.StochasticQuasiNewton(size=2, seed=1)
+        >>> one = hvpopt.TorchObjective(lambda x: (x**2).sum())  # no sum of many parts
+        >>> hvpopt.minimize(one, torch.ones(3, dtype=torch.float64), method=method).success
+        True
     """
 
     def __init__(

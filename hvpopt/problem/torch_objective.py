@@ -65,6 +65,14 @@ class TorchObjective(GraphObjective):
     Raises:
         TypeError: If ``loss`` cannot be called or is a class, or for another option of
             the wrong type.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> fit = hvpopt.TorchObjective(lambda x: ((x - 3) ** 2).sum(), name="fit")
+        >>> small = hvpopt.TorchObjective(lambda x: (x**2).sum(), name="size", convex=True)
+        >>> result = hvpopt.minimize(fit + 0.5 * small, torch.zeros(2, dtype=torch.float64))
+        >>> {name: round(value, 6) for name, value in result.history[-1].parts.items()}
+        {'fit': 2.0, 'size': 4.0}
     """
 
     def __init__(
