@@ -13,7 +13,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 project = "hvpopt"
 author = "the hvpopt authors"
-copyright = author  # noqa: A001
+copyright = author
 version = release = re.search(
     r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
 ).group(1)
@@ -49,9 +49,9 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 nitpicky = True
-# Types in signatures that have no page here: those of other projects (there is no inventory
-# to resolve them with: the documentation is built without a network), aliases, and what is
-# internal. Names and links in the text are checked.
+# Types in signatures that have no page here: those of other projects (the documentation
+# is built without a network, hence without their inventories), aliases, and what is
+# internal. Links in the text are checked.
 nitpick_ignore_regex = [
     ("py:.*", r"(abc|collections|deepwave|enum|matplotlib|np|npt|numpy|os|pylops)\..*"),
     ("py:.*", r"(contextlib|pathlib|scipy|torch|tqdm|typing|optional|array_like)(\..*)?"),
@@ -91,7 +91,7 @@ def resolve(app: Any, env: Any, node: Any, content: Any) -> Any:
     )
 
 
-def rewrite_links(app: Any, docname: str, source: list[str]) -> None:
+def rewrite_links(_: Any, docname: str, source: list[str]) -> None:
     """Let links to files that are pages here lead to the pages."""
     up = "../" * docname.count("/")
     for name in ("RACE", "RESULTS", "SPECTRUM"):

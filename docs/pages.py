@@ -1,11 +1,11 @@
-"""The code of the documentation's pages: run as printed, and what it prints written back.
+"""The code of the documentation's pages: run, and what it prints written back.
 
     python docs/pages.py                          # all pages
     python docs/pages.py docs/tutorials/sampled.md
 
-Blocks fenced as ``python`` are one script for each page. A ``text`` block that follows one
-holds what it printed, and ``pictures/`` beside the page the figures that it saved: both are
-rewritten. Two comments are seen by this script alone:
+Blocks fenced as ``python`` are one script for each page. A ``text`` block that follows
+one holds what it printed, and ``pictures/`` beside the page the figures that it saved:
+both are rewritten. Two comments are seen by this script alone:
 
     <!-- not run -->          the next block is for another place, such as a cluster
     <!-- check: expression --> must be true there
@@ -46,6 +46,9 @@ def run(page: Path, folder: Path) -> str:
     Args:
         page: A Markdown file.
         folder: Where files are read and written while it runs.
+
+    Returns:
+        The text of the page.
 
     Raises:
         AssertionError: If a check of the page fails.

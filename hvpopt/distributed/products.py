@@ -56,7 +56,7 @@ class ShardedHessian(SymmetricOperator):
 
     @property
     def engine(self) -> str:
-        """``"born"``, ``"double-backprop"`` or ``"eager"``, by which products are computed."""
+        """Engine of the products, ``"born"``, ``"double-backprop"`` or ``"eager"``."""
         return self.part.engine
 
     @property

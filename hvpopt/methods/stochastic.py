@@ -137,8 +137,9 @@ class StochasticQuasiNewton(SampledMethod):
     Example:
         >>> import torch, hvpopt
         >>> method = hvpopt.StochasticQuasiNewton(size=2, seed=1)
-        >>> one = hvpopt.TorchObjective(lambda x: (x**2).sum())  # no sum of many parts
-        >>> hvpopt.minimize(one, torch.ones(3, dtype=torch.float64), method=method).success
+        >>> one = hvpopt.TorchObjective(lambda x: (x**2).sum())  # of one part
+        >>> start = torch.ones(3, dtype=torch.float64)
+        >>> hvpopt.minimize(one, start, method=method).success
         True
     """
 
