@@ -94,7 +94,7 @@ def resolve(app: Any, env: Any, node: Any, content: Any) -> Any:
 def rewrite_links(_: Any, docname: str, source: list[str]) -> None:
     """Let links to files that are pages here lead to the pages."""
     up = "../" * docname.count("/")
-    for name in ("RACE", "RESULTS", "SPECTRUM"):
+    for name in ("RACE", "RESULTS", "SPECTRUM", "GPU"):
         page = f"{up}benchmarks/{name.lower()}.md"
         source[0] = source[0].replace(f"](../benchmarks/{name}.md)", f"]({page})")
 

@@ -1,6 +1,7 @@
-"""Seeds that are fresh for every test and named when it fails; a single thread.
+"""Seeds that are fresh for every test and named when it fails; a single thread; a device.
 
-``HVPOPT_SEED`` gives all tests one seed, ``HVPOPT_THREADS`` another number of threads.
+``HVPOPT_SEED`` gives all tests one seed, ``HVPOPT_THREADS`` another number of threads,
+``HVPOPT_DEVICE`` another device than the CPU (on_device.py).
 """
 
 import gc
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from on_device import DEVICE, OnDevice, cpu_only
 
 # tensors here are small: a second thread only waits, long where cores are shared
 torch.set_num_threads(int(os.environ.get("HVPOPT_THREADS", "1")))
@@ -23,6 +25,31 @@ LONGEST = ("test_published", "test_distributed_runs", "test_race")
 
 
 TESTS = Path(__file__).parent
+
+#: Files that no other device has a part in, and why.
+CPU_ONLY = {
+    "test_benchmarks": "benchmarks of ranks and of files; benchmarks/gpu.py is the GPU's",
+    "test_damage": "processes of their own, and files",
+    "test_disk": "processes of their own, and files",
+    "test_distributed": "ranks that share one machine exchange through its memory",
+    "test_distributed_runs": "ranks that share one machine exchange through its memory",
+    "test_io": "files are read to the CPU",
+    "test_docstrings": "it runs what docstrings print",
+    "test_kill": "processes of their own, and files",
+    "test_layers": "it reads sources",
+    "test_plotting": "pictures are drawn from the CPU",
+    "test_pylops": "PyLops multiplies on the CPU",
+    "test_race": "the race is run on the CPU",
+    "test_readme": "it runs the README as printed",
+    "test_resolution": "responses are kept, and compared, on the CPU",
+    "test_signals": "processes of their own",
+    "test_signals_in_scripts": "processes of their own",
+    "test_tutorials": "it runs the documentation as printed",
+}
+
+if DEVICE.type != "cpu":
+    # before the test files are imported: some make tensors then
+    OnDevice().__enter__()
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +72,12 @@ def processes():
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+    for item in items:
+        reason = CPU_ONLY.get(item.path.stem)
+        if reason is None and "processes" in item.fixturenames:
+            reason = "processes of their own"
+        if reason is not None:
+            item.add_marker(cpu_only(reason))
 
 
 def pytest_collection_finish():
@@ -78,4 +111,4 @@ def pytest_runtest_makereport(item):
 def pytest_report_header():
     given = os.environ.get(SEED_VARIABLE)
     source = "fresh for each test" if given is None else f"{given} from {SEED_VARIABLE}"
-    return f"seed: {source}; torch threads: {torch.get_num_threads()}"
+    return f"seed: {source}; torch threads: {torch.get_num_threads()}; device: {DEVICE}"

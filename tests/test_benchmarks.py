@@ -9,7 +9,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import bench_checkpoint
 import bench_distributed
+import gpu
 import report
+import torch
 
 pytestmark = pytest.mark.usefixtures("processes")
 TINY = {"cells": (20, 30), "n_shots": 2, "recorded": 0.6}
@@ -56,3 +58,41 @@ def test_cost_of_a_checkpoint_is_measured(tmp_path):
         {"products": products, "every_seconds": 60.0},
     )
     assert "| `TrustRegionNewton` | 300 products |" in "\n".join(lines)
+
+
+@pytest.mark.filterwarnings("ignore::deepwave.ZeroWidthFaceWarning")
+def test_page_of_a_gpu_is_made_of_what_was_measured():
+    tiny = gpu.Sizes(
+        cells=(24, 40),
+        steps=60,
+        shots=(2,),
+        copies=(3,),
+        rounds=1,
+        published=(16, 24),
+        rows=2,
+        cost=2.0,
+    )
+    found = gpu.measure(torch.device("cpu"), tiny)
+    (products,), (block,) = found["products"], found["blocks"]
+    assert products["born_against_double_backprop"] < 1e-4
+    assert products["ratios"]["gradient"] == 1.0
+    assert block["error"] < 1e-4
+    assert block["speed_up"] == pytest.approx(
+        block["seconds"]["single"] / block["seconds"]["copies"]
+    )
+    step, run = found["published"], found["inversion"]
+    assert step["dense_seconds"] == pytest.approx(16 * 24 * step["seconds_of_a_row"])
+    assert step["value"][1] < step["value"][0]
+    assert run["cost"] > 0.0
+    assert run["steps"] > 0
+    assert 0.0 < run["misfit"] <= 1.0
+    lines = gpu.page(found).splitlines()
+    assert sum(line.startswith("| 2 | ") for line in lines) == len(products["seconds"])
+    assert sum(line.startswith("| 3 | ") for line in lines) == 1
+
+
+def test_benchmark_of_a_gpu_says_that_there_is_none(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="needs a CUDA device"):
+        gpu.main()

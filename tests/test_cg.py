@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from on_device import DEVICE
 from test_lanczos import symmetric
 
 import hvpopt
@@ -110,7 +111,7 @@ def noisy(matrix, noise, generator, declared=None):
         error = torch.randn(len(w), generator=generator, dtype=w.dtype)
         return matrix @ w + noise * norm * w.norm() * error / error.norm()
 
-    operator = hvpopt.FunctionOperator(product, len(matrix))
+    operator = hvpopt.FunctionOperator(product, len(matrix), device=DEVICE)
     if declared is not None:
         operator.noise = declared
     return operator

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from on_device import DEVICE
 from tolerances import SLOPE, SYMMETRY
 
 import hvpopt
@@ -229,7 +230,9 @@ def test_asymmetric_operator_fails(generator, seed):
     matrix = root + root.mT
     assert check_symmetry(MatrixOperator(matrix), seed=seed)
     matrix[0, 5] += 1e-3
-    report = check_symmetry(FunctionOperator(lambda v: matrix @ v, 12), seed=seed)
+    report = check_symmetry(
+        FunctionOperator(lambda v: matrix @ v, 12, device=DEVICE), seed=seed
+    )
     assert not report, str(report)
 
 
@@ -260,5 +263,7 @@ def test_report_reads_as_a_verdict_with_its_sweep(model, positive):
 def test_symmetry_of_products_of_any_size(size):
     matrix = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
     for given, symmetric in ((matrix, False), (matrix @ matrix.mT, True)):
-        operator = hvpopt.FunctionOperator(lambda w, m=given: size * (m @ w), 2)
+        operator = hvpopt.FunctionOperator(
+            lambda w, m=given: size * (m @ w), 2, device=DEVICE
+        )
         assert bool(check_symmetry(operator)) is symmetric

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from on_device import DEVICE
 from tolerances import PRODUCT, ROUNDING
 
 from hvpopt import MatrixOperator, ModelSpace
@@ -18,7 +19,7 @@ def random_symmetric(n, generator):
 
 def in_space(diagonal, space):
     """Return a diagonal operator that knows its model space."""
-    operator = FunctionOperator(lambda v: diagonal * v, space.size)
+    operator = FunctionOperator(lambda v: diagonal * v, space.size, device=DEVICE)
     operator.space = space
     return operator
 

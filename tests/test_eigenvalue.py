@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from on_device import DEVICE
 from test_lanczos import symmetric
 
 import hvpopt
@@ -98,7 +99,7 @@ def test_looser_tolerance_costs_fewer_products(generator):
 
 
 def test_zero_operator_has_eigenvalue_zero():
-    operator = hvpopt.FunctionOperator(torch.zeros_like, 9)
+    operator = hvpopt.FunctionOperator(torch.zeros_like, 9, device=DEVICE)
     estimate = hvpopt.smallest_eigenvalue(operator)
     assert estimate.value == 0.0
     assert estimate.converged
@@ -150,7 +151,9 @@ def test_decaying_float32_spectrum_is_not_called_invariant():
     generator = torch.Generator().manual_seed(1)
     spectrum = torch.cat([torch.ones(1), 1e-3 * torch.rand(n - 1, generator=generator)])
     spectrum[5] = -3e-5
-    operator = hvpopt.FunctionOperator(lambda v: spectrum * v, n, dtype=torch.float32)
+    operator = hvpopt.FunctionOperator(
+        lambda v: spectrum * v, n, dtype=torch.float32, device=DEVICE
+    )
     estimate = hvpopt.smallest_eigenvalue(operator)
     assert estimate.lower <= -3e-5
     assert estimate.converged
@@ -163,7 +166,7 @@ def test_probe_below_rounding_certifies_nothing():
     spectrum[7] = -1.0
     start = torch.zeros(3000, dtype=torch.float64)
     start[0] = 1.0
-    operator = hvpopt.FunctionOperator(lambda v: spectrum * v, 3000)
+    operator = hvpopt.FunctionOperator(lambda v: spectrum * v, 3000, device=DEVICE)
     basis = hvpopt.LanczosBasis(operator, start, probe=1e-13)
     basis.extend()
     assert basis.invariant

@@ -5,6 +5,7 @@ import itertools
 import deepwave
 import pytest
 import torch
+from on_device import DEVICE
 from tolerances import PRODUCT
 from waves import SHAPE, D, arguments, models_of, one_thread, rand
 
@@ -65,7 +66,7 @@ def test_encoded_survey_records_the_coded_sum(generator, seed):
     (model,) = models_of("scalar", generator)
     codes = random_codes(2, 3, seed)
     together = survey.encode(codes).simulate(model)
-    expected = torch.einsum("ks,srt->krt", codes, survey.simulate(model))
+    expected = torch.einsum("ks,srt->krt", codes.to(DEVICE), survey.simulate(model))
     assert (together - expected).norm() <= PRODUCT * expected.norm()
     assert survey.n_shots == 3  # the caller's own is as it was
 

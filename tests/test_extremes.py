@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from on_device import DEVICE
 from test_lanczos import symmetric
 
 import hvpopt
@@ -182,7 +183,7 @@ def test_what_cg_says_of_an_operator_that_is_not_symmetric(generator):
         other = torch.randn(40, 40, generator=generator, dtype=D)
         matrix = symmetric(40, generator, torch.linspace(1.0, 3.0, 40, dtype=D))
         matrix = matrix + part * (other - other.mT)
-        operator = hvpopt.FunctionOperator(lambda v, m=matrix: m @ v, 40)
+        operator = hvpopt.FunctionOperator(lambda v, m=matrix: m @ v, 40, device=DEVICE)
         for tol in (0.1, 1e-3, 1e-8):
             result = hvpopt.cg(operator, b, tol=tol)
             true = norm(b - matrix @ result.x)
@@ -200,7 +201,9 @@ def test_what_cg_says_of_an_operator_that_is_not_symmetric(generator):
 def test_no_smallest_eigenvalue_of_an_operator_that_is_not_symmetric(size, generator):
     a = size * torch.randn(40, 40, generator=generator, dtype=D)
     with pytest.raises(ValueError, match=r"not symmetric.*of ‖H‖"):
-        hvpopt.smallest_eigenvalue(hvpopt.FunctionOperator(lambda v: a @ v, 40))
+        hvpopt.smallest_eigenvalue(
+            hvpopt.FunctionOperator(lambda v: a @ v, 40, device=DEVICE)
+        )
 
 
 @pytest.mark.parametrize("part", [1e-8, 1e-5, 1e-3, 0.1])
@@ -208,7 +211,7 @@ def test_residuals_are_true_of_any_operator(part, generator):
     other = torch.randn(40, 40, generator=generator, dtype=D)
     matrix = symmetric(40, generator, torch.linspace(0.1, 5.0, 40, dtype=D))
     matrix = matrix + part * (other - other.mT) / 40**0.5
-    operator = hvpopt.FunctionOperator(lambda v: matrix @ v, 40)
+    operator = hvpopt.FunctionOperator(lambda v: matrix @ v, 40, device=DEVICE)
     g = torch.randn(40, generator=generator, dtype=D)
     basis = hvpopt.LanczosBasis(operator, g)
     for _ in range(3):
@@ -226,7 +229,7 @@ def test_an_eigenvalue_is_not_known_better_than_the_products_are_symmetric(gener
     other = torch.randn(40, 40, generator=generator, dtype=D)
     matrix = symmetric(40, generator, torch.linspace(0.1, 5.0, 40, dtype=D))
     matrix = matrix + 1e-3 * (other - other.mT)
-    operator = hvpopt.FunctionOperator(lambda v: matrix @ v, 40)
+    operator = hvpopt.FunctionOperator(lambda v: matrix @ v, 40, device=DEVICE)
     found = hvpopt.smallest_eigenvalue(operator, 1e-5)
     assert not found.converged
     assert "asymmetry" in found.message
@@ -242,7 +245,7 @@ def test_declared_noise_is_no_asymmetry(noise, generator):
         error = torch.randn(60, generator=generator, dtype=D)
         return matrix @ v + noise * norm(v) * error / norm(error)
 
-    operator = hvpopt.FunctionOperator(product, 60)
+    operator = hvpopt.FunctionOperator(product, 60, device=DEVICE)
     operator.noise = noise
     found = hvpopt.smallest_eigenvalue(operator, 1e-3)
     assert found.converged
@@ -357,7 +360,7 @@ def test_a_diagonal_whose_inverse_is_no_number_is_refused():
 @pytest.mark.parametrize("size", [1e-170, 1e200])
 def test_asymmetry_of_any_size_fails_its_check(size, generator):
     a = size * torch.randn(10, 10, generator=generator, dtype=D)
-    operator = hvpopt.FunctionOperator(lambda v: a @ v, 10)
+    operator = hvpopt.FunctionOperator(lambda v: a @ v, 10, device=DEVICE)
     assert not check_symmetry(operator).passed
     symmetrical = hvpopt.MatrixOperator(a + a.mT)
     assert check_symmetry(symmetrical).passed

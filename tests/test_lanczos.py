@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from on_device import DEVICE, cpu_only
 
 import hvpopt
 from hvpopt.krylov.eigenvalue import excludes_below, lower_bound
@@ -160,7 +161,7 @@ def test_invariant_space_stops_growing(generator):
 
 def test_products_of_a_float32_operator_meet_float64_vectors(generator):
     matrix = symmetric(30, generator).float()
-    operator = hvpopt.FunctionOperator(lambda v: matrix @ v.float(), 30)
+    operator = hvpopt.FunctionOperator(lambda v: matrix @ v.float(), 30, device=DEVICE)
     basis = hvpopt.LanczosBasis(operator)
     basis.extend(30)
     assert basis.vectors.dtype == torch.float64
@@ -196,7 +197,7 @@ def noisy_problem(n, noise, generator):
         exact = matrix @ v
         return exact + noise * exact.norm() * error
 
-    return matrix, hvpopt.FunctionOperator(product, n)
+    return matrix, hvpopt.FunctionOperator(product, n, device=DEVICE)
 
 
 @pytest.mark.parametrize("n", [50, 400])
@@ -222,7 +223,7 @@ def test_asymmetric_operator_is_seen(generator):
     matrix = symmetric(40, generator)
     matrix[3, 7] += 0.1
     basis = hvpopt.LanczosBasis(
-        hvpopt.FunctionOperator(lambda v: matrix @ v, 40),
+        hvpopt.FunctionOperator(lambda v: matrix @ v, 40, device=DEVICE),
         torch.randn(40, generator=generator, dtype=torch.float64),
     )
     basis.extend(20)
@@ -234,9 +235,9 @@ def test_residuals_of_asymmetric_products_are_true(size, generator):
     n, k = 40, 30
     matrix = torch.randn(n, n, generator=generator, dtype=torch.float64)
     matrix = matrix + matrix.mT + 1e-4 * matrix
-    plain = hvpopt.FunctionOperator(lambda v: matrix @ v, n)
+    plain = hvpopt.FunctionOperator(lambda v: matrix @ v, n, device=DEVICE)
     basis = hvpopt.LanczosBasis(plain, seed=1)
-    times = hvpopt.FunctionOperator(lambda v: size * (matrix @ v), n)
+    times = hvpopt.FunctionOperator(lambda v: size * (matrix @ v), n, device=DEVICE)
     scaled = hvpopt.LanczosBasis(times, seed=1)
     basis.extend(k)
     scaled.extend(k)
@@ -248,6 +249,7 @@ def test_residuals_of_asymmetric_products_are_true(size, generator):
         assert scaled.ritz_residual(index) / size == pytest.approx(true, rel=1e-6)
 
 
+@cpu_only("on_device.py calls each function of torch once more, and it is counted twice")
 def test_an_extension_reads_its_projections_from_the_device_at_once(
     monkeypatch, generator
 ):

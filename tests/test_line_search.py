@@ -50,7 +50,7 @@ def quartic(generator, n=40):
 
 def by_scipy(loss, start, **options):
     def both(x):
-        t = torch.from_numpy(x.copy()).requires_grad_()
+        t = torch.as_tensor(x.copy()).requires_grad_()
         value = loss(t)
         return float(value.detach()), torch.autograd.grad(value, t)[0].numpy()
 

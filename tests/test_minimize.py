@@ -109,9 +109,9 @@ def test_scipy_agrees_on_the_bounded_minimum(start):
         gtol=1e-9,
     )
     reference = scipy_minimize(
-        lambda z: float(rosenbrock(torch.from_numpy(z))),
+        lambda z: float(rosenbrock(torch.as_tensor(z))),
         start.clamp(max=0.6).numpy(),
-        jac=lambda z: torch.func.grad(rosenbrock)(torch.from_numpy(z)).numpy(),
+        jac=lambda z: torch.func.grad(rosenbrock)(torch.as_tensor(z)).numpy(),
         method="L-BFGS-B",
         bounds=[(-1.3, 0.6)] * len(start),
         options={"ftol": 1e-16, "gtol": 1e-9, "maxiter": 1000},

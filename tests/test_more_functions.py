@@ -47,7 +47,7 @@ def by_scipy(function, tolerance):
     kept = {}
 
     def value_and_gradient(x):
-        leaf = torch.from_numpy(x.copy()).requires_grad_()
+        leaf = torch.as_tensor(x.copy()).requires_grad_()
         value = function(leaf)
         return float(value.detach()), torch.autograd.grad(value, leaf)[0].numpy()
 
@@ -56,7 +56,7 @@ def by_scipy(function, tolerance):
         products += 1
         if x.tobytes() not in kept:
             kept.clear()
-            kept[x.tobytes()] = dense_hessian(function, torch.from_numpy(x.copy()))
+            kept[x.tobytes()] = dense_hessian(function, torch.as_tensor(x.copy()))
         return kept[x.tobytes()].numpy() @ p
 
     with warnings.catch_warnings():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from on_device import DEVICE
 from scipy.sparse.linalg import eigsh
 from tolerances import PRODUCT, SOLVE
 
@@ -80,7 +81,7 @@ def test_right_hand_side_is_not_overwritten(matrix, generator):
 
 
 def test_non_finite_product_names_the_operator_and_the_count():
-    H = FunctionOperator(lambda v: v / 0.0, 3)
+    H = FunctionOperator(lambda v: v / 0.0, 3, device=DEVICE)
     with pytest.raises(FloatingPointError, match="product 1 of FunctionOperator is not"):
         H @ torch.ones(3, dtype=F64)
 
@@ -183,14 +184,14 @@ def test_every_operator_closes_at_the_end_of_its_block(matrix, keep):
 
 @pytest.mark.parametrize("block", [1, 4, 9, 100])
 def test_to_dense_returns_the_matrix_at_one_product_a_column(matrix, block):
-    H = FunctionOperator(lambda v: matrix @ v, 9)
+    H = FunctionOperator(lambda v: matrix @ v, 9, device=DEVICE)
     assert close(H.to_dense(block=block), matrix)
     assert H.counts.products == 9
 
 
 def test_to_dense_returns_the_symmetric_part(generator):
     root = draw(generator, 6, 6)
-    dense = FunctionOperator(lambda v: root @ v, 6).to_dense()
+    dense = FunctionOperator(lambda v: root @ v, 6, device=DEVICE).to_dense()
     assert torch.equal(dense, dense.mT)
     assert close(dense, 0.5 * (root + root.mT))
 
@@ -219,8 +220,8 @@ def test_scipy_form_has_the_same_products(matrix, generator):
     block = draw(generator, 9, 3)
     assert linear.dtype == np.float64
     assert linear.shape == (9, 9)
-    assert close(torch.from_numpy(linear @ block.numpy()), matrix @ block)
-    assert close(torch.from_numpy(linear.T @ block.numpy()), matrix @ block)
+    assert close(torch.as_tensor(linear @ block.numpy()), matrix @ block)
+    assert close(torch.as_tensor(linear.T @ block.numpy()), matrix @ block)
 
 
 def test_scipy_form_counts_its_products(matrix):
@@ -232,7 +233,7 @@ def test_scipy_form_counts_its_products(matrix):
 def test_scipy_form_takes_a_read_only_vector(matrix):
     vector = np.ones(9)
     vector.setflags(write=False)
-    product = torch.from_numpy(MatrixOperator(matrix).to_scipy() @ vector)
+    product = torch.as_tensor(MatrixOperator(matrix).to_scipy() @ vector)
     assert close(product, matrix @ torch.ones(9, dtype=F64))
 
 

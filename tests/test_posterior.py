@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 import torch
 import waves
+from on_device import DEVICE
 from tolerances import SOLVE
 
 from hvpopt import MatrixOperator, ModelSpace, minimize
@@ -113,7 +114,7 @@ def test_one_question_gives_gauss_and_gauss_radau(generator):
         image = problem.hessian.matvec(prior.factor(vector))
         return vector + weight * prior.factor_transposed(image)
 
-    basis = LanczosBasis(FunctionOperator(product, u.numel()), u)
+    basis = LanczosBasis(FunctionOperator(product, u.numel(), device=DEVICE), u)
     basis.extend(k)
     off = torch.tensor(basis.off_diagonal, dtype=F64)
     t = torch.diag(torch.tensor(basis.diagonal, dtype=F64))

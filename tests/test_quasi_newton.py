@@ -32,7 +32,7 @@ def quartic(generator, n):
 
 def scipy_minimum(loss, x, bounds=None):
     def both(z):
-        t = torch.from_numpy(z.copy()).requires_grad_()
+        t = torch.as_tensor(z.copy()).requires_grad_()
         value = loss(t)
         (gradient,) = torch.autograd.grad(value, t)
         return float(value.detach()), gradient.numpy()

@@ -88,7 +88,7 @@ def test_iterates_are_those_of_hvpopt_minimize(x0):
     expected = []
     hvpopt.minimize(
         rosenbrock,
-        torch.from_numpy(x0),
+        torch.as_tensor(x0),
         method=hvpopt.ShiftedNewton(),
         callback=lambda model, _: expected.append(model.numpy()),
         max_iter=5,
@@ -384,7 +384,7 @@ def test_flat_functions_are_those_of_the_scaled_free_cells(model, generator):
         cells = full.index_put((keep.nonzero()[:, 0],), z * factor[keep])
         return bent(cells[:6].reshape(2, 3), cells[6:])
 
-    z = torch.from_numpy(p.x0)
+    z = torch.as_tensor(p.x0)
     assert torch.allclose(z, (full / factor)[keep], rtol=tolerances.ROUNDING)
     gradient = torch.autograd.functional.jacobian(flat, z)
     hessian = torch.autograd.functional.hessian(flat, z)
@@ -406,7 +406,7 @@ METHODS = ["Newton-CG", "trust-ncg", "trust-krylov"]
 @pytest.mark.parametrize("method", METHODS)
 def test_scipys_method_costs_what_it_asked_for(x0, method, together):
     # from one start in 200 that is farther away SciPy's Newton-CG gets nowhere
-    p = hvpopt.as_scipy(rosenbrock, torch.from_numpy(0.5 + x0 / 2))
+    p = hvpopt.as_scipy(rosenbrock, torch.as_tensor(0.5 + x0 / 2))
     hessp = counted(p.hessp)
     both = {"fun": counted(p.fun_and_jac), "jac": True}
     apart = {"fun": counted(p.fun), "jac": counted(p.jac)}
@@ -451,7 +451,7 @@ def test_bounded_method_of_scipy_meets_hvpopts_minimum(model):
 
 def test_trust_constr_takes_products_and_bounds(x0):
     p = hvpopt.as_scipy(
-        rosenbrock, torch.from_numpy(x0.clip(max=0.7)), lower=-1.0, upper=0.7
+        rosenbrock, torch.as_tensor(x0.clip(max=0.7)), lower=-1.0, upper=0.7
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # trust-constr's own
@@ -475,7 +475,7 @@ def spent(p):
 
 
 def test_what_is_known_costs_nothing(x0):
-    p = hvpopt.as_scipy(rosenbrock, torch.from_numpy(x0))
+    p = hvpopt.as_scipy(rosenbrock, torch.as_tensor(x0))
     other = p.x0 + 0.1
     steps = [
         (lambda: p.fun(p.x0), (1, 0, 0)),
@@ -508,7 +508,7 @@ def test_operators_left_behind_are_closed(x0):
     def is_open():
         return [operator._graph is not None for operator in made]
 
-    p = hvpopt.as_scipy(Watched(rosenbrock), torch.from_numpy(x0))
+    p = hvpopt.as_scipy(Watched(rosenbrock), torch.as_tensor(x0))
     a, b, c = p.x0, p.x0 + 0.1, p.x0 + 0.2
     p.hessp(a, a)
     p.jac(b)
@@ -523,7 +523,7 @@ def test_operators_left_behind_are_closed(x0):
 
 
 def test_answers_are_the_callers_own(x0):
-    p = hvpopt.as_scipy(rosenbrock, torch.from_numpy(x0))
+    p = hvpopt.as_scipy(rosenbrock, torch.as_tensor(x0))
     p.jac(p.x0)[:] = np.nan
     x = p.x0.copy()
     p.fun_and_jac(x)[1][:] = np.nan
@@ -536,14 +536,14 @@ def test_answers_are_the_callers_own(x0):
 
 def test_gauss_newton_products_where_the_objective_has_them(x0):
     convex = hvpopt.TorchObjective(lambda x: (x**4).sum(), convex=True)
-    p = hvpopt.as_scipy(convex, torch.from_numpy(x0), kind="gauss-newton")
+    p = hvpopt.as_scipy(convex, torch.as_tensor(x0), kind="gauss-newton")
     w = np.ones(N)
     error = np.abs(p.hessp(x0, w) - 12 * x0**2).max()
     assert error <= tolerances.PRODUCT * 12 * (x0**2).max()
 
 
 def test_wrong_problems_are_refused(x0):
-    start = torch.from_numpy(x0)
+    start = torch.as_tensor(x0)
     with pytest.raises(ValueError, match="kind is 'newton'"):
         hvpopt.as_scipy(rosenbrock, start, kind="newton")
     p = hvpopt.as_scipy(rosenbrock, start, kind=None)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from on_device import DEVICE
 from scipy.stats import binom
 from test_encoding import misfit_of
 from test_lanczos import symmetric
@@ -173,7 +174,9 @@ def test_products_are_counted_where_they_happen(function, generator):
 def test_units_of_any_size(function, size, generator):
     matrix = symmetric(30, generator, decaying(30))
     plain = function(MatrixOperator(matrix), n_products=10)
-    scaled = function(FunctionOperator(lambda v: (matrix @ v) * size, 30), n_products=10)
+    scaled = function(
+        FunctionOperator(lambda v: (matrix @ v) * size, 30, device=DEVICE), n_products=10
+    )
     for name in ("value", "standard_error"):
         a, b = (torch.as_tensor(getattr(f, name), dtype=D) for f in (scaled, plain))
         torch.testing.assert_close(a / size, b, rtol=SOLVE, atol=SOLVE)

@@ -367,7 +367,7 @@ def test_bounded_quadratics_match_an_active_set_method(condition, generator):
     assert 0 < result.history[-1].active < n
     np.testing.assert_allclose(result.x.numpy(), oracle.x, atol=1e-5)
     assert result.fun == pytest.approx(
-        float(loss(torch.from_numpy(oracle.x).clamp(lower, upper))), rel=1e-10
+        float(loss(torch.as_tensor(oracle.x).clamp(lower, upper))), rel=1e-10
     )
 
 

@@ -69,7 +69,8 @@ class SpectralDensity(Estimate[Tensor]):
 
     ``value`` is the cumulative density at ``points``: the fraction of eigenvalues up to
     each. ``standard_error`` is that of the random vectors, ``lower`` and ``upper`` bound
-    the quadratures' own error, and ``interval`` has both.
+    the quadratures' own error, and ``interval`` has both. All are on the device of the
+    points that were asked for, else on the CPU.
 
     Attributes:
         points: Eigenvalues at which the cumulative density is given, ascending ``[p]``.
@@ -108,9 +109,9 @@ class SpectralDensity(Estimate[Tensor]):
         mean, error = _mean_and_error(curves)
         factor = student_factor(self.confidence, len(curves))
         return Estimate(
-            value=torch.from_numpy(mean),
-            standard_error=torch.from_numpy(error),
-            margin=torch.from_numpy(factor * error),
+            value=torch.from_numpy(mean).to(points.device),
+            standard_error=torch.from_numpy(error).to(points.device),
+            margin=torch.from_numpy(factor * error).to(points.device),
             confidence=self.confidence,
             n_products=self.n_products,
             n_propagations=self.n_propagations,
@@ -165,16 +166,17 @@ def spectral_density(
     # each bound is a mean over random vectors too, and errs by its own scatter
     errors = [_mean_and_error(curves)[1] for curves in (lower, value, upper)]
     error = np.maximum.reduce(errors)
+    factor = student_factor(confidence, len(rules))
     message = f"{len(rules)} random vectors, {counts.products} products"
     if operator.noise > 1e-12:
         size = operator.noise * max(float(np.abs(rule.nodes).max()) for rule in rules)
         message += f"; eigenvalues below {size:.1e} are the products' own rounding"
     return SpectralDensity(
-        value=torch.from_numpy(value.mean(0)),
-        standard_error=torch.from_numpy(error),
-        margin=torch.from_numpy(student_factor(confidence, len(rules)) * error),
-        lower=torch.from_numpy(lower.mean(0)),
-        upper=torch.from_numpy(upper.mean(0)),
+        value=torch.from_numpy(value.mean(0)).to(points.device),
+        standard_error=torch.from_numpy(error).to(points.device),
+        margin=torch.from_numpy(factor * error).to(points.device),
+        lower=torch.from_numpy(lower.mean(0)).to(points.device),
+        upper=torch.from_numpy(upper.mean(0)).to(points.device),
         confidence=confidence,
         n_products=counts.products,
         n_propagations=counts.propagations,

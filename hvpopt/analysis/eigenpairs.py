@@ -59,7 +59,7 @@ class Eigenpairs(Estimate[Tensor]):
     ``value`` ``[k]`` has the largest first, or the smallest; ``lower`` and ``upper``
     bound each eigenvalue. The bound on the inner side holds always; the one on the outer
     side says that none was missed, and holds for all of them with ``confidence``. It is
-    infinite where that is not known.
+    infinite where that is not known. All tensors are on the operator's device.
 
     Attributes:
         vectors: Orthonormal, as columns ``[n, k]``.
@@ -254,13 +254,11 @@ class _Search:
 
     def result(self, confidence: float, products: int, propagations: int) -> Eigenpairs:
         """Return the k lowest, in terms of H."""
-        k, n = self.k, self.operator.size
+        k, n, device = self.k, self.operator.size, self.operator.device
         found = min(k, len(self.values))
         values, residuals = np.full(k, math.nan), np.full(k, math.inf)
         values[:found], residuals[:found] = self.values[:k], self.residuals[:k]
-        vectors = torch.full(
-            (n, k), math.nan, dtype=torch.float64, device=self.operator.device
-        )
+        vectors = torch.full((n, k), math.nan, dtype=torch.float64, device=device)
         vectors[:, :found] = self.vectors[:found].mT
         rounding = 4 * self.operator.noise * self.norm * math.sqrt(k)
         distance = float(np.linalg.norm(self.residuals)) + rounding
@@ -268,15 +266,15 @@ class _Search:
         lower, upper = (outer, inner) if self.sign > 0 else (-inner, -outer)
         converged = self.none_missed and bool((residuals <= self.allowed).all())
         return Eigenpairs(
-            value=torch.from_numpy(self.sign * values),
-            lower=torch.from_numpy(lower),
-            upper=torch.from_numpy(upper),
+            value=torch.from_numpy(self.sign * values).to(device),
+            lower=torch.from_numpy(lower).to(device),
+            upper=torch.from_numpy(upper).to(device),
             confidence=confidence,
             n_products=products,
             n_propagations=propagations,
             message=self._message(found, confidence, converged),
             vectors=vectors,
-            residuals=torch.from_numpy(residuals),
+            residuals=torch.from_numpy(residuals).to(device),
             converged=converged,
         )
 

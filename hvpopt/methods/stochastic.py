@@ -13,8 +13,9 @@ steps and changes of the gradient within one sample; they are kept for the next.
 Both begin from the diagonal of the Gauss-Newton matrix, measured by a few products of
 samples, and take the unit step. A sample grows when the loss of fresh samples, an
 unbiased estimate of that of the whole, no longer falls (van Leeuwen and Herrmann,
-Geophysical Prospecting 61, 2013; Bollapragada et al., ICML 2018). When it would be most
-of the sum, the whole is minimised by ``QuasiNewton`` with what was learnt.
+Geophysical Prospecting 61, 2013; Bollapragada et al., ICML 2018), or when no trial of a
+step lowers the loss of the current one. When it would be most of the sum, the whole is
+minimised by ``QuasiNewton`` with what was learnt.
 """
 
 from __future__ import annotations
@@ -230,7 +231,27 @@ class StochasticQuasiNewton(SampledMethod):
         momentum = point.gradient * (1.0 - beta)
         if state.momentum is not None and beta:
             momentum = momentum + beta * state.momentum
-        return self._search(problem, point, replace(state, momentum=momentum))
+        step = self._search(problem, point, replace(state, momentum=momentum))
+        if step.vector is None and not isinstance(problem.last_error, BadPartError):
+            step = self._grow(problem, point, state, step)
+        return step
+
+    def _grow(
+        self, problem: Problem, point: Point, state: StochasticState, failed: Step
+    ) -> Step:
+        """Return a step of length zero to a larger sample; the failed one if it fails."""
+        size = GROWTH * state.size
+        if size > WHOLE * problem.objective.n_parts:
+            return failed
+        then = replace(
+            state, size=size, number=state.number + 1, on_sample=0, losses=(), length=1.0
+        )
+        end = self.sample(problem, then).trial(point.vector)
+        if end is None:
+            return failed
+        return replace(
+            failed, vector=end.vector, value=end.value, reason="", point=end, memo=then
+        )
 
     def _search(self, problem: Problem, point: Point, state: StochasticState) -> Step:
         """Try the step, and halves of it, until one is not refused."""
