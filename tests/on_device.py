@@ -76,4 +76,6 @@ class OnDevice(TorchFunctionMode):
             or not asked_by_a_person()
         ):
             return made
-        return made.detach().to(DEVICE).requires_grad_(made.requires_grad)
+        moved = made.detach().to(DEVICE)
+        # transforms of torch.func refuse the call even where it asks for nothing
+        return moved.requires_grad_() if made.requires_grad else moved

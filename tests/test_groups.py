@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from on_device import cpu_only
 from waves import D, models_of, one_thread, random_step, relative, survey
 
 import hvpopt
@@ -238,6 +239,7 @@ def test_run_stays_within_its_memory_limit(generator):
     assert misfit.memory_plan.estimated <= misfit.memory_plan.measured * 1.5
 
 
+@cpu_only("a GPU runs all shots together")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_default_group_on_a_cpu_is_as_many_shots_as_threads(problem, threads):
     there, observed, v, step = problem

@@ -99,8 +99,8 @@ class NumpyQuartic(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x = ctx.saved_tensors[0].detach().numpy()
-        return torch.as_tensor(4 * np.power(x, 3)) * grad
+        x = ctx.saved_tensors[0].detach().cpu().numpy()
+        return torch.as_tensor(4 * np.power(x, 3)).to(grad) * grad
 
 
 class RefusesTwice(torch.autograd.Function):

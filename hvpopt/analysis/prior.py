@@ -222,7 +222,7 @@ class MaternPrior:
             for field, a, b in zip(self._fields, ends, ends[1:], strict=False)
         ]
         found = self._tensor(np.concatenate(parts, axis=1).T)
-        return found[:, 0].to(given.dtype) if given.ndim == 1 else found.to(given.dtype)
+        return (found[:, 0] if given.ndim == 1 else found).to(given)
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.space.device)

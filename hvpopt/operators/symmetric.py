@@ -42,9 +42,9 @@ class SymmetricOperator(ABC):
 
     Args:
         size: Number of rows and columns, ``n``. Default the space's, and so for dtype
-            and device then.
+            then.
         dtype: Natural dtype of flat vectors. A product keeps the dtype it was given.
-        device: Where flat vectors live.
+        device: Where flat vectors live. Default the space's, else the CPU.
         space: Lets ``@`` take model-shaped right-hand sides, if given.
         counts: The tally that products advance. Default a new one.
         noise: Relative size of the rounding error in one product, ``‖δ(Hw)‖/‖H‖‖w‖``.
@@ -65,14 +65,16 @@ class SymmetricOperator(ABC):
         size: int | None = None,
         *,
         dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         space: ModelSpace | None = None,
         counts: Counts | None = None,
         noise: float | None = None,
         cost: float = 1.0,
     ) -> None:
         if size is None and space is not None:
-            size, dtype, device = space.size, space.dtype, space.device
+            size, dtype = space.size, space.dtype
+        if device is None:
+            device = "cpu" if space is None else space.device
         self.size = checks.integer("size", size, least=0)
         self.dtype = checks.floating("dtype", dtype)
         self.device = checks.device(device)
