@@ -9,9 +9,11 @@ import torch
 
 import hvpopt
 
-#: Modules that import what may not be installed.
+#: All but the programs.
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(hvpopt.__path__, "hvpopt.")
+    module.name
+    for module in pkgutil.walk_packages(hvpopt.__path__, "hvpopt.")
+    if not module.name.endswith("__main__")
 )
 #: Entry points whose use is shown where they are documented.
 SHOWN = [
