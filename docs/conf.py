@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import re
+import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,7 @@ sys.path.insert(0, str(ROOT))
 project = "hvpopt"
 author = "the hvpopt authors"
 copyright = author
-version = release = re.search(
-    r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
-).group(1)
+version = release = importlib.metadata.version("hvpopt")
 
 extensions = [
     "myst_parser",
