@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Each holds a CUDA context, about half a gigabyte of the device's memory.
 GPU_PROCESSES ?= 8
 
-.PHONY: demo test faults bench lint examples race docs gpu clean
+.PHONY: demo test faults bench lint package versions examples race docs gpu clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -34,6 +34,12 @@ lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
+package: $(STAMP)
+	$(RUN) .ci/package
+
+versions: $(STAMP)
+	$(RUN) .ci/versions
+
 bench: $(STAMP)
 	$(RUN) -m pytest benchmarks/bench_published.py benchmarks/bench_products.py \
 		--benchmark-json=benchmarks/published.json
@@ -59,4 +65,5 @@ gpu: $(STAMP)
 	$(RUN) benchmarks/gpu.py
 
 clean:
-	rm -rf $(VENV) output docs/_build docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) .versions build dist output docs/_build docs/reference/generated \
+		.pytest_cache .mypy_cache .ruff_cache .coverage

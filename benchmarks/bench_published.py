@@ -71,7 +71,7 @@ def test_solvers(benchmark, solver):
     result = benchmark.pedantic(
         hvpopt.minimize,
         (experiment.misfit, experiment.v_start),
-        {"method": hvpopt.ShiftedNewton(solver), "max_iter": 3},
+        {"method": hvpopt.ShiftedNewton(solver=solver), "max_iter": 3},
         rounds=1,
     )
     losses = [record.value for record in result.history]

@@ -112,7 +112,7 @@ ENTRANTS: tuple[Entrant, ...] = (
     _own("QuasiNewton", memory=20),
     _own("LineSearchNewton"),
     _own("LineSearchNewton", hessian="gauss-newton"),
-    _own("LineSearchNewton", hessian="gauss-newton", pairs=20, max_products=3),
+    _own("LineSearchNewton", hessian="gauss-newton", memory=20, max_products=3),
     _own("TrustRegionNewton"),
     _own("TrustRegionNewton", hessian="gauss-newton"),
     _own("ShiftedNewton", SMALL),

@@ -92,7 +92,7 @@ def waveform_lines(rows: list[dict[str, Any]]) -> list[str]:
         "backprop's seconds are of a product alone, its graph kept; its memory is of "
         "graph and product, all shots in one graph. Gradients and Born products run in "
         "groups of shots (the default "
-        "on a CPU: as many as there are threads).",
+        "on a CPU for shots of this size: as many as there are threads).",
         "",
         "| cells | shots (a group) | gradient | value | Born product "
         "| double backprop product | `autograd.functional.hvp` "

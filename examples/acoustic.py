@@ -4,8 +4,8 @@ The acoustic wave equation has two unknowns, given as a dict. A fast lens and a 
 lie side by side; surface shots invert for both from a layered start. ``scale`` says how
 large a change of each parameter is one unit, which is what makes one shift and one Krylov
 space fit both; ``lower`` and ``upper`` bound each, and ``mask`` freezes the water. A weak
-penalty on rough changes, a second objective added to the first, fills in what the waves
-do not see. The script prints misfit and both model errors after each step, and saves a
+penalty on rough changes, ``Tikhonov`` added to the misfit, fills in what the waves do not
+see. The script prints misfit and both model errors after each step, and saves a
 picture in ``output/acoustic``.
 
     python examples/acoustic.py
@@ -59,20 +59,6 @@ def with_lenses() -> dict[str, Tensor]:
     model["v"] += LARGEST["v"] * lens(V_LENS)
     model["rho"] += LARGEST["rho"] * lens(RHO_LENS)
     return model
-
-
-def rough_changes(start: dict[str, Tensor], weight: float) -> hvpopt.TorchObjective:
-    """Return a penalty on differences between neighbours in each scaled change."""
-
-    def penalty(v: Tensor, rho: Tensor) -> Tensor:
-        total = v.new_zeros(())
-        for name, model in (("v", v), ("rho", rho)):
-            change = (model - start[name]) / LARGEST[name]
-            total = total + change.diff(dim=0).square().sum()
-            total = total + change.diff(dim=1).square().sum()
-        return weight * total
-
-    return hvpopt.TorchObjective(penalty, name="roughness", convex=True)
 
 
 def make_survey() -> hvpopt.fwi.Survey:
@@ -162,9 +148,11 @@ def main() -> None:
             wanted = (true[name] - start[name]).norm()
             column.append(float((true[name] - model[name]).norm() / wanted))
 
-    penalty = rough_changes(start, 3e-4 * misfit.value(start))
+    roughness = hvpopt.Tikhonov(
+        spacing=DX, scale=LARGEST, reference=start, name="roughness"
+    )
     result = hvpopt.minimize(
-        misfit + penalty,
+        misfit + 3e-4 * misfit.value(start) * roughness,
         start,
         method=hvpopt.ShiftedNewton(max_products=14),
         scale=LARGEST,

@@ -88,20 +88,6 @@ def make_misfit(true: Model, n_shots: int, samples: int) -> hvpopt.fwi.WaveformM
     )
 
 
-def rough_changes(start: Model, weight: float) -> hvpopt.TorchObjective:
-    """Return a penalty on differences between neighbours in each scaled change."""
-
-    def penalty(**model: Tensor) -> Tensor:
-        total = start["vp"].new_zeros(())
-        for name, tensor in model.items():
-            change = (tensor - start[name]) / SCALE[name]
-            total = total + change.diff(dim=0).square().sum()
-            total = total + change.diff(dim=1).square().sum()
-        return weight * total
-
-    return hvpopt.TorchObjective(penalty, name="roughness", convex=True)
-
-
 # -- 1. inversion -----------------------------------------------------------------------
 
 
@@ -120,8 +106,11 @@ def invert(ny: int = 24, nx: int = 44) -> None:
             wanted = (true[name] - start[name]).norm()
             column.append(float((true[name] - model[name]).norm() / wanted))
 
+    roughness = hvpopt.Tikhonov(
+        spacing=DX, scale=SCALE, reference=start, name="roughness"
+    )
     result = hvpopt.minimize(
-        misfit + rough_changes(start, 3e-4 * misfit.value(start)),
+        misfit + 3e-4 * misfit.value(start) * roughness,
         start,
         method=hvpopt.ShiftedNewton(max_products=12),
         scale=SCALE,

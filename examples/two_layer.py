@@ -20,7 +20,13 @@ at the step that deepwave would choose, 0.8 ms, with ``pml_freq`` pinned.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    # the imports take seconds
+    print("The published Hessian experiment; most of its minutes are the dense part.")
+    print("importing torch and deepwave", flush=True)
+
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -32,6 +38,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
+from tqdm import tqdm
 
 import hvpopt
 from hvpopt.fwi.hessian.memory import PeakMemory
@@ -144,11 +151,20 @@ def published_newton(
     v = start.clone().requires_grad_()
     rows = [Row(float(loss(v).detach()))]
     first: list[Tensor] = []
+    # one for each row of a Hessian, one for its graph, and one for the gradient
+    bar = tqdm(total=steps * (n + 2), unit="backward pass", leave=False, disable=None)
+
+    def watched(model: Tensor) -> Tensor:
+        """Return the loss; each backward pass through it moves the bar."""
+        seen = model.view_as(model)
+        seen.register_hook(lambda _: bar.update() and None)
+        return loss(seen)
+
     began = time.perf_counter()
-    with PeakMemory() as peak:
+    with bar, PeakMemory() as peak:
         for _ in range(steps):
-            hess = torch.autograd.functional.hessian(loss, v).detach().reshape(n, n)
-            loss(v).backward()
+            hess = torch.autograd.functional.hessian(watched, v).detach().reshape(n, n)
+            watched(v).backward()
             grad = v.grad.detach()
             eig0 = eigsh(hess.numpy(), k=1, which="SA")[0].item()
             tau = max(-1.5 * eig0, 0)
@@ -157,7 +173,8 @@ def published_newton(
             first = first or [hess, grad.clone(), h]
             v = (v.detach() + h).requires_grad_()
             seconds = time.perf_counter() - began
-            print(f"  dense step {len(rows)} of {steps}: {seconds:.0f} s", flush=True)
+            bar.write(f"  dense step {len(rows)} of {steps}: {seconds:.0f} s")
+            sys.stdout.flush()
             rows.append(Row(float(loss(v).detach()), eig0, tau, n * len(rows), seconds))
     run = Run("dense, published", rows, v.detach(), rows[-1].seconds, peak.bytes)
     return run, first
@@ -207,7 +224,7 @@ def summary(
     experiment: TwoLayer, runs: list[Run], gradient: Tensor, step: Tensor
 ) -> Figure:
     """Return the one picture that tells the story."""
-    figure = Figure(figsize=(13.0, 6.0), layout="constrained")
+    figure = Figure(figsize=(13.0, 6.8), layout="constrained")
     axes = figure.subplots(2, 3)
     limits = (1450.0, 1750.0)
     draw_image(axes[0, 0], -gradient, "minus gradient", spacing=DX, signed=True)

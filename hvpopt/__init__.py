@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from hvpopt import optim
+from hvpopt._version import __version__
 from hvpopt.interop.as_scipy import as_scipy
 from hvpopt.interop.scipy_method import scipy_method
 from hvpopt.krylov.cg import CGResult, CGStatus, cg
@@ -36,8 +37,13 @@ from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
 from hvpopt.operators.autograd import FiniteDifferenceHessian, HessianOperator
 from hvpopt.operators.dense import DenseHessian
+from hvpopt.operators.jacobian import Jacobian
 from hvpopt.operators.symmetric import FunctionOperator, MatrixOperator, SymmetricOperator
 from hvpopt.problem.objective import Linearisation, Objective, SumObjective
+from hvpopt.problem.regularisers.cross_gradient import CrossGradient
+from hvpopt.problem.regularisers.regulariser import Regulariser
+from hvpopt.problem.regularisers.tikhonov import ReferenceModel, Tikhonov
+from hvpopt.problem.regularisers.total_variation import TotalVariation
 from hvpopt.problem.torch_objective import TorchObjective
 from hvpopt.run.minimize import minimize
 from hvpopt.run.result import IterationRecord, MinimizeResult, Status
@@ -51,6 +57,7 @@ __all__ = [
     "CGStatus",
     "Constant",
     "Counts",
+    "CrossGradient",
     "DenseHessian",
     "DiagonalPreconditioner",
     "EigenvalueEstimate",
@@ -63,6 +70,7 @@ __all__ = [
     "HessianOperator",
     "InitialCurvature",
     "IterationRecord",
+    "Jacobian",
     "LanczosBasis",
     "LineSearchNewton",
     "Linearisation",
@@ -72,15 +80,20 @@ __all__ = [
     "Objective",
     "PairsPreconditioner",
     "QuasiNewton",
+    "ReferenceModel",
+    "Regulariser",
     "ShiftedNewton",
     "SquareRoot",
     "Status",
     "StochasticQuasiNewton",
     "SumObjective",
     "SymmetricOperator",
+    "Tikhonov",
     "TorchObjective",
+    "TotalVariation",
     "TrustRegionNewton",
     "Wolfe",
+    "__version__",
     "analysis",
     "as_scipy",
     "cg",

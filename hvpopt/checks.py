@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -206,6 +207,25 @@ def pair(name: str, value: Any, *, above: float, below: float) -> tuple[float, f
     return low, high
 
 
+def per_axis(name: str, value: Any, n_axes: int) -> tuple[float, ...]:
+    """Return a positive number for each axis of a grid.
+
+    Args:
+        name: Name of the option.
+        value: A number for every axis, or a tuple or list with one for each.
+        n_axes: Number of axes.
+
+    Raises:
+        TypeError: If an entry is not a number.
+        ValueError: If an entry is not positive and finite, or there is another number
+            of them.
+    """
+    entries = list(value) if isinstance(value, (tuple, list)) else [value] * n_axes
+    if len(entries) != n_axes:
+        raise ValueError(f"{name} has {len(entries)} entries for a grid of {n_axes} axes")
+    return tuple(float(number(name, e, above=0.0, below=math.inf)) for e in entries)
+
+
 def flag(name: str, value: Any) -> bool:
     """Return True or False; 0 and 1 are accepted too.
 
@@ -250,6 +270,29 @@ def numbers_of(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     if not real:
         raise TypeError(f"{name} is {shown(value)}; pass real numbers")
     return array.astype(np.float64)
+
+
+def memory(name: str, value: Any) -> float:
+    """Return a whole number of bytes, or infinity for no limit.
+
+    Args:
+        name: Name of the option.
+        value: Bytes, or a string such as ``"2GB"`` (10⁹ each) or ``"512 MiB"`` (2²⁰).
+
+    Raises:
+        TypeError: If the value is neither a number nor a string.
+        ValueError: If it is no size, or not positive.
+    """
+    if not isinstance(value, str):
+        size = number(name, value, least=1.0)
+        return size if size == math.inf else int(size)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([kmgt]?)(i?)b?\s*", value.lower())
+    if match is None or not float(match[1]):
+        raise ValueError(
+            f"{name} is {shown(value)}; give a size such as '2GB', '512MiB' or bytes"
+        )
+    digits, unit, binary = match.groups()
+    return int(float(digits) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
 
 
 # -- strings, functions and objects ---------------------------------------------

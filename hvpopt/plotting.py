@@ -23,11 +23,14 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.collections import EllipseCollection
     from matplotlib.figure import Figure
+    from matplotlib.transforms import ScaledTranslation
 except ImportError as error:  # pragma: no cover - the test environment has it
     raise ImportError('pictures need matplotlib: pip install "hvpopt[plot]"') from error
 
 SIGNED = "RdBu_r"
 MODEL = "viridis"
+#: Room under axes for their numbers and label, points.
+BELOW = 34.0
 
 
 def draw_image(
@@ -200,7 +203,14 @@ def draw_convergence(
     axes.set_ylabel("loss")
     axes.set_title("convergence")
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper right")
+    # below the axes and their label, where no curve is
+    below = ScaledTranslation(0.0, -BELOW / 72, axes.figure.dpi_scale_trans)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        bbox_transform=axes.transAxes + below,
+        ncols=1 if len(histories) < 5 else 2,
+    )
 
 
 def plot_convergence(

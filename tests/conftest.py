@@ -20,8 +20,24 @@ torch.set_num_threads(int(os.environ.get("HVPOPT_THREADS", "1")))
 SEED_VARIABLE = "HVPOPT_SEED"
 used_seed = pytest.StashKey[int]()
 
-#: Files that take longest, begun first so that no process waits for one at the end.
-LONGEST = ("test_published", "test_distributed_runs", "test_race")
+#: Files that take longest, longest first: begun in this order, before all others, so that
+#: no process waits for one at the end.
+LONGEST = (
+    "test_stochastic",
+    "test_distributed",
+    "test_published",
+    "test_distributed_runs",
+    "test_more_functions",
+    "test_race",
+    "test_born",
+    "test_restart",
+    "test_resolution",
+    "test_bad_shots",
+    "test_waveform_misfit",
+    "test_kill",
+    "test_dropped_shots",
+    "test_spectrum",
+)
 
 
 TESTS = Path(__file__).parent
@@ -71,7 +87,8 @@ def processes():
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    place = {stem: k for k, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
     for item in items:
         reason = CPU_ONLY.get(item.path.stem)
         if reason is None and "processes" in item.fixturenames:

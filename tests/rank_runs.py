@@ -1,6 +1,7 @@
 """What the ranks of test_distributed_runs.py run: whole inversions, saved and resumed."""
 
 import os
+import runpy
 import signal
 import sys
 import time
@@ -198,19 +199,21 @@ def live(seed, folder):
             torch.save(x, folder / "model.pt")
 
 
-def restarted(seed, folder):
-    """Run ``live`` on two ranks under torchrun's agent, with two restarts.
+def under_torchrun(out, restarts, function, *arguments):
+    """Run a function on two ranks under torchrun's agent.
 
     The ranks are forked from this process, which has imported everything; the agent and
-    what it tells them are those of the command.
+    what it tells them are those of the command with ``--standalone``.
 
     Args:
-        seed: Of the problem.
-        folder: Is given ``out``, what the agent and the ranks write.
+        out: The file of what the agent and the ranks write.
+        restarts: How often the ranks may be started again.
+        function: What each rank runs.
+        arguments: Of the function.
     """
-    out = os.open(folder / "out", os.O_WRONLY | os.O_CREAT)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
+    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
     config = LaunchConfig(
         min_nodes=1,
@@ -220,6 +223,12 @@ def restarted(seed, folder):
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         start_method="fork",
-        max_restarts=2,
+        max_restarts=restarts,
     )
-    elastic_launch(config, live)(seed, folder)
+    elastic_launch(config, function)(*arguments)
+
+
+def run_script(script, *arguments):
+    """Run a script as ``python script arguments`` does, in this process."""
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")

@@ -70,7 +70,7 @@ def changing_loss():
 
 
 def empty_basis():
-    return hvpopt.LanczosBasis(identity(), X)
+    return hvpopt.LanczosBasis(identity(), rhs=-X)
 
 
 MODELS = {
@@ -418,17 +418,17 @@ KRYLOV = {
         r"start has shape \(2,\), expected \(3,\)",
     ),
     "zero start": (
-        lambda: hvpopt.LanczosBasis(identity(), 0 * X),
+        lambda: hvpopt.LanczosBasis(identity(), rhs=0 * X),
         ValueError,
-        "start is zero and spans no Krylov space",
+        "rhs is zero and spans no Krylov space",
     ),
     "start nan": (
-        lambda: hvpopt.LanczosBasis(identity(), filled(math.nan)),
+        lambda: hvpopt.LanczosBasis(identity(), rhs=filled(math.nan)),
         ValueError,
-        "start has NaN or infinite entries",
+        "rhs has NaN or infinite entries",
     ),
     "probe negative": (
-        lambda: hvpopt.LanczosBasis(identity(), X, probe=-1.0),
+        lambda: hvpopt.LanczosBasis(identity(), rhs=-X, probe=-1.0),
         ValueError,
         "probe is -1.0; it must be zero or positive",
     ),
@@ -440,7 +440,7 @@ KRYLOV = {
     "random basis solves nothing": (
         lambda: hvpopt.LanczosBasis(identity()).solve(),
         ValueError,
-        "random start solves nothing; pass start=g",
+        "random start solves nothing; pass rhs=b",
     ),
     "cg tol": (
         lambda: hvpopt.cg(identity(), X, tol=1.0),
@@ -537,7 +537,7 @@ MINIMIZE = {
         "method",
     ),
     "solver": (
-        lambda: hvpopt.ShiftedNewton("lu"),
+        lambda: hvpopt.ShiftedNewton(solver="lu"),
         ValueError,
         r"solver is 'lu'; it must be one of \('lanczos', 'cg', 'cholesky'\)",
     ),
@@ -550,7 +550,7 @@ MINIMIZE = {
     "step tol": (
         lambda: hvpopt.ShiftedNewton(tol=1.0),
         ValueError,
-        "tol is 1.0; it must",
+        "tol is 1.0; it is relative and must",
     ),
     "step eigenvalue tol": (
         lambda: hvpopt.ShiftedNewton(eigenvalue_tol=0.0),
@@ -616,6 +616,6 @@ def test_refusal_leaves_the_caller_a_usable_operator():
 
 
 def test_dense_solver_above_its_memory_limit_is_refused():
-    method = hvpopt.ShiftedNewton("cholesky", memory_limit=10)
+    method = hvpopt.ShiftedNewton(solver="cholesky", memory_limit=10)
     with pytest.raises(MemoryError, match="needs 72 bytes, above memory_limit=10"):
         minimize(method=method)

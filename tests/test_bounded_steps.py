@@ -66,7 +66,7 @@ def test_step_of_every_radius_is_the_dense_one(size, kind, scale, generator):
     matrix = scale * symmetric(size, generator, spectrum_of(kind, size, generator))
     gradient = torch.randn(size, generator=generator, dtype=torch.float64)
     operator = hvpopt.MatrixOperator(matrix)
-    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient)
     basis.extend(size)
     products = operator.counts.products
     reference = float(gradient.norm()) / scale
@@ -92,7 +92,7 @@ def test_hard_and_nearly_hard_cases(size, component, scale, generator):
     gradient = torch.randn(size, generator=generator, dtype=torch.float64)
     gradient[0] = component * gradient[1:].norm()
     operator = hvpopt.MatrixOperator(matrix)
-    basis = hvpopt.LanczosBasis(operator, gradient, probe=1e-3)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient, probe=1e-3)
     basis.extend(size)
     for radius in float(gradient.norm()) / scale * SWEEP:
         step = basis.solve(radius=radius)
@@ -124,7 +124,7 @@ def test_hard_and_nearly_hard_cases(size, component, scale, generator):
 def test_residual_of_a_bounded_step_is_the_true_one(generator):
     matrix = symmetric(60, generator)
     gradient = torch.randn(60, generator=generator, dtype=torch.float64)
-    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(matrix), gradient, probe=1e-3)
+    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(matrix), rhs=-gradient, probe=1e-3)
     for _ in range(4):
         basis.extend(5)
         for radius in (0.1, 1.0, 10.0):
@@ -138,7 +138,7 @@ def test_residual_of_a_bounded_step_is_the_true_one(generator):
 def test_shift_and_radius_go_together(generator):
     matrix = symmetric(30, generator)
     gradient = torch.randn(30, generator=generator, dtype=torch.float64)
-    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(matrix), gradient)
+    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(matrix), rhs=-gradient)
     basis.extend(30)
     shifted = matrix + 0.7 * torch.eye(30, dtype=torch.float64)
     expected, multiplier = dense_step(shifted, gradient, 0.5)
@@ -165,7 +165,7 @@ def test_degenerate_problems_have_finite_minima(theta):
 @pytest.mark.parametrize("radius", [0.0, -1.0, math.inf, math.nan])
 def test_radius_out_of_range_is_refused(radius, generator):
     basis = hvpopt.LanczosBasis(
-        hvpopt.MatrixOperator(symmetric(5, generator)), torch.ones(5).double()
+        hvpopt.MatrixOperator(symmetric(5, generator)), rhs=torch.ones(5).double()
     )
     basis.extend(5)
     with pytest.raises(ValueError, match="radius is"):

@@ -205,3 +205,146 @@ def test_negative_number_of_pairs_is_refused(definite):
     matrix, rhs = definite
     with pytest.raises(ValueError, match="keep_pairs is"):
         hvpopt.cg(hvpopt.MatrixOperator(matrix), rhs, keep_pairs=-1)
+
+
+# -- starts and model-shaped right-hand sides ------------------------------------------
+
+
+def test_start_is_gone_on_from(definite, generator):
+    matrix, rhs = definite
+    operator = hvpopt.MatrixOperator(matrix)
+    expected = torch.linalg.solve(matrix, rhs)
+    near = expected + 1e-3 * torch.randn(60, generator=generator, dtype=torch.float64)
+    kept = near.clone()
+    result = hvpopt.cg(operator, rhs, start=near, tol=1e-10)
+    assert result.status is CGStatus.CONVERGED
+    assert float((result.x - expected).norm() / expected.norm()) < 1e-8
+    assert result.n_products == operator.counts.products
+    assert result.residual_norm == pytest.approx(
+        float((rhs - matrix @ result.x).norm()), rel=1e-2, abs=1e-11
+    )
+    assert torch.equal(near, kept)
+    # the tolerance is relative to b, not to what the start leaves
+    loose = hvpopt.cg(operator, rhs, start=near, tol=0.5)
+    assert loose.n_products == 1
+    assert torch.equal(loose.x, near)
+
+
+def test_start_at_the_solution_costs_its_product(definite):
+    matrix, _ = definite
+    x = torch.ones(60, dtype=torch.float64)
+    result = hvpopt.cg(hvpopt.MatrixOperator(matrix), matrix @ x, start=x, tol=1e-12)
+    assert result.status is CGStatus.CONVERGED
+    assert result.n_products == 1
+    assert torch.equal(result.x, x)
+
+
+def test_tolerance_under_the_rounding_of_a_start_is_told(definite):
+    """What the start's own product rounds, no further product mends."""
+    matrix, rhs = definite
+    large = 1e12 * torch.ones(60, dtype=torch.float64)
+    result = hvpopt.cg(hvpopt.MatrixOperator(matrix), rhs, start=large, tol=1e-10)
+    assert result.status is CGStatus.FLOOR
+
+
+def quadratic(a, b):
+    """A convex quadratic of two parameters that are coupled."""
+    return (2 * a**2).sum() + (a.sum() - 3 * b.sum()) ** 2 + ((b - 1) ** 2).sum()
+
+
+def two_parameters():
+    return {
+        "a": torch.ones(3, 2, dtype=torch.float64),
+        "b": torch.zeros(4, dtype=torch.float64),
+    }
+
+
+@pytest.mark.parametrize("with_start", [False, True])
+def test_model_shaped_sides_give_model_shaped_solutions(with_start, generator):
+    model = two_parameters()
+    mask = {"a": torch.rand(3, 2, generator=generator) < 0.6, "b": True}
+    mask["a"][0, 0] = True
+    space = hvpopt.ModelSpace(model, scale={"a": 3.0, "b": 0.5}, mask=mask)
+    H = hvpopt.HessianOperator(quadratic, model, space=space)
+    rhs = {
+        n: torch.randn(t.shape, generator=generator).double() for n, t in model.items()
+    }
+    start = {n: torch.ones_like(t) for n, t in model.items()} if with_start else None
+    found = hvpopt.cg(H, rhs, start=start, tol=1e-12)
+    assert list(found.x) == ["a", "b"]
+    # the Newton step, whatever the scale: H x = b in the free cells, and no other moves
+    back = H @ found.x
+    assert float((back["a"] - rhs["a"])[mask["a"]].norm()) < 1e-9
+    assert float((back["b"] - rhs["b"]).norm()) < 1e-9
+    assert not found.x["a"][~mask["a"]].any()
+    assert found.residual["b"].shape == (4,)
+    flat = hvpopt.cg(H, space.gradient_to_vector(rhs), tol=1e-12)
+    assert flat.x.shape == (space.size,)
+    step = space.step_to_model(flat.x)
+    assert float((step["b"] - found.x["b"]).norm()) < 1e-9
+
+
+def test_direction_of_negative_curvature_is_model_shaped():
+    model = torch.ones(3, 2, dtype=torch.float64)
+    H = hvpopt.HessianOperator(lambda v: -(v**2).sum(), model)
+    found = hvpopt.cg(H, model)
+    assert found.status is CGStatus.NEGATIVE_CURVATURE
+    assert found.direction.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"start": torch.ones(6).double()}, TypeError, "pass both alike"),
+        (
+            {"start": 0.0},
+            TypeError,
+            "the start is 0.0, and the right-hand side",
+        ),
+        (
+            {"start": torch.full((3, 2), float("nan")).double()},
+            ValueError,
+            "the start has NaN or infinite entries",
+        ),
+        (
+            {"rhs": torch.full((3, 2), float("inf")).double()},
+            ValueError,
+            "the right-hand side has NaN or infinite entries",
+        ),
+        ({"rhs": {"a": torch.ones(3, 2)}}, ValueError, "the gradient has parameters"),
+        (
+            {"rhs": torch.ones(6).double(), "start": torch.ones(3, 2).double()},
+            ValueError,
+            r"the start has shape \(3, 2\), expected \(6,\)",
+        ),
+    ],
+)
+def test_shapes_that_do_not_go_together(options, error, words):
+    model = torch.ones(3, 2, dtype=torch.float64)
+    H = hvpopt.HessianOperator(lambda v: (v**2).sum(), model)
+    with pytest.raises(error, match=words):
+        hvpopt.cg(**{"operator": H, "rhs": model, **options})
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        hvpopt.ShiftedNewton(solver="cg", tol=1e-12),
+        hvpopt.LineSearchNewton(forcing=hvpopt.Constant(1e-12)),
+    ],
+)
+def test_methods_solve_for_flat_vectors_of_a_scaled_line(method, generator):
+    """A scaled model of one axis has the shape of its flat vectors: no second scaling."""
+    scale = 0.1 + 5 * torch.rand(6, generator=generator, dtype=torch.float64)
+    wanted = torch.randn(6, generator=generator, dtype=torch.float64)
+    start = torch.zeros(6, dtype=torch.float64)
+    weights = torch.arange(1.0, 7.0, dtype=torch.float64)
+    result = hvpopt.minimize(
+        lambda v: (weights * (v - wanted).square()).sum(),
+        start,
+        scale=scale,
+        method=method,
+        max_iter=1,
+    )
+    # the first step of Newton's method is the minimum of a quadratic
+    assert float((result.x - wanted).norm() / wanted.norm()) < 1e-8

@@ -221,7 +221,7 @@ def test_hessian_is_symmetric(model, seed):
 
 def test_symmetry_costs_two_products_a_pair(model):
     H = HessianOperator(smooth, model)
-    check_symmetry(H, pairs=4)
+    check_symmetry(H, n_pairs=4)
     assert H.counts.products == 8
 
 

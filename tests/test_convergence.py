@@ -15,8 +15,8 @@ METHODS = {
     "line search": hvpopt.LineSearchNewton,
     "quasi-Newton": hvpopt.QuasiNewton,
     "shifted, lanczos": hvpopt.ShiftedNewton,
-    "shifted, cg": lambda: hvpopt.ShiftedNewton("cg"),
-    "shifted, cholesky": lambda: hvpopt.ShiftedNewton("cholesky"),
+    "shifted, cg": lambda: hvpopt.ShiftedNewton(solver="cg"),
+    "shifted, cholesky": lambda: hvpopt.ShiftedNewton(solver="cholesky"),
 }
 
 
@@ -36,7 +36,7 @@ GUESSING = {
     **METHODS,
     "gradients alone": lambda: hvpopt.QuasiNewton(initial=hvpopt.GradientScale()),
     "loose trust region": lambda: hvpopt.TrustRegionNewton(tol=0.5),
-    "loose line search": lambda: hvpopt.LineSearchNewton(0.5),
+    "loose line search": lambda: hvpopt.LineSearchNewton(tol=0.5),
 }
 
 

@@ -26,14 +26,14 @@ def in_space(diagonal, space):
 
 def test_one_probe_is_exact_for_a_diagonal_operator(generator):
     diagonal = torch.randn(30, generator=generator, dtype=F64)
-    found = estimate_diagonal(MatrixOperator(torch.diag(diagonal)), 1)
+    found = estimate_diagonal(MatrixOperator(torch.diag(diagonal)), n_probes=1)
     torch.testing.assert_close(found.diagonal, diagonal, rtol=4 * ROUNDING, atol=0)
 
 
 @pytest.mark.parametrize("n_probes", [1, 3, 7])
 def test_each_probe_counts_one_product(n_probes, generator):
     operator = MatrixOperator(random_symmetric(6, generator))
-    found = estimate_diagonal(operator, n_probes)
+    found = estimate_diagonal(operator, n_probes=n_probes)
     assert found.n_products == operator.counts.products == n_probes
 
 
@@ -45,7 +45,8 @@ def test_error_has_the_variance_of_the_off_diagonal_row(generator):
     first = int(torch.randint(0, 10**6, (1,), generator=generator)) * runs
     errors = torch.stack(
         [
-            estimate_diagonal(operator, s, seed=first + i).diagonal - matrix.diagonal()
+            estimate_diagonal(operator, n_probes=s, seed=first + i).diagonal
+            - matrix.diagonal()
             for i in range(runs)
         ]
     )
@@ -57,7 +58,7 @@ def test_error_has_the_variance_of_the_off_diagonal_row(generator):
 
 def test_many_probes_converge_to_the_dense_diagonal(generator):
     matrix = random_symmetric(10, generator)
-    found = estimate_diagonal(MatrixOperator(matrix), 8000)
+    found = estimate_diagonal(MatrixOperator(matrix), n_probes=8000)
     off = (matrix - torch.diag(matrix.diagonal())).square().sum(1).sqrt()
     error = (found.diagonal - matrix.diagonal()).abs() / off
     assert float(error.max()) < 0.15
@@ -144,15 +145,15 @@ def test_smoothing_lowers_the_error_of_a_smooth_diagonal(generator):
     matrix += torch.diag(true - matrix.diagonal())
     operator = MatrixOperator(matrix)
     operator.space = space
-    rough = estimate_diagonal(operator, 2).diagonal
-    smooth = estimate_diagonal(operator, 2, smooth=2.0).diagonal
+    rough = estimate_diagonal(operator, n_probes=2).diagonal
+    smooth = estimate_diagonal(operator, n_probes=2, smooth=2.0).diagonal
     assert float((smooth - true).norm()) < 0.6 * float((rough - true).norm())
 
 
 def test_estimate_takes_the_smoothing_of_its_space(generator):
     space = ModelSpace(torch.ones(4, 5, dtype=F64))
     diagonal = torch.rand(20, generator=generator, dtype=F64)
-    found = estimate_diagonal(in_space(diagonal, space), 1, smooth=1.0).diagonal
+    found = estimate_diagonal(in_space(diagonal, space), n_probes=1, smooth=1.0).diagonal
     expected = smooth_diagonal(diagonal, space, 1.0)
     torch.testing.assert_close(found, expected, rtol=PRODUCT, atol=0)
 

@@ -2,11 +2,8 @@
 
 import gc
 import logging
-import os
 import re
-import runpy
 import socket
-import subprocess
 import sys
 import time
 import weakref
@@ -14,6 +11,7 @@ from pathlib import Path
 
 import distributed_worker as worker
 import pytest
+import rank_runs
 import torch
 from tolerances import PRODUCT, SAME_INVERSION
 
@@ -494,34 +492,20 @@ def test_checksum_goes_by_blocks(generator):
 # -- torchrun -------------------------------------------------------------------------
 
 
-def launched(*command):
-    """Return what a Python command that went well has told."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
-def test_example_runs_alike_under_python_and_torchrun(tmp_path, capsys, monkeypatch):
+def test_example_runs_alike_under_python_and_torchrun(
+    processes, tmp_path, capsys, monkeypatch
+):
     script = str(ROOT / "examples/distributed.py")
-    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "alone")])
-    runpy.run_path(script, run_name="__main__")
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    rank_runs.run_script(script, str(tmp_path / "alone"))
     alone = capsys.readouterr().out
-    ranks = launched(*TORCHRUN, script, str(tmp_path / "ranks")).stdout
+    out, ran = tmp_path / "out", (rank_runs.run_script, script, str(tmp_path / "ranks"))
+    agent = processes.Process(target=rank_runs.under_torchrun, args=(out, 0, *ran))
+    agent.start()
+    agent.join(120)
+    agent.kill()
+    ranks = out.read_text()
+    assert agent.exitcode == 0, ranks
     assert "1 rank," in alone
     assert "2 ranks," in ranks
     models = [torch.load(tmp_path / name / "model.pt") for name in ("alone", "ranks")]

@@ -69,7 +69,10 @@ def test_clock_ends_all_ranks_alike_without_a_state_too(run):
 
 def test_torchrun_goes_on_from_the_state(processes, seed, tmp_path):
     """A rank fails within a step, then is killed; all others end with it, and go on."""
-    agent = processes.Process(target=rank_runs.restarted, args=(seed, tmp_path))
+    agent = processes.Process(
+        target=rank_runs.under_torchrun,
+        args=(tmp_path / "out", 2, rank_runs.live, seed, tmp_path),
+    )
     agent.start()
     agent.join(120)
     agent.kill()

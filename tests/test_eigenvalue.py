@@ -66,7 +66,7 @@ def hard_case():
 
 def test_gradient_orthogonal_to_the_lowest_eigenvector_is_not_trusted():
     operator, gradient = hard_case()
-    alone = hvpopt.LanczosBasis(operator, gradient)
+    alone = hvpopt.LanczosBasis(operator, rhs=-gradient)
     alone.extend(59)
     assert alone.ritz_values[0] > 0.99, "the gradient's own space must miss λ_min"
     estimate = hvpopt.smallest_eigenvalue(operator, start=gradient, tol=1e-3)
@@ -110,7 +110,7 @@ def test_scipy_backend_agrees(generator):
     matrix = symmetric(60, generator)
     ours, scipys = (
         hvpopt.smallest_eigenvalue(
-            hvpopt.MatrixOperator(matrix), 1e-8, backend=backend, max_products=3000
+            hvpopt.MatrixOperator(matrix), tol=1e-8, backend=backend, max_products=3000
         )
         for backend in ("lanczos", "scipy")
     )
@@ -123,7 +123,7 @@ def test_scipy_backend_agrees(generator):
 def test_scipy_backend_says_when_it_did_not_converge(generator):
     matrix = symmetric(120, generator, torch.linspace(0, 1, 120).double() ** 4)
     estimate = hvpopt.smallest_eigenvalue(
-        hvpopt.MatrixOperator(matrix), 1e-12, backend="scipy", max_products=20
+        hvpopt.MatrixOperator(matrix), tol=1e-12, backend="scipy", max_products=20
     )
     assert not estimate.converged
     assert "did not converge" in estimate.message
@@ -139,8 +139,8 @@ def test_deadline_in_the_past_stops_after_one_product(generator):
 def test_floor_spares_resolving_an_eigenvalue_that_is_as_good_as_zero():
     spectrum = torch.linspace(1e-9, 1.0, 300, dtype=torch.float64)
     operator = hvpopt.MatrixOperator(torch.diag(spectrum))
-    with_floor = hvpopt.smallest_eigenvalue(operator, 0.1, floor=0.1)
-    without = hvpopt.smallest_eigenvalue(operator, 0.1)
+    with_floor = hvpopt.smallest_eigenvalue(operator, tol=0.1, floor=0.1)
+    without = hvpopt.smallest_eigenvalue(operator, tol=0.1)
     assert with_floor.converged
     assert with_floor.n_products < without.n_products
 
@@ -167,7 +167,7 @@ def test_probe_below_rounding_certifies_nothing():
     start = torch.zeros(3000, dtype=torch.float64)
     start[0] = 1.0
     operator = hvpopt.FunctionOperator(lambda v: spectrum * v, 3000, device=DEVICE)
-    basis = hvpopt.LanczosBasis(operator, start, probe=1e-13)
+    basis = hvpopt.LanczosBasis(operator, rhs=-start, probe=1e-13)
     basis.extend()
     assert basis.invariant
     assert lower_bound(basis, 0.99) < -1.0

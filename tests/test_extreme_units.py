@@ -11,8 +11,8 @@ METHODS = {
     "line search": hvpopt.LineSearchNewton,
     "quasi-Newton": hvpopt.QuasiNewton,
     "shifted, lanczos": hvpopt.ShiftedNewton,
-    "shifted, cg": lambda: hvpopt.ShiftedNewton("cg"),
-    "shifted, cholesky": lambda: hvpopt.ShiftedNewton("cholesky"),
+    "shifted, cg": lambda: hvpopt.ShiftedNewton(solver="cg"),
+    "shifted, cholesky": lambda: hvpopt.ShiftedNewton(solver="cholesky"),
 }
 
 

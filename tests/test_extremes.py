@@ -60,7 +60,7 @@ def test_norm_of_any_size(dtype, generator):
 @pytest.mark.parametrize("lowest", [-1.0, 0.1])
 def test_eigenvalue_of_an_operator_of_any_size(size, lowest, generator):
     matrix = symmetric(40, generator, torch.linspace(lowest, 5.0, 40, dtype=D))
-    found = hvpopt.smallest_eigenvalue(hvpopt.MatrixOperator(size * matrix), 1e-4)
+    found = hvpopt.smallest_eigenvalue(hvpopt.MatrixOperator(size * matrix), tol=1e-4)
     assert found.converged
     assert found.value / size == pytest.approx(lowest, rel=1e-4)
     assert found.lower / size <= lowest + 1e-13
@@ -76,7 +76,7 @@ def test_steps_of_a_basis_of_any_size(size, pull, generator):
     unit = pull / size
     if not 1e-290 < unit < 1e290:
         pytest.skip("the step is no number")
-    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(size * matrix), pull * g)
+    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(size * matrix), rhs=-pull * g)
     basis.extend(12)
     for options in ({"shift": 2.0 * size}, {"radius": 0.3 * unit}):
         step = basis.solve(**options)
@@ -95,7 +95,7 @@ def test_steps_of_a_basis_of_any_size(size, pull, generator):
 def test_a_step_far_beyond_the_newton_step_is_on_the_boundary(generator):
     matrix = symmetric(20, generator, torch.linspace(-1.0, 5.0, 20, dtype=D))
     g = torch.randn(20, generator=generator, dtype=D)
-    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(matrix), 1e-200 * g)
+    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(matrix), rhs=-1e-200 * g)
     basis.extend(20)
     step = basis.solve(radius=1.0)
     assert step.on_boundary
@@ -108,14 +108,14 @@ def test_a_step_far_beyond_the_newton_step_is_on_the_boundary(generator):
 def test_float32_operators_of_any_size(size, generator):
     matrix = symmetric(30, generator, torch.linspace(0.5, 5.0, 30, dtype=D)).float()
     operator = hvpopt.MatrixOperator(size * matrix)
-    found = hvpopt.smallest_eigenvalue(operator, 1e-2)
+    found = hvpopt.smallest_eigenvalue(operator, tol=1e-2)
     assert found.converged
     assert found.value / size == pytest.approx(0.5, rel=1e-2)
 
 
 def test_what_lies_under_the_smallest_number_counts_as_zero():
     matrix = torch.diag(torch.linspace(-3e-322, 9e-322, 20, dtype=D))
-    found = hvpopt.smallest_eigenvalue(hvpopt.MatrixOperator(matrix), 1e-4)
+    found = hvpopt.smallest_eigenvalue(hvpopt.MatrixOperator(matrix), tol=1e-4)
     assert "rounding" in found.message or not found.converged
 
 
@@ -213,7 +213,7 @@ def test_residuals_are_true_of_any_operator(part, generator):
     matrix = matrix + part * (other - other.mT) / 40**0.5
     operator = hvpopt.FunctionOperator(lambda v: matrix @ v, 40, device=DEVICE)
     g = torch.randn(40, generator=generator, dtype=D)
-    basis = hvpopt.LanczosBasis(operator, g)
+    basis = hvpopt.LanczosBasis(operator, rhs=-g)
     for _ in range(3):
         basis.extend(12)
         x = basis.ritz_vector()
@@ -230,7 +230,7 @@ def test_an_eigenvalue_is_not_known_better_than_the_products_are_symmetric(gener
     matrix = symmetric(40, generator, torch.linspace(0.1, 5.0, 40, dtype=D))
     matrix = matrix + 1e-3 * (other - other.mT)
     operator = hvpopt.FunctionOperator(lambda v: matrix @ v, 40, device=DEVICE)
-    found = hvpopt.smallest_eigenvalue(operator, 1e-5)
+    found = hvpopt.smallest_eigenvalue(operator, tol=1e-5)
     assert not found.converged
     assert "asymmetry" in found.message
     true = norm(matrix @ found.vector - found.value * found.vector)
@@ -247,7 +247,7 @@ def test_declared_noise_is_no_asymmetry(noise, generator):
 
     operator = hvpopt.FunctionOperator(product, 60, device=DEVICE)
     operator.noise = noise
-    found = hvpopt.smallest_eigenvalue(operator, 1e-3)
+    found = hvpopt.smallest_eigenvalue(operator, tol=1e-3)
     assert found.converged
     assert found.value == pytest.approx(-1.0, rel=1e-3)
 
@@ -268,10 +268,10 @@ def test_ritz_values_scale_with_the_operator(generator):
 
 METHODS = {
     "shifted": hvpopt.ShiftedNewton,
-    "shifted cg": lambda: hvpopt.ShiftedNewton("cg"),
-    "shifted cholesky": lambda: hvpopt.ShiftedNewton("cholesky"),
+    "shifted cg": lambda: hvpopt.ShiftedNewton(solver="cg"),
+    "shifted cholesky": lambda: hvpopt.ShiftedNewton(solver="cholesky"),
     "trust region": hvpopt.TrustRegionNewton,
-    "line search": lambda: hvpopt.LineSearchNewton(pairs=3, cg_pairs=3),
+    "line search": lambda: hvpopt.LineSearchNewton(memory=3, cg_pairs=3),
     "wolfe": lambda: hvpopt.LineSearchNewton(globalisation=hvpopt.Wolfe()),
     "quasi-newton": hvpopt.QuasiNewton,
 }

@@ -3,12 +3,15 @@
 import pytest
 import torch
 from on_device import cpu_only
-from waves import D, models_of, one_thread, random_step, relative, survey
+from waves import CHANNELS, D, models_of, one_thread, random_step, relative, survey
 
 import hvpopt
+from hvpopt import checks
 from hvpopt.fwi import Survey, WaveformMisfit
+from hvpopt.fwi.hessian import _groups
+from hvpopt.fwi.hessian._engine import _plan_product
 from hvpopt.fwi.hessian._groups import groups_of
-from hvpopt.fwi.hessian.memory import HEADROOM, PeakMemory, parse_bytes, plan_memory
+from hvpopt.fwi.hessian.memory import HEADROOM, PeakMemory, plan_memory
 
 __all__ = ["one_thread"]
 N_SHOTS = 5
@@ -158,16 +161,17 @@ def test_a_sample_is_of_encoded_shots_or_of_drawn_ones(problem):
         ("12b", 12),
         (4096, 4096),
         (2.5e3, 2500),
+        (float("inf"), float("inf")),
     ],
 )
 def test_sizes(size, expected):
-    assert parse_bytes(size) == expected
+    assert checks.memory("memory_limit", size) == expected
 
 
-@pytest.mark.parametrize("size", ["much", "2 XB", "", "0GB", -3, float("inf")])
+@pytest.mark.parametrize("size", ["much", "2 XB", "", "0GB", -3, float("nan")])
 def test_bad_sizes(size):
     with pytest.raises(ValueError, match="memory_limit is"):
-        parse_bytes(size)
+        checks.memory("memory_limit", size)
 
 
 def test_plan_takes_the_larger_of_estimate_and_measurement():
@@ -241,15 +245,39 @@ def test_run_stays_within_its_memory_limit(generator):
 
 @cpu_only("a GPU runs all shots together")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_default_group_on_a_cpu_is_as_many_shots_as_threads(problem, threads):
+@pytest.mark.parametrize(("fit", "expected"), [(0.0, {1: 1, 2: 2}), (3.5, {1: 3, 2: 2})])
+def test_default_group_on_a_cpu_is_of_as_many_shots_as_threads_or_of_small_ones(
+    problem, monkeypatch, threads, fit, expected
+):
     there, observed, v, step = problem
+    small = int(fit * there.history_bytes([v]))
+    monkeypatch.setattr(_groups, "SMALL_GROUP", small)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         misfit = WaveformMisfit(there, observed)
     finally:
         torch.set_num_threads(before)
-    assert len(misfit.hessian(v).groups[0]) == threads
+    assert len(misfit.hessian(v).groups[0]) == expected[threads]
+    assert misfit.memory_plan.shots_per_group == expected[threads]
     one_graph = WaveformMisfit(there, observed, engine="double-backprop")
     assert len(one_graph.hessian(v).groups) == 1
     assert relative(misfit.hessian(v) @ step, one_graph.hessian(v) @ step) < 1e-12
+
+
+def test_small_shots_run_together_unless_a_caller_says_otherwise(problem):
+    there, observed, v, _ = problem
+    assert WaveformMisfit(there, observed).groups(v) == [list(range(N_SHOTS))]
+    few = WaveformMisfit(there, observed, shots_per_group=2)
+    assert [len(group) for group in few.groups(v)] == [2, 2, 1]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.parametrize("propagator", CHANNELS)
+def test_histories_are_most_of_what_deepwave_plans_for(propagator, generator):
+    nt = int(torch.randint(60, 200, (), generator=generator))
+    shape = tuple(torch.randint(20, 50, (2,), generator=generator).tolist())
+    models = models_of(propagator, generator, shape=shape)
+    there = survey(propagator, nt=nt, pml_width=[0, 5, 9, 3], boundary="pml")
+    planned = _plan_product(there, models)
+    assert 0.4 * planned < there.history_bytes(models) < planned

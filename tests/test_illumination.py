@@ -237,7 +237,7 @@ def test_a_wavefield_of_zeros_is_an_error(generator):
 
 def test_probed_diagonal_is_near_the_smoothed_dense_one(surface, dense):
     misfit, v, _ = surface
-    found = gauss_newton_diagonal(misfit, v, n_probes=4, smooth_cells=2, seed=1)
+    found = gauss_newton_diagonal(misfit, v, n_probes=4, smooth=2, seed=1)
     expected = smooth_diagonal(dense.diagonal(), ModelSpace(v), 2)
     assert correlation(found.diagonal, expected) > 0.9
     assert float(found.diagonal.sum() / expected.sum()) == pytest.approx(1, abs=0.25)
@@ -245,7 +245,7 @@ def test_probed_diagonal_is_near_the_smoothed_dense_one(surface, dense):
 
 def test_source_illumination_follows_the_smoothed_dense_diagonal(surface, dense):
     misfit, v, _ = surface
-    found = source_illumination(misfit, v, smooth_cells=2).diagonal
+    found = source_illumination(misfit, v, smooth=2).diagonal
     expected = smooth_diagonal(dense.diagonal(), ModelSpace(v), 2)
     assert correlation(found, expected) > 0.9
 
@@ -256,7 +256,7 @@ def test_probing_without_smoothing_is_unbiased(surface, dense, generator):
     # gauss_newton_diagonal clamps at zero, which is a bias: probe the operator itself
     seed = int(torch.randint(0, 10**9, (1,), generator=generator))
     hessian = misfit.hessian(v, "gauss-newton")
-    found = estimate_diagonal(hessian, probes, seed=seed).diagonal
+    found = estimate_diagonal(hessian, n_probes=probes, seed=seed).diagonal
     off = dense - torch.diag(dense.diagonal())
     deviation = (off.square().sum(1) / probes).sqrt()
     errors = (found - dense.diagonal()) / deviation
@@ -281,9 +281,13 @@ def test_gauss_newton_diagonal_takes_any_propagator(propagator, generator):
     misfit = WaveformMisfit(acquisition, acquisition.simulate(truth))
     scale = tuple(float(m.abs().mean()) for m in models)
     space = ModelSpace(models, scale=scale)
-    found = gauss_newton_diagonal(misfit, models, 3, 2, seed=5, space=space)
+    found = gauss_newton_diagonal(
+        misfit, models, n_probes=3, smooth=2, seed=5, space=space
+    )
     hessian = misfit.hessian(models, "gauss-newton", space=space)
-    expected = estimate_diagonal(hessian, 3, seed=5, smooth=2).diagonal.clamp(min=0)
+    expected = estimate_diagonal(hessian, n_probes=3, seed=5, smooth=2).diagonal.clamp(
+        min=0
+    )
     # few probes may leave all of a weak parameter negative: the damping holds it then
     torch.testing.assert_close(found.diagonal, expected, rtol=PRODUCT, atol=0)
     applied = found.apply(torch.ones_like(expected))
@@ -293,9 +297,9 @@ def test_gauss_newton_diagonal_takes_any_propagator(propagator, generator):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda misfit, v: gauss_newton_diagonal(misfit, v, 3, 3),
+        lambda misfit, v: gauss_newton_diagonal(misfit, v, n_probes=3, smooth=3),
         lambda misfit, v: source_illumination(misfit, v),
-        lambda misfit, v: source_illumination(misfit, v, smooth_cells=1),
+        lambda misfit, v: source_illumination(misfit, v, smooth=1),
     ],
     ids=["gauss-newton", "source", "source, smoothed"],
 )
@@ -335,7 +339,7 @@ def test_minimize_takes_it_as_a_preconditioner(surface, make):
     result = minimize(
         misfit,
         v,
-        method=ShiftedNewton("cg", preconditioner=illumination),
+        method=ShiftedNewton(solver="cg", preconditioner=illumination),
         max_iter=2,
         **options,
     )

@@ -32,7 +32,7 @@ def problem(generator):
 
 def test_basis_is_orthonormal_and_tridiagonalises(problem):
     operator, matrix, gradient = problem
-    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient)
     basis.extend(25)
     q = basis.vectors
     assert float((q @ q.mT - torch.eye(25, dtype=q.dtype)).abs().max()) < 1e-14
@@ -45,9 +45,9 @@ def test_basis_is_orthonormal_and_tridiagonalises(problem):
 
 def test_extending_in_pieces_gives_the_same_basis(problem):
     operator, _, gradient = problem
-    whole = hvpopt.LanczosBasis(operator, gradient)
+    whole = hvpopt.LanczosBasis(operator, rhs=-gradient)
     whole.extend(20)
-    pieces = hvpopt.LanczosBasis(operator, gradient)
+    pieces = hvpopt.LanczosBasis(operator, rhs=-gradient)
     for k in (1, 7, 12):
         pieces.extend(k)
     assert torch.equal(whole.vectors, pieces.vectors)
@@ -55,7 +55,7 @@ def test_extending_in_pieces_gives_the_same_basis(problem):
 
 def test_one_product_for_each_vector(problem):
     operator, _, gradient = problem
-    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient)
     basis.extend(11)
     basis.solve(shift=100.0)
     basis.residual_norm(shift=50.0)
@@ -68,7 +68,7 @@ def test_one_product_for_each_vector(problem):
 def test_full_basis_solves_like_a_dense_solver(problem, probe):
     operator, matrix, gradient = problem
     shift = -1.5 * float(torch.linalg.eigvalsh(matrix)[0])
-    basis = hvpopt.LanczosBasis(operator, gradient, probe=probe)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient, probe=probe)
     basis.extend(operator.size)
     step = basis.solve(shift)
     eye = torch.eye(operator.size, dtype=matrix.dtype)
@@ -83,7 +83,7 @@ def test_full_basis_solves_like_a_dense_solver(problem, probe):
 def test_residual_from_the_recurrence_is_the_true_residual(problem, probe, k):
     operator, matrix, gradient = problem
     shift = 2.0 - float(torch.linalg.eigvalsh(matrix)[0])
-    basis = hvpopt.LanczosBasis(operator, gradient, probe=probe, seed=3)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient, probe=probe, seed=3)
     basis.extend(k)
     step = basis.solve(shift)
     true = float((matrix @ step.vector + shift * step.vector + gradient).norm())
@@ -93,14 +93,14 @@ def test_residual_from_the_recurrence_is_the_true_residual(problem, probe, k):
 def test_probe_leaves_at_most_a_residual_of_its_own_size(problem):
     operator, matrix, gradient = problem
     shift = 1.0 - float(torch.linalg.eigvalsh(matrix)[0])
-    basis = hvpopt.LanczosBasis(operator, gradient, probe=1e-6)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient, probe=1e-6)
     basis.extend(operator.size - 1)
     assert basis.residual_norm(shift) <= 2e-6 * float(gradient.norm())
 
 
 def test_smallest_ritz_value_falls_to_the_smallest_eigenvalue(problem):
     operator, matrix, gradient = problem
-    basis = hvpopt.LanczosBasis(operator, gradient, probe=0.1)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient, probe=0.1)
     exact = float(torch.linalg.eigvalsh(matrix)[0])
     last = math.inf
     while basis.extend():
@@ -112,7 +112,7 @@ def test_smallest_ritz_value_falls_to_the_smallest_eigenvalue(problem):
 
 def test_ritz_residual_is_the_true_residual(problem):
     operator, matrix, gradient = problem
-    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient)
     basis.extend(15)
     x = basis.ritz_vector()
     true = float((matrix @ x - basis.ritz_values[0] * x).norm())
@@ -145,7 +145,7 @@ def test_lower_bound_closes_in_on_the_smallest_eigenvalue(problem):
 
 def test_gradient_start_alone_bounds_nothing(problem):
     operator, _, gradient = problem
-    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient)
     basis.extend(10)
     assert lower_bound(basis) == -math.inf
     assert not excludes_below(basis, -1e6)
@@ -171,7 +171,7 @@ def test_products_of_a_float32_operator_meet_float64_vectors(generator):
 
 def test_indefinite_shift_is_refused(problem):
     operator, _, gradient = problem
-    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient)
     basis.extend(20)
     with pytest.raises(np.linalg.LinAlgError):
         basis.solve(shift=0.0)
@@ -179,7 +179,7 @@ def test_indefinite_shift_is_refused(problem):
 
 def test_exact_products_show_no_asymmetry(problem):
     operator, _, gradient = problem
-    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient)
     basis.extend()
     assert basis.asymmetry == 0.0
     basis.extend(20)
@@ -205,7 +205,7 @@ def noisy_problem(n, noise, generator):
 def test_floor_is_the_residual_that_noisy_products_allow(n, noise, generator):
     matrix, operator = noisy_problem(n, noise, generator)
     gradient = torch.randn(n, generator=generator, dtype=torch.float64)
-    basis = hvpopt.LanczosBasis(operator, gradient)
+    basis = hvpopt.LanczosBasis(operator, rhs=-gradient)
     basis.extend(40)
     # one direction of n shows a √n-th of the error, or a few times that
     assert 0.5 < basis.asymmetry / noise * math.sqrt(n) < 20
@@ -224,10 +224,31 @@ def test_asymmetric_operator_is_seen(generator):
     matrix[3, 7] += 0.1
     basis = hvpopt.LanczosBasis(
         hvpopt.FunctionOperator(lambda v: matrix @ v, 40, device=DEVICE),
-        torch.randn(40, generator=generator, dtype=torch.float64),
+        rhs=torch.randn(40, generator=generator, dtype=torch.float64),
     )
     basis.extend(20)
     assert 1e-5 < basis.asymmetry < 0.1
+
+
+def test_three_solvers_mean_the_same_right_hand_side(problem):
+    """Of (H + τI) x = b: the same x, with the same sign, of the same arguments."""
+    operator, matrix, rhs = problem
+    shift = 1.0 - float(torch.linalg.eigvalsh(matrix)[0])
+    shifted = matrix + shift * torch.eye(len(rhs), dtype=rhs.dtype)
+    expected = torch.linalg.solve(shifted, rhs)
+    basis = hvpopt.LanczosBasis(operator, rhs=rhs)
+    basis.extend(len(rhs))
+    found = {
+        "cg": hvpopt.cg(hvpopt.MatrixOperator(shifted), rhs=rhs, tol=1e-12).x,
+        "Lanczos": basis.solve(shift=shift).vector,
+        "dense": hvpopt.DenseHessian(operator).solve(rhs, shift=shift),
+    }
+    for name, x in found.items():
+        assert float((x - expected).norm()) < 1e-9 * float(expected.norm()), name
+    # ½ x·(H + τI)x − b·x, which all of them minimise, falls from 0 to x
+    short = basis.solve(shift=shift, radius=1e-3 * float(expected.norm()))
+    assert float(short.vector @ rhs) > 0.0
+    assert short.decrease > 0.0
 
 
 @pytest.mark.parametrize("size", [1e-250, 1.0, 1e250])

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "hvpopt"
 #: Data flows to the right; a module imports only what stands to the left of it. Every
 #: package has its place, and the packages of ``fwi`` theirs within it.
 ORDER = (
+    "_version",
     "errors",
     "checks",
     "model",
@@ -23,6 +24,7 @@ ORDER = (
     "optim",
     "interop",
     "plotting",
+    "__main__",
 )
 WITHIN_FWI = ("survey", "maps", "data", "io", "hessian", "misfit")
 #: The only place that may import each of these.
@@ -155,7 +157,7 @@ def test_every_package_has_its_place():
 
 
 def test_no_two_files_have_one_name():
-    names = [path.name for path in SOURCES if path.name != "__init__.py"]
+    names = [path.name for path in SOURCES if not path.name.startswith("__")]
     assert sorted(names) == sorted(set(names))
 
 

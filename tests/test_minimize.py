@@ -23,7 +23,7 @@ def start():
 
 @pytest.mark.parametrize("solver", ["lanczos", "cg", "cholesky"])
 def test_rosenbrock_converges_to_its_minimum(start, solver):
-    method = hvpopt.ShiftedNewton(solver)
+    method = hvpopt.ShiftedNewton(solver=solver)
     result = hvpopt.minimize(rosenbrock, start, method=method, gtol=1e-9)
     assert result.status is Status.CONVERGED
     assert result.success
@@ -366,7 +366,7 @@ def test_stationary_point_that_was_not_examined_is_no_success():
 
 
 def test_dense_step_beyond_the_product_limit_is_not_begun(start):
-    method = hvpopt.ShiftedNewton("cholesky")
+    method = hvpopt.ShiftedNewton(solver="cholesky")
     result = hvpopt.minimize(rosenbrock, start, max_products=25, method=method)
     assert result.status is Status.MAX_PRODUCTS
     assert result.nhev == 20
@@ -378,7 +378,7 @@ def test_dense_assembly_looks_at_the_clock(start):
         time.sleep(0.05)
         return rosenbrock(x)
 
-    method = hvpopt.ShiftedNewton("cholesky")
+    method = hvpopt.ShiftedNewton(solver="cholesky")
     result = hvpopt.minimize(slow, start, max_seconds=0.12, method=method)
     assert result.status is Status.MAX_SECONDS
 
@@ -393,7 +393,7 @@ def test_what_a_callback_raises_is_raised(start):
 
 def test_preconditioner_of_another_size_is_refused_in_words(start):
     diagonal = hvpopt.DiagonalPreconditioner(torch.ones(7, dtype=torch.float64))
-    method = hvpopt.ShiftedNewton("cg", preconditioner=diagonal)
+    method = hvpopt.ShiftedNewton(solver="cg", preconditioner=diagonal)
     with pytest.raises(ValueError, match="the diagonal \\(7,\\)"):
         hvpopt.minimize(rosenbrock, start, method=method)
 

@@ -83,7 +83,7 @@ def is_minimum(function, value):
 
 
 def dense_hessian(function, x):
-    return torch.autograd.functional.hessian(function, x)
+    return torch.autograd.functional.hessian(function, x, vectorize=True)
 
 
 @pytest.fixture(scope="module")

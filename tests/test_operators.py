@@ -138,6 +138,31 @@ def test_shift_adds_to_the_diagonal_and_shares_the_counts(matrix, generator):
     assert H.counts.products == 1
 
 
+def test_number_added_to_an_operator_is_a_shift(matrix, generator):
+    H, vector = MatrixOperator(matrix), draw(generator, 9)
+    product = matrix @ vector
+    for shifted in (H + 0.5, 0.5 + H, H + np.float32(0.5), H + torch.tensor(0.5)):
+        assert isinstance(shifted, ShiftedOperator)
+        assert close(shifted @ vector, product + 0.5 * vector)
+    assert close((H - 2) @ vector, product - 2 * vector)
+    assert close((H - 0.5 * H + 1.0) @ vector, 0.5 * product + vector)
+    assert (H + 1.0).counts is H.counts
+
+
+@pytest.mark.parametrize(
+    ("shift", "error", "words"),
+    [
+        (float("nan"), ValueError, "the shift is nan; it must be finite"),
+        (float("inf"), ValueError, "the shift is inf; it must be finite"),
+        ("0.1", TypeError, "unsupported operand"),
+        (torch.ones(9), TypeError, "unsupported operand"),
+    ],
+)
+def test_shift_that_is_no_finite_number(shift, error, words, matrix):
+    with pytest.raises(error, match=words):
+        MatrixOperator(matrix) + shift
+
+
 def test_restriction_keeps_rows_and_columns(matrix, generator):
     keep = torch.tensor([True, False, True, True, False, True, False, False, True])
     H = RestrictedOperator(MatrixOperator(matrix), keep)

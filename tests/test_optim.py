@@ -13,8 +13,8 @@ from hvpopt.optim import Newton
 
 METHODS = {
     "lanczos": hvpopt.ShiftedNewton,
-    "cg": lambda: hvpopt.ShiftedNewton("cg"),
-    "cholesky": lambda: hvpopt.ShiftedNewton("cholesky"),
+    "cg": lambda: hvpopt.ShiftedNewton(solver="cg"),
+    "cholesky": lambda: hvpopt.ShiftedNewton(solver="cholesky"),
     "trust": hvpopt.TrustRegionNewton,
     "line": hvpopt.LineSearchNewton,
     "wolfe": lambda: hvpopt.LineSearchNewton(globalisation=hvpopt.Wolfe()),
@@ -176,7 +176,9 @@ def test_products_are_of_the_point_that_they_were_asked_for(start):
 class HandsOver(hvpopt.ShiftedNewton):
     """Evaluates the gradient at the end of its step, and asks for its own Hessian."""
 
-    kind = None
+    def __init__(self):
+        super().__init__()
+        self.kind = None
 
     def step(self, problem, point, state, budget):
         linearised = problem.with_hessian(point, "exact")
@@ -348,7 +350,9 @@ def test_wrong_arguments_are_refused(start, pair):
     with pytest.raises(ValueError, match="6 free cells"):
         optimizer.load_state_dict(Newton([a]).state_dict())
     with pytest.raises(ValueError, match="Gauss-Newton"):
-        Newton([x], hvpopt.TrustRegionNewton("gauss-newton")).step(lambda: rosenbrock(x))
+        Newton([x], hvpopt.TrustRegionNewton(hessian="gauss-newton")).step(
+            lambda: rosenbrock(x)
+        )
 
 
 # -- losses that change from call to call --------------------------------------------

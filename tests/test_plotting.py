@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.collections import EllipseCollection
 
-from hvpopt import MatrixOperator, ModelSpace, plotting
+from hvpopt import IterationRecord, MatrixOperator, ModelSpace, plotting
 from hvpopt.analysis.point_spread import point_spread
 from hvpopt.analysis.resolution import cross_talk, resolution_lengths
 from hvpopt.analysis.responses import random_probes
@@ -50,6 +50,26 @@ def test_eigenvalues_fall_and_those_above_the_prior_are_counted():
     assert axes.get_yscale() == "log"
     bare = drawn(plotting.plot_eigenvalues(torch.tensor([2.0, 1.0]), prior=None))
     assert bare.axes[0].get_title() == "eigenvalues"
+
+
+@pytest.mark.parametrize("n_runs", [1, 3, 6])
+def test_the_legend_of_convergence_covers_no_curve(n_runs):
+    histories = {
+        f"run {k}, with a long name": [
+            IterationRecord(i, 10.0 ** (-i * (k + 1)), seconds=float(i)) for i in range(4)
+        ]
+        for k in range(n_runs)
+    }
+    figure = drawn(plotting.plot_convergence(histories))
+    (axes,) = figure.axes
+    legend = axes.get_legend().get_window_extent()
+    assert not legend.overlaps(axes.get_window_extent())
+    assert not legend.overlaps(axes.xaxis.label.get_window_extent())
+    assert figure.bbox.y0 <= legend.y0
+    assert figure.bbox.x0 <= legend.x0
+    assert legend.x1 <= figure.bbox.x1
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown == list(histories)
 
 
 def test_density_has_its_band():

@@ -114,7 +114,7 @@ def test_one_question_gives_gauss_and_gauss_radau(generator):
         image = problem.hessian.matvec(prior.factor(vector))
         return vector + weight * prior.factor_transposed(image)
 
-    basis = LanczosBasis(FunctionOperator(product, u.numel(), device=DEVICE), u)
+    basis = LanczosBasis(FunctionOperator(product, u.numel(), device=DEVICE), rhs=u)
     basis.extend(k)
     off = torch.tensor(basis.off_diagonal, dtype=F64)
     t = torch.diag(torch.tensor(basis.diagonal, dtype=F64))
@@ -201,7 +201,7 @@ def test_truth_lies_within_one_and_two_deviations_as_often_as_it_should(generato
     )
     truth = problem.prior.sample(
         n, seed=int(torch.randint(10**6, (), generator=generator))
-    )
+    ).to(problem.jacobian)
     errors = torch.randn(len(problem.jacobian), n, generator=generator, dtype=F64)
     data = problem.jacobian @ truth + problem.noise.std * errors
     pulled = problem.jacobian.mT @ data / problem.noise.std**2

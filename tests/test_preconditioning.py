@@ -21,7 +21,7 @@ from hvpopt.methods.points import Budget, Problem
 
 def probed(point, n_probes):
     """A diagonal from this many products."""
-    found = estimate_diagonal(point.hessian, n_probes).diagonal
+    found = estimate_diagonal(point.hessian, n_probes=n_probes).diagonal
     return DiagonalPreconditioner(found.abs())
 
 
@@ -77,7 +77,7 @@ def test_diagonal_base_saves_products_also_at_bounds(generator):
             torch.zeros(n, dtype=F64),
             lower=-0.5,
             upper=0.5,
-            method=LineSearchNewton(preconditioner=base, pairs=3),
+            method=LineSearchNewton(preconditioner=base, memory=3),
             gtol=1e-7,
             max_iter=300,
         )
@@ -134,7 +134,7 @@ def test_persistent_pairs_save_products(generator):
         result = hvpopt.minimize(
             loss,
             torch.zeros(n, dtype=F64),
-            method=LineSearchNewton(0.1, cg_pairs=pairs),
+            method=LineSearchNewton(tol=0.1, cg_pairs=pairs),
             gtol=1e-6,
         )
         assert result.success

@@ -45,7 +45,7 @@ def test_published_steps_with_each_solver(experiment, solver, steps):
     result = hvpopt.minimize(
         experiment.misfit,
         experiment.v_start,
-        method=hvpopt.ShiftedNewton(solver),
+        method=hvpopt.ShiftedNewton(solver=solver),
         max_iter=steps,
     )
     assert_is_published(result, steps)
@@ -63,7 +63,7 @@ def test_dense_steps_are_those_of_the_other_solvers(experiment):
         hvpopt.minimize(
             experiment.misfit,
             experiment.v_start,
-            method=hvpopt.ShiftedNewton(solver),
+            method=hvpopt.ShiftedNewton(solver=solver),
             mask=window,
             max_iter=1,
         )

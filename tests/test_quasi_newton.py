@@ -192,7 +192,7 @@ def test_measured_diagonal_is_the_mean_of_sketches(generator, seed):
 def test_standard_error_is_that_of_repeated_estimates(generator, seed):
     a = torch.randn(60, 60, generator=generator, dtype=D)
     operator = hvpopt.MatrixOperator(a @ a.mT)
-    found = [estimate_diagonal(operator, 8, seed=seed + k) for k in range(60)]
+    found = [estimate_diagonal(operator, n_probes=8, seed=seed + k) for k in range(60)]
     scatter = torch.stack([f.diagonal for f in found]).var(0).mean().sqrt()
     stated = np.mean([f.standard_error for f in found])
     assert stated == pytest.approx(float(scatter), rel=0.1)

@@ -10,7 +10,7 @@ from hvpopt.fwi import Survey, WaveformMisfit
 __all__ = ["one_thread"]
 
 METHODS = {
-    "trust region": lambda: hvpopt.TrustRegionNewton("gauss-newton", tol=0.3),
+    "trust region": lambda: hvpopt.TrustRegionNewton(hessian="gauss-newton", tol=0.3),
     # its probes are of encoded shots
     "quasi-Newton": lambda: hvpopt.QuasiNewton(refresh=2),
 }

@@ -334,7 +334,7 @@ def test_fun_must_return_a_number(x0):
 
 
 def test_gauss_newton_of_plain_functions_is_refused(x0):
-    method = hvpopt.TrustRegionNewton("gauss-newton")
+    method = hvpopt.TrustRegionNewton(hessian="gauss-newton")
     with pytest.raises(ValueError, match="no Gauss-Newton"):
         scipy.optimize.minimize(
             rosen, x0, jac=rosen_der, method=hvpopt.scipy_method(method)
@@ -437,7 +437,7 @@ def test_scipys_method_costs_what_it_asked_for(x0, method, together):
 
 def test_bounded_method_of_scipy_meets_hvpopts_minimum(model):
     options = {"lower": {"a": 0.5, "b": 0.0}, "upper": {"a": 3.0}, "scale": {"b": 1e3}}
-    p = hvpopt.as_scipy(bent, model, **options, kind=None)
+    p = hvpopt.as_scipy(bent, model, **options, hessian=None)
     result = scipy.optimize.minimize(
         p.fun_and_jac, p.x0, jac=True, bounds=p.bounds, method="L-BFGS-B"
     )
@@ -536,7 +536,7 @@ def test_answers_are_the_callers_own(x0):
 
 def test_gauss_newton_products_where_the_objective_has_them(x0):
     convex = hvpopt.TorchObjective(lambda x: (x**4).sum(), convex=True)
-    p = hvpopt.as_scipy(convex, torch.as_tensor(x0), kind="gauss-newton")
+    p = hvpopt.as_scipy(convex, torch.as_tensor(x0), hessian="gauss-newton")
     w = np.ones(N)
     error = np.abs(p.hessp(x0, w) - 12 * x0**2).max()
     assert error <= tolerances.PRODUCT * 12 * (x0**2).max()
@@ -544,10 +544,10 @@ def test_gauss_newton_products_where_the_objective_has_them(x0):
 
 def test_wrong_problems_are_refused(x0):
     start = torch.as_tensor(x0)
-    with pytest.raises(ValueError, match="kind is 'newton'"):
-        hvpopt.as_scipy(rosenbrock, start, kind="newton")
-    p = hvpopt.as_scipy(rosenbrock, start, kind=None)
-    with pytest.raises(ValueError, match="kind=None"):
+    with pytest.raises(ValueError, match="hessian is 'newton'"):
+        hvpopt.as_scipy(rosenbrock, start, hessian="newton")
+    p = hvpopt.as_scipy(rosenbrock, start, hessian=None)
+    with pytest.raises(ValueError, match="hessian=None"):
         p.hessp(x0, x0)
     with pytest.raises(ValueError, match=r"shape \(3,\), expected \(8,\)"):
         p.fun(np.ones(3))

@@ -1,6 +1,7 @@
 """ShiftedNewton's directions against the dense shifted Newton step."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from test_lanczos import symmetric
 
 import hvpopt
 from hvpopt.methods import shifted
+from hvpopt.methods.forcing import ForcingState
 from hvpopt.methods.method import InnerStatus
-from hvpopt.methods.points import Budget, Point
+from hvpopt.methods.points import Budget, Point, Problem
 
 SOLVERS = ["lanczos", "cg", "cholesky"]
 
@@ -43,7 +45,7 @@ def quadratic(request, generator):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_direction_is_the_dense_shifted_newton_step(quadratic, solver):
     matrix, gradient = quadratic
-    method = hvpopt.ShiftedNewton(solver, tol=1e-9, eigenvalue_tol=1e-6)
+    method = hvpopt.ShiftedNewton(solver=solver, tol=1e-9, eigenvalue_tol=1e-6)
     direction = method.direction(point_at(matrix, gradient), Budget())
     expected, smallest, shift = dense_step(matrix, gradient)
     assert direction.status is InnerStatus.CONVERGED
@@ -60,7 +62,7 @@ def test_direction_is_the_dense_shifted_newton_step(quadratic, solver):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_stated_tolerances_are_met(quadratic, solver):
     matrix, gradient = quadratic
-    method = hvpopt.ShiftedNewton(solver, tol=1e-3)
+    method = hvpopt.ShiftedNewton(solver=solver, tol=1e-3)
     direction = method.direction(point_at(matrix, gradient), Budget())
     h, tau = direction.vector, direction.shift
     true = float((matrix @ h + tau * h + gradient).norm() / gradient.norm())
@@ -72,7 +74,7 @@ def test_stated_tolerances_are_met(quadratic, solver):
 def test_lanczos_solver_spends_no_product_on_the_shift(quadratic):
     matrix, gradient = quadratic
     point = point_at(matrix, gradient)
-    direction = hvpopt.ShiftedNewton("lanczos").direction(point, Budget())
+    direction = hvpopt.ShiftedNewton(solver="lanczos").direction(point, Budget())
     assert point.hessian.counts.products == direction.inner_iterations
 
 
@@ -84,7 +86,7 @@ def test_hard_case_is_seen_and_shifted(solver):
     gradient = torch.ones(60, dtype=torch.float64)
     gradient[0] = 0.0
     point = point_at(torch.diag(spectrum), gradient)
-    direction = hvpopt.ShiftedNewton(solver).direction(point, Budget())
+    direction = hvpopt.ShiftedNewton(solver=solver).direction(point, Budget())
     assert direction.shift == pytest.approx(4.5, rel=1e-2)
 
 
@@ -140,7 +142,7 @@ def test_factor_sets_the_shift(generator):
 def test_too_few_products_are_confessed(generator, solver):
     matrix = symmetric(100, generator, torch.linspace(-1, 3, 100).double())
     gradient = torch.randn(100, generator=generator, dtype=torch.float64)
-    direction = hvpopt.ShiftedNewton(solver, max_products=4).direction(
+    direction = hvpopt.ShiftedNewton(solver=solver, max_products=4).direction(
         point_at(matrix, gradient), Budget()
     )
     assert direction.status is not InnerStatus.CONVERGED
@@ -160,7 +162,7 @@ def test_singular_hessian_still_gives_a_finite_step():
     gradient = torch.ones(6, dtype=torch.float64)
     for solver in SOLVERS:
         zero = torch.zeros(6, 6, dtype=torch.float64)
-        direction = hvpopt.ShiftedNewton(solver).direction(
+        direction = hvpopt.ShiftedNewton(solver=solver).direction(
             point_at(zero, gradient), Budget()
         )
         assert bool(torch.isfinite(direction.vector).all()), solver
@@ -191,7 +193,7 @@ def test_each_search_for_the_lowest_eigenvector_begins_with_the_last_one(
     hvpopt.minimize(
         lambda x: (x**4).sum() - 2 * (x**2).sum() + 0.1 * x[0] * x[1],
         0.2 * torch.rand(12, generator=generator, dtype=torch.float64),
-        method=hvpopt.ShiftedNewton("cg"),
+        method=hvpopt.ShiftedNewton(solver="cg"),
         max_iter=2,
         gtol=0,
     )
@@ -214,7 +216,7 @@ def test_direction_of_negative_curvature_is_reported_and_seeds_the_next(generato
     spent = {}
     for solver in ("cg", "lanczos"):
         result = hvpopt.minimize(
-            loss, start, method=hvpopt.ShiftedNewton(solver), max_iter=1, gtol=0
+            loss, start, method=hvpopt.ShiftedNewton(solver=solver), max_iter=1, gtol=0
         )
         found = result.negative_curvature
         dense = torch.autograd.functional.hessian(loss, start)
@@ -222,7 +224,7 @@ def test_direction_of_negative_curvature_is_reported_and_seeds_the_next(generato
         assert abs(float(found @ lowest)) == pytest.approx(1.0, abs=1e-2)
     operator = hvpopt.MatrixOperator(dense)
     for name, first in (("random", None), ("seeded", found)):
-        estimate = hvpopt.smallest_eigenvalue(operator, 1e-2, start=first)
+        estimate = hvpopt.smallest_eigenvalue(operator, tol=1e-2, start=first)
         spent[name] = estimate.n_products
     assert spent["seeded"] <= spent["random"]
 
@@ -245,7 +247,7 @@ class _Lopsided(torch.autograd.Function):
 def test_asymmetric_products_are_told_in_words_and_end_no_run():
     start = torch.linspace(1.0, 2.0, 10, dtype=torch.float64)
     result = hvpopt.minimize(
-        _Lopsided.apply, start, method=hvpopt.ShiftedNewton("cg"), max_iter=3
+        _Lopsided.apply, start, method=hvpopt.ShiftedNewton(solver="cg"), max_iter=3
     )
     assert result.status is not hvpopt.Status.FAILED
     assert result.fun < 0.5 * float(_Lopsided.apply(start))
@@ -264,5 +266,70 @@ def test_asymmetric_products_have_no_smallest_eigenvalue():
 
 def test_next_stage_looks_for_negative_curvature_where_it_was():
     lowest = torch.ones(3, dtype=torch.float64)
-    assert hvpopt.ShiftedNewton("cg").next_stage(None, lowest) is lowest
-    assert hvpopt.ShiftedNewton("cg").next_stage(None, None) is None
+    method = hvpopt.ShiftedNewton(solver="cg", tol=hvpopt.SquareRoot())
+    start = method.start(None)
+    state = replace(start, forcing=ForcingState(1e-5, 2.0), lowest=lowest)
+    assert method.next_stage(None, state).lowest is lowest
+    assert method.next_stage(None, state).forcing == start.forcing
+
+
+@pytest.mark.parametrize("solver", ["lanczos", "cg"])
+def test_a_forcing_term_follows_the_run(solver, generator):
+    """Each solve is as accurate as the term asks, and the gradient falls ever faster."""
+    terms = []
+
+    class Watched(hvpopt.SquareRoot):
+        def update(self, state, before, after):
+            terms.append(super().update(state, before, after))
+            return terms[-1]
+
+    start = torch.randn(12, generator=generator, dtype=torch.float64)
+    result = hvpopt.minimize(
+        lambda x: torch.cosh(x).sum() + 0.5 * (x[1:] * x[:-1]).sum() + (x**2).sum(),
+        start,
+        method=hvpopt.ShiftedNewton(solver=solver, tol=Watched()),
+        gtol=1e-9,
+    )
+    assert result.success
+    asked = [0.5, *(term.tol for term in terms)]
+    for record, tol in zip(result.history[1:], asked, strict=False):
+        assert record.residual <= tol * (1 + 1e-9)
+    assert asked[-2] < 1e-3, "the last solves are accurate ones"
+
+
+class _SineFit(hvpopt.TorchObjective):
+    """½ ‖sin(A x) − d‖², whose Gauss-Newton matrix is written out."""
+
+    has_gauss_newton = True
+
+    def __init__(self, matrix, data):
+        super().__init__(lambda x: 0.5 * (torch.sin(matrix @ x) - data).square().sum())
+        self.matrix = matrix
+
+    def hessian(self, model, kind="exact", *, space=None):
+        if kind == "exact":
+            return super().hessian(model, kind, space=space)
+        jacobian = torch.cos(self.matrix @ model)[:, None] * self.matrix
+        return hvpopt.MatrixOperator(jacobian.mT @ jacobian)
+
+    def linearise(self, model, kind="exact", *, space=None):
+        return hvpopt.Objective.linearise(self, model, kind, space=space)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_gauss_newton_matrix_needs_no_shift(solver, generator):
+    matrix = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    start, data = 0.1 * matrix[0], torch.randn(40, generator=generator).double()
+    objective = _SineFit(matrix, data)
+    method = hvpopt.ShiftedNewton(solver=solver, hessian="gauss-newton", tol=1e-10)
+    problem = Problem(objective, hvpopt.ModelSpace(start))
+    point = problem.linearise(start, method.kind)
+    direction = method.direction(point, Budget())
+    jacobian = torch.cos(matrix @ start)[:, None] * matrix
+    normal = jacobian.mT @ jacobian
+    expected = torch.linalg.solve(
+        normal, -jacobian.mT @ (torch.sin(matrix @ start) - data)
+    )
+    error = float((direction.vector - expected).norm() / expected.norm())
+    assert direction.shift == 0.0
+    assert error < 1e-9 * float(torch.linalg.cond(normal))

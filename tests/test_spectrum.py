@@ -248,7 +248,7 @@ def test_diagonal_beats_plain_probes_where_eigenvalues_decay(generator):
     matrix = symmetric(80, generator, 0.7 ** torch.arange(80, dtype=D))
     operator, exact = MatrixOperator(matrix), matrix.diagonal()
     ours = diagonal(operator, n_products=24).value
-    plain = hvpopt.analysis.estimate_diagonal(operator, 24).diagonal
+    plain = hvpopt.analysis.estimate_diagonal(operator, n_probes=24).diagonal
     assert float((ours - exact).norm()) < 0.2 * float((plain - exact).norm())
 
 
@@ -497,7 +497,7 @@ def test_float32_eigenpairs_stop_at_their_rounding(generator):
         (lambda h: trace(h, n_products=5), ValueError, "n_products is 5"),
         (lambda h: trace(h, confidence=1.0), ValueError, "confidence is 1"),
         (lambda h: trace(h, torch.ones(3)), TypeError, "leave model out"),
-        (lambda h: diagonal(h, kind="exact"), TypeError, "leave kind out"),
+        (lambda h: diagonal(h, hessian="exact"), TypeError, "leave hessian out"),
         (lambda _: trace(TorchObjective(torch.sum)), TypeError, "pass the model"),
         (lambda _: trace(torch.eye(3)), TypeError, "MatrixOperator"),
         (lambda h: eigenpairs(h, 9), ValueError, "k is 9"),

@@ -24,6 +24,7 @@ from waves import (
 )
 
 from hvpopt.fwi import Survey
+from hvpopt.fwi.survey.acquisition import parse_sources
 from hvpopt.fwi.survey.timestep import resolve_time_step
 
 __all__ = ["one_thread"]
@@ -155,9 +156,21 @@ def test_select_is_the_survey_of_some_shots_in_their_order(change, generator):
     assert torch.equal(some.select([2, 0]).simulate(v), expected[[2, 3]])
     assert torch.equal(some.simulate(v, shots=[1]), expected[[0]])
     assert there.n_shots == 4, "the caller's own is as it was"
-    if change is not off_grid:  # a Hicks keeps its dtype
-        low = some.to(torch.float32).simulate(v.float())
-        torch.testing.assert_close(low.double(), expected[[3, 0, 2]], rtol=1e-3, atol=1)
+    low = some.to(torch.float32).simulate(v.float())
+    torch.testing.assert_close(low.double(), expected[[3, 0, 2]], rtol=1e-3, atol=1)
+
+
+@pytest.mark.filterwarnings("ignore::deepwave.MigrationWarning")
+def test_shots_are_drawn_along_the_line_of_places_off_the_grid():
+    places = torch.tensor([[[2.0, 9.0]], [[2.5, 3.5]], [[2.5, 6.2]]], dtype=D)
+    # the first shot, on a node, has one cell and the others sixteen
+    where = deepwave.Hicks(places, halfwidth=2, dtype=D)
+    points = parse_sources({"u": (wavelets(3), where)})["u"][1]
+    assert torch.equal(points.centres(), places[:, 0])
+    assert torch.equal(points.select([2, 0]).centres(), places[[2, 0], 0])
+    given = arguments("scalar", 3)
+    there = Survey("scalar", **{**given, "sources": {"u": (wavelets(3), where)}})
+    assert there.draw(3) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

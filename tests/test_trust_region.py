@@ -34,7 +34,7 @@ def step_of(loss, x, **options):
 
 def products_for(point, radius, tol, probe):
     """Return how many products one radius takes."""
-    basis = hvpopt.LanczosBasis(point.hessian, point.gradient, probe=probe)
+    basis = hvpopt.LanczosBasis(point.hessian, rhs=-point.gradient, probe=probe)
     basis.extend()
     while basis.residual_norm(radius=radius) > tol * float(point.gradient.norm()):
         basis.extend()
@@ -262,7 +262,7 @@ def test_gauss_newton_steps_end_where_the_exact_hessian_agrees():
 
     objective = HalfHessian(valley)
     # a random part of the Krylov space would step past the saddle
-    method = hvpopt.TrustRegionNewton("gauss-newton", probe=0.0)
+    method = hvpopt.TrustRegionNewton(hessian="gauss-newton", probe=0.0)
     x = torch.tensor([3.0, 0.0], dtype=torch.float64)
     result = hvpopt.minimize(objective, x, method=method, max_iter=200)
     assert objective.asked[0] == "gauss-newton"
@@ -275,7 +275,7 @@ def test_points_know_which_hessian_they_carry():
     objective = HalfHessian(lambda v: (v**2).sum())
     x = torch.tensor([3.0, 1.0], dtype=torch.float64)
     problem = Problem(objective, hvpopt.ModelSpace(x))
-    point = problem.linearise(x, hvpopt.TrustRegionNewton("gauss-newton").kind)
+    point = problem.linearise(x, hvpopt.TrustRegionNewton(hessian="gauss-newton").kind)
     assert point.kind == "gauss-newton"
     assert problem.with_hessian(point, "exact").kind == "exact"
 
@@ -467,7 +467,7 @@ def test_tolerance_under_the_floor_ends_the_solve(generator):
         x.double(), "exact"
     )
     # just enough products for the residual to pass under the floor
-    basis = hvpopt.LanczosBasis(point.hessian, point.gradient)
+    basis = hvpopt.LanczosBasis(point.hessian, rhs=-point.gradient)
     norm = float(point.gradient.norm())
     basis.extend()
     while basis.residual_norm() > basis.floor() * norm:
@@ -482,7 +482,7 @@ def test_tolerance_under_the_floor_ends_the_solve(generator):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"hessian": "newton"}, "kind is 'newton'"),
+        ({"hessian": "newton"}, "hessian is 'newton'"),
         ({"tol": 0.0}, "tol is 0.0"),
         ({"tol": 1.5}, "tol is 1.5"),
         ({"probe": -0.1}, "probe is -0.1"),

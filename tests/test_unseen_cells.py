@@ -10,13 +10,13 @@ from hvpopt.fwi import Survey, WaveformMisfit
 F64, F32 = torch.float64, torch.float32
 METHODS = {
     "trust region": hvpopt.TrustRegionNewton,
-    "Gauss-Newton trust region": lambda: hvpopt.TrustRegionNewton("gauss-newton"),
+    "Gauss-Newton trust region": lambda: hvpopt.TrustRegionNewton(hessian="gauss-newton"),
     "line search": hvpopt.LineSearchNewton,
     "quasi-Newton": hvpopt.QuasiNewton,
-    "line search, pairs": lambda: hvpopt.LineSearchNewton(pairs=3, cg_pairs=4),
+    "line search, pairs": lambda: hvpopt.LineSearchNewton(memory=3, cg_pairs=4),
     "shifted, lanczos": hvpopt.ShiftedNewton,
-    "shifted, cg": lambda: hvpopt.ShiftedNewton("cg"),
-    "shifted, cholesky": lambda: hvpopt.ShiftedNewton("cholesky"),
+    "shifted, cg": lambda: hvpopt.ShiftedNewton(solver="cg"),
+    "shifted, cholesky": lambda: hvpopt.ShiftedNewton(solver="cholesky"),
 }
 PLAIN = {name: make for name, make in METHODS.items() if "Gauss" not in name}
 #: The random part of a Krylov space's start may move what no product restrains.

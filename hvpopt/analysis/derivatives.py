@@ -87,7 +87,7 @@ def check_symmetry(
     operator: SymmetricOperator,
     *,
     tol: float | None = None,
-    pairs: int = 3,
+    n_pairs: int = 3,
     seed: int = 0,
 ) -> CheckReport:
     """Check that ``u·Hw = w·Hu`` for random pairs of vectors.
@@ -96,7 +96,7 @@ def check_symmetry(
         operator: The operator H; each pair costs two products.
         tol: Largest relative difference, ``|u·Hw − w·Hu| / (‖u‖‖Hw‖ + ‖w‖‖Hu‖)``.
             Default 100 times the operator's noise.
-        pairs: Number of random pairs. Default 3.
+        n_pairs: Number of random pairs. Default 3.
         seed: Seed of the vectors. Default 0.
 
     Returns:
@@ -108,10 +108,10 @@ def check_symmetry(
     """
     checked_operator(operator)
     tol = 100 * operator.noise if tol is None else checks.number("tol", tol, above=0.0)
-    pairs = checks.integer("pairs", pairs, least=1)
+    n_pairs = checks.integer("n_pairs", n_pairs, least=1)
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     worst = 0.0
-    for _ in range(pairs):
+    for _ in range(n_pairs):
         u, w = (
             torch.randn(operator.size, generator=generator, dtype=torch.float64).to(
                 operator.device, operator.dtype

@@ -81,7 +81,7 @@ def eigenpairs(
     tol: float = 1e-6,
     confidence: float = 0.999,
     max_products: int = MAX_PRODUCTS,
-    memory_limit: float = MEMORY_LIMIT,
+    memory_limit: str | float = MEMORY_LIMIT,
     seed: int = 0,
 ) -> Eigenpairs:
     """Find the k largest or smallest eigenvalues and their vectors.
@@ -93,7 +93,8 @@ def eigenpairs(
         tol: Of the residuals, relative to ‖H‖.
         confidence: Probability with which none was missed, over the random starts.
         max_products: Stop after these.
-        memory_limit: Of the vectors of one space, bytes. Beyond it spaces are restarted.
+        memory_limit: Of the vectors of one space, bytes or a string such as ``"2GB"``.
+            Beyond it spaces are restarted.
         seed: Of the random starts.
 
     Returns:
@@ -109,7 +110,7 @@ def eigenpairs(
     tol = checks.number("tol", tol, above=0.0, below=1.0)
     confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
     max_products = checks.integer("max_products", max_products, least=k)
-    memory_limit = checks.number("memory_limit", memory_limit, above=0.0)
+    memory_limit = checks.memory("memory_limit", memory_limit)
     room = int(min(memory_limit / (8 * operator.size), operator.size + 1))
     if room < min(2 * k + SPARE, operator.size):
         raise ValueError(

@@ -27,7 +27,7 @@ from hvpopt.analysis.responses import (
     grids_of,
     random_signs,
 )
-from hvpopt.krylov.cg import CGStatus, cg
+from hvpopt.krylov.cg import CGStatus, flat_cg
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model
 from hvpopt.operators.symmetric import FunctionOperator, SymmetricOperator
@@ -250,7 +250,7 @@ def regularised_spread(
                 return white + weight * prior.factor_transposed(answer)
 
             enough = tol / float(deviation[index])
-            found = cg(
+            found = flat_cg(
                 FunctionOperator(
                     whitened, rhs.numel(), dtype=rhs.dtype, device=rhs.device
                 ),

@@ -36,7 +36,7 @@ from hvpopt import checks
 from hvpopt.analysis.estimate import Estimate
 from hvpopt.analysis.noise import Noise, checked_noise
 from hvpopt.analysis.prior import MaternPrior, white_block
-from hvpopt.krylov.cg import cg
+from hvpopt.krylov.cg import flat_cg
 from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.krylov.eigenvalue import smallest_eigenvalue
 from hvpopt.model.counts import Counts, metered
@@ -262,7 +262,9 @@ class Posterior:
             return vector + prior.factor_transposed(weights * prior.factor(vector))
 
         surrogate = FunctionOperator(product, residual.numel(), device=residual.device)
-        found = cg(surrogate, residual, tol=INNER_TOLERANCE, max_products=INNER_PRODUCTS)
+        found = flat_cg(
+            surrogate, residual, tol=INNER_TOLERANCE, max_products=INNER_PRODUCTS
+        )
         step: Tensor = found.x
         return step
 
@@ -596,7 +598,7 @@ def posterior_of(
         total = torch.zeros(space.size, dtype=torch.float64, device=space.device)
         for k in range(seed, seed + SKETCHES):
             with misfit.sketch(model, "gauss-newton", space=space, seed=k) as sketch:
-                probed = estimate_diagonal(sketch, 1, seed=k).diagonal
+                probed = estimate_diagonal(sketch, n_probes=1, seed=k).diagonal
             total += smooth_diagonal(probed.double(), space, SMOOTH)
     mean = total / SKETCHES
     diagonal = mean.clamp(min=FLOOR * float(mean.max().clamp(min=0.0)))

@@ -366,8 +366,8 @@ def _field(
     spacing: Any,
 ) -> _Field:
     of = f"of parameter {name!r}"
-    lengths = _per_axis(f"length {of}", length, len(shape))
-    spacings = _per_axis(f"spacing {of}", spacing, len(shape))
+    lengths = checks.per_axis(f"length {of}", length, len(shape))
+    spacings = checks.per_axis(f"spacing {of}", spacing, len(shape))
     dimensions = sum(n > 1 for n in shape)
     if dimensions > MOST_DIMENSIONS:
         raise ValueError(
@@ -414,13 +414,6 @@ def _by_parameter(what: str, given: Any, names: tuple[str, ...]) -> dict[str, An
             f"{list(names)}"
         )
     return dict(given)
-
-
-def _per_axis(what: str, given: Any, n_axes: int) -> list[float]:
-    entries = list(given) if isinstance(given, (tuple, list)) else [given] * n_axes
-    if len(entries) != n_axes:
-        raise ValueError(f"{what} has {len(entries)} entries for a grid of {n_axes} axes")
-    return [float(checks.number(what, e, above=0.0, below=math.inf)) for e in entries]
 
 
 def _standard_deviation(what: str, given: Any, shape: tuple[int, ...]) -> Array:

@@ -41,11 +41,11 @@ from hvpopt.problem.objective import Kind, Objective
 
 
 def diagonal(
-    of: SymmetricOperator | Objective,
+    target: SymmetricOperator | Objective,
     model: Model | None = None,
     *,
     n_products: int = 30,
-    kind: Kind | None = None,
+    hessian: Kind | None = None,
     space: ModelSpace | None = None,
     seed: int = 0,
     confidence: float = CONFIDENCE,
@@ -53,12 +53,12 @@ def diagonal(
     """Estimate the diagonal of an operator, or of an objective's Hessian by samples.
 
     Args:
-        of: A symmetric operator on ``[n]``, whose products are whole; or an objective,
-            whose ``sketch`` is multiplied.
+        target: A symmetric operator on ``[n]``, whose products are whole; or an
+            objective, whose ``sketch`` is multiplied.
         model: Where to linearise an objective.
         n_products: Products to spend, at least 6 of an operator and 2 of an objective. At
             least n of an operator give the diagonal to rounding.
-        kind: Of an objective's Hessian. Default ``"gauss-newton"`` where it has one.
+        hessian: Of an objective. Default ``"gauss-newton"`` where it has one.
         space: Flat coordinates of an objective's Hessian. Default ``ModelSpace(model)``.
         seed: Of the probes and samples.
         confidence: Probability, for each entry, that ``interval`` holds it.
@@ -75,15 +75,17 @@ def diagonal(
     """
     confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
     seed = checks.seed("seed", seed)
-    if isinstance(of, Objective):
+    if isinstance(target, Objective):
         n_samples = checks.integer("n_products", n_products, least=2)
-        with metered(of.counts, pass_on=True) as counts:
-            model = model_of(of, model)
-            value, error, rounding = _of_samples(of, model, n_samples, kind, space, seed)
+        with metered(target.counts, pass_on=True) as counts:
+            model = model_of(target, model)
+            value, error, rounding = _of_samples(
+                target, model, n_samples, hessian, space, seed
+            )
         message = f"the mean over {n_samples} samples, each with a probe of its own"
     else:
-        operator = checked_operator(of)
-        without_model(model, kind, space)
+        operator = checked_operator(target)
+        without_model(model, hessian, space)
         n_products = checks.integer("n_products", n_products, least=2 * FEWEST)
         n_samples = n_products // 2
         with metered(operator.counts, pass_on=True) as counts:

@@ -205,7 +205,7 @@ def sampled_operators(
     """
     if kind is None:
         kind = "gauss-newton" if objective.has_gauss_newton else "exact"
-    check_kind(kind)
+    check_kind(kind, "hessian")
     space = ModelSpace(model) if space is None else space
     for seed in seeds:
         with _closing(objective.sketch(model, kind, space=space, seed=seed)) as operator:

@@ -38,11 +38,11 @@ from hvpopt.problem.objective import Kind, Objective
 
 
 def trace(
-    of: SymmetricOperator | Objective,
+    target: SymmetricOperator | Objective,
     model: Model | None = None,
     *,
     n_products: int = 30,
-    kind: Kind | None = None,
+    hessian: Kind | None = None,
     space: ModelSpace | None = None,
     seed: int = 0,
     confidence: float = CONFIDENCE,
@@ -50,12 +50,12 @@ def trace(
     """Estimate the trace of an operator, or of an objective's Hessian by samples.
 
     Args:
-        of: A symmetric operator on ``[n]``, whose products are whole; or an objective,
-            whose ``sketch`` is multiplied.
+        target: A symmetric operator on ``[n]``, whose products are whole; or an
+            objective, whose ``sketch`` is multiplied.
         model: Where to linearise an objective.
         n_products: Products to spend, at least 6 of an operator and 2 of an objective. At
             least n of an operator give the trace to rounding.
-        kind: Of an objective's Hessian. Default ``"gauss-newton"`` where it has one.
+        hessian: Of an objective. Default ``"gauss-newton"`` where it has one.
         space: Flat coordinates of an objective's Hessian. Default ``ModelSpace(model)``.
         seed: Of the probes and samples.
         confidence: Probability that ``interval`` holds the trace.
@@ -78,12 +78,12 @@ def trace(
     """
     confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
     seed = checks.seed("seed", seed)
-    if isinstance(of, Objective):
+    if isinstance(target, Objective):
         n_products = checks.integer("n_products", n_products, least=2)
-        model = model_of(of, model)
-        return _of_samples(of, model, n_products, kind, space, seed, confidence)
-    operator = checked_operator(of)
-    without_model(model, kind, space)
+        model = model_of(target, model)
+        return _of_samples(target, model, n_products, hessian, space, seed, confidence)
+    operator = checked_operator(target)
+    without_model(model, hessian, space)
     n_products = checks.integer("n_products", n_products, least=2 * FEWEST)
     with metered(operator.counts, pass_on=True) as counts:
         if n_products >= operator.size:
@@ -129,18 +129,18 @@ def model_of(objective: Objective, model: Model | None) -> Model:
     return model
 
 
-def without_model(model: object, kind: object, space: object) -> None:
+def without_model(model: object, hessian: object, space: object) -> None:
     """Raise TypeError if an operator was given with what only an objective needs.
 
     Args:
         model: What was given.
-        kind: What was given.
+        hessian: What was given.
         space: What was given.
 
     Raises:
         TypeError: If one is not None.
     """
-    given = {"model": model, "kind": kind, "space": space}
+    given = {"model": model, "hessian": hessian, "space": space}
     for name, value in given.items():
         if value is not None:
             raise TypeError(f"an operator is at a model already; leave {name} out")

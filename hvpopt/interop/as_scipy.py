@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,22 @@ from hvpopt import checks
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace, PerParameter
 from hvpopt.model.tensors import Model, warn_of_hooks
+from hvpopt.operators.jacobian import Jacobian
 from hvpopt.operators.symmetric import SymmetricOperator
 from hvpopt.problem.objective import Kind, Objective, check_kind
 from hvpopt.problem.torch_objective import as_objective
 
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
+
 Vector: TypeAlias = npt.NDArray[np.float64]
 
 
+@overload
+def as_scipy(objective: SymmetricOperator | Jacobian) -> LinearOperator: ...
+
+
+@overload
 def as_scipy(
     objective: Objective | Callable[..., Tensor],
     model: Model,
@@ -31,27 +40,41 @@ def as_scipy(
     mask: PerParameter = None,
     lower: PerParameter = None,
     upper: PerParameter = None,
-    kind: Kind | None = "exact",
-) -> ScipyProblem:
-    """Return an objective as functions of flat float64 NumPy vectors.
+    hessian: Kind | None = "exact",
+) -> ScipyProblem: ...
+
+
+def as_scipy(
+    objective: Any,
+    model: Model | None = None,
+    *,
+    scale: PerParameter = None,
+    mask: PerParameter = None,
+    lower: PerParameter = None,
+    upper: PerParameter = None,
+    hessian: Kind | None = "exact",
+) -> ScipyProblem | LinearOperator:
+    """Return an objective, or an operator, as functions of flat float64 NumPy vectors.
 
     Args:
         objective: An Objective, or any scalar torch function called as the model is
-            arranged.
+            arranged; or, alone, a SymmetricOperator or a Jacobian.
         model: The start: a tensor, a tuple or a dict of tensors. Not changed.
         scale: Size of one unit of each parameter; see ModelSpace. Default 1.
         mask: True where cells may change; see ModelSpace. Default all.
         lower: Lower bounds in the model's units; see ModelSpace. Default none.
         upper: Upper bounds in the model's units; see ModelSpace. Default none.
-        kind: Kind of the products: ``"exact"`` (the default), ``"gauss-newton"``, or None
-            for a method without products; gradients then keep no graph.
+        hessian: ``"exact"`` (the default), ``"gauss-newton"``, or None for a method
+            without products; gradients then keep no graph.
 
     Returns:
-        The problem, whose methods are arguments of ``scipy.optimize.minimize``.
+        The problem, whose methods are arguments of ``scipy.optimize.minimize``. Of an
+        operator, a ``scipy.sparse.linalg.LinearOperator`` for SciPy's solvers.
 
     Raises:
-        TypeError: For an objective or model of the wrong type.
-        ValueError: For an unknown kind, or options that do not fit the model.
+        TypeError: For an objective or model of the wrong type, an objective without
+            model, or an operator with one.
+        ValueError: For an unknown Hessian, or options that do not fit the model.
 
     Example:
         >>> import scipy.optimize, torch, hvpopt
@@ -63,11 +86,17 @@ def as_scipy(
         >>> p.to_model(result.x)
         tensor([1.0000, 1.0000], dtype=torch.float64)
     """
-    if kind is not None:
-        check_kind(kind)
+    if isinstance(objective, (SymmetricOperator, Jacobian)):
+        if model is not None:
+            raise TypeError("an operator is made at its model; pass as_scipy(operator)")
+        return objective.to_scipy()
+    if model is None:
+        raise TypeError("as_scipy of an objective needs the start: as_scipy(loss, model)")
+    if hessian is not None:
+        check_kind(hessian, "hessian")
     warn_of_hooks(model)
     space = ModelSpace(model, scale=scale, mask=mask, lower=lower, upper=upper)
-    return ScipyProblem(as_objective(objective), space, space.to_vector(model), kind)
+    return ScipyProblem(as_objective(objective), space, space.to_vector(model), hessian)
 
 
 @dataclass(frozen=True)
@@ -148,10 +177,12 @@ class ScipyProblem:
             The product ``[n]``.
 
         Raises:
-            ValueError: If this problem was made with ``kind=None``.
+            ValueError: If this problem was made with ``hessian=None``.
         """
         if self.kind is None:
-            raise ValueError("this problem has no products: it was made with kind=None")
+            raise ValueError(
+                "this problem has no products: it was made with hessian=None"
+            )
         evaluated = self._evaluate(self._flat(x))
         if self._base is not evaluated:
             _close(self._base)

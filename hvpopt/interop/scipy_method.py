@@ -38,7 +38,7 @@ STOPPED_BY_CALLBACK = 99
 
 
 def scipy_method(
-    method: Method | None = None, **options: Any
+    method: Method | None = None, *wrong: object, **options: Any
 ) -> Callable[..., OptimizeResult]:
     """Return an hvpopt method as a ``method`` of ``scipy.optimize.minimize``.
 
@@ -55,6 +55,7 @@ def scipy_method(
 
     Args:
         method: The method that takes the steps. Default that of hvpopt.minimize.
+        *wrong: None: given where SciPy calls this function itself.
         **options: Defaults of ``maxiter``, ``gtol`` (relative to the largest gradient
             so far, unlike in SciPy), ``max_products``, ``max_seconds`` and ``disp`` (a
             progress bar). The ``options`` of a call take precedence; its ``tol`` serves
@@ -75,6 +76,11 @@ def scipy_method(
         ...          method=hvpopt.scipy_method(), options={"gtol": 1e-9}).x.round(6)
         array([1., 1.])
     """
+    if wrong:
+        raise TypeError(
+            "scipy_method makes the method and is none: pass "
+            "method=hvpopt.scipy_method() to scipy.optimize.minimize, with brackets"
+        )
     if method is not None:
         checked_method(method)
     unknown = sorted(set(options) - set(OPTIONS))

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -35,7 +36,12 @@ from hvpopt.krylov.preconditioner import (
     checked_preconditioner,
 )
 from hvpopt.model._scale import euclidean_norm, times_power, unit_of
+from hvpopt.model._shown import screen, summarised
+from hvpopt.model.tensors import Model
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
+
+#: A flat vector, or what is shaped like the operator's model.
+Shaped = TypeVar("Shaped", bound=Model)
 
 #: Asymmetry of products relative to ‖A‖ that no rounding explains.
 NOT_SYMMETRIC = 1e-2
@@ -50,7 +56,9 @@ class CGStatus(Enum):
     DEADLINE = "the time limit was reached before the residual's tolerance"
     FLOOR = "the tolerance lies under the rounding of the products"
     ASYMMETRIC = "the operator is not symmetric: its products contradict each other"
-    OUT_OF_RANGE = "the solution lies outside the range of its dtype; zero is returned"
+    OUT_OF_RANGE = (
+        "the solution lies outside the range of its dtype; the start is returned"
+    )
 
     @property
     def message(self) -> str:
@@ -58,50 +66,68 @@ class CGStatus(Enum):
         return self.value
 
 
-@dataclass(frozen=True)
-class CGResult:
+@dataclass(frozen=True, repr=False)
+class CGResult(Generic[Shaped]):
     """What conjugate gradients found.
 
+    Norms, curvature and pairs are those of flat vectors.
+
     Attributes:
-        x: The last iterate ``[n]``; for negative curvature the one before it was met.
+        x: The last iterate, ``[n]`` or shaped like the model, as the right-hand side was;
+            for negative curvature the one before it was met.
         status: Why it ended.
         residual_norm: ``‖b − A x‖``, from the recurrence.
         n_products: Products spent.
-        direction: The direction of negative curvature ``[n]``, else None.
+        direction: The direction of negative curvature, shaped like ``x``, else None.
         curvature: ``d·A d / d·d`` along it, else NaN.
-        residual: ``b − A x``, ``[n]``, from the recurrence.
+        residual: ``b − A x``, shaped like the right-hand side, from the recurrence.
         pairs: The directions and products ``(d, A d)`` that were kept, in order.
         product_error: An estimate of ``‖δ(A d)‖ / ‖A‖‖d‖``, a few times too large, where
             the errors of two products are as independent as rounding; NaN before there
             are three.
     """
 
-    x: Tensor
+    x: Shaped
     status: CGStatus
     residual_norm: float
     n_products: int
-    direction: Tensor | None = None
+    direction: Shaped | None = None
     curvature: float = math.nan
-    residual: Tensor | None = None
+    residual: Shaped | None = None
     pairs: tuple[Pair, ...] = ()
     product_error: float = math.nan
+
+    def __repr__(self) -> str:
+        curvature = f"{self.curvature:.4g} along " if self.direction is not None else ""
+        rows = {
+            "x": summarised(self.x),
+            "residual_norm": f"{self.residual_norm:.4g}",
+            "n_products": str(self.n_products),
+            "direction": curvature + summarised(self.direction),
+            "pairs": f"{len(self.pairs)} kept" if self.pairs else "",
+        }
+        return screen(f"CGResult: {self.status.message}", rows)
 
 
 def cg(
     operator: SymmetricOperator,
-    rhs: Tensor,
+    rhs: Shaped,
     *,
+    start: Shaped | None = None,
     tol: float = 1e-5,
     max_products: int | None = None,
     deadline: float = math.inf,
     preconditioner: Preconditioner | None = None,
     keep_pairs: int = 0,
-) -> CGResult:
-    """Solve ``A x = b`` from ``x = 0`` by preconditioned conjugate gradients.
+) -> CGResult[Shaped]:
+    """Solve ``A x = b`` by preconditioned conjugate gradients.
 
     Args:
         operator: A, symmetric; need not be definite.
-        rhs: b, ``[n]``.
+        rhs: b, ``[n]``; or shaped like the model, a gradient, where the operator has a
+            space and ``H @`` takes steps of that shape. The solution then has it too.
+        start: The first iterate, shaped like ``rhs``; its product counts. Default zero,
+            as for a right-hand side of zero.
         tol: Stop at ``‖b − A x‖ ≤ tol · ‖b‖``.
         max_products: Stop after this many products. Default ``2 n``.
         deadline: Stop when ``time.monotonic()`` passes this, seconds.
@@ -115,8 +141,8 @@ def cg(
 
     Raises:
         TypeError: For an argument of the wrong type.
-        ValueError: If ``tol`` is not in (0, 1), the right-hand side does not fit, or
-            the preconditioner is not positive definite.
+        ValueError: If ``tol`` is not in (0, 1), the right-hand side or the start does not
+            fit, or the preconditioner is not positive definite.
 
     Example:
         >>> import torch, hvpopt
@@ -128,22 +154,72 @@ def cg(
         tensor([1.0000, 1.0000], dtype=torch.float64)
     """
     checked_operator(operator)
+    options: dict[str, Any] = {
+        "tol": tol,
+        "max_products": max_products,
+        "deadline": deadline,
+        "preconditioner": preconditioner,
+        "keep_pairs": keep_pairs,
+    }
+    space, given = operator.space, cast("Any", rhs)
+    if space is None or not space.accepts(given):
+        flat: Any = flat_cg(operator, given, start=cast("Any", start), **options)
+        return cast("CGResult[Shaped]", flat)
+    x = None
+    if start is not None:
+        if not space.accepts(start):
+            raise TypeError(
+                f"the start is {checks.shown(start)}, and the right-hand side is shaped "
+                "like the model; pass both alike"
+            )
+        x = space.step_to_vector(start)
+    found = flat_cg(operator, space.gradient_to_vector(given), start=x, **options)
+    negative, residual = found.direction, found.residual
+    shaped: Any = replace(
+        cast("CGResult[Any]", found),
+        x=space.step_to_model(found.x),
+        direction=None if negative is None else space.step_to_model(negative),
+        residual=None if residual is None else space.gradient_to_model(residual),
+    )
+    return cast("CGResult[Shaped]", shaped)
+
+
+def flat_cg(
+    operator: SymmetricOperator,
+    rhs: Tensor,
+    *,
+    start: Tensor | None = None,
+    tol: float = 1e-5,
+    max_products: int | None = None,
+    deadline: float = math.inf,
+    preconditioner: Preconditioner | None = None,
+    keep_pairs: int = 0,
+) -> CGResult[Tensor]:
+    """Return what ``cg`` does, of vectors ``[n]`` that are flat whatever the model is.
+
+    A flat vector of a scaled model of one axis has that model's shape. Methods, which
+    work with flat vectors alone, call this one. The arguments are those of ``cg``.
+    """
     tol = checks.fraction("tol", tol)
     most = checks.optional(checks.limit, "max_products", max_products)
     deadline = checks.number("deadline", deadline)
     checked_preconditioner(preconditioner)
-    checks.tensor("the right-hand side", rhs, (operator.size,))
-    if not bool(torch.isfinite(rhs).all()):
-        raise ValueError("the right-hand side has NaN or infinite entries")
     watch = _Watch(operator, keep_pairs)
+    _check_flat("the right-hand side", rhs, operator)
+    if start is not None:
+        _check_flat("the start", start, operator)
     limit = 2 * operator.size if most is None else most
     if not bool(rhs.any()):
         zero = torch.zeros_like(rhs)
         return CGResult(zero, CGStatus.CONVERGED, 0.0, 0, residual=zero)
     size = unit_of(rhs)
     x = torch.zeros_like(rhs)
-    r = rhs / size
-    target = tol * float(r.norm())
+    first = rhs
+    if start is not None:
+        first = rhs - operator.matvec(start).to(rhs.dtype)
+        watch.products += 1
+    r = first / size
+    target = tol * float((rhs / size).norm())
     z, steps = _in_unit(r, preconditioner)
     d = z.clone()
     unit = 0.0
@@ -163,7 +239,10 @@ def cg(
             status = CGStatus.DEADLINE
             break
         product = operator.matvec(d)
-        unit = unit or unit_of(product)
+        if not unit:
+            unit = unit_of(product)
+            if start is not None:
+                watch.note_iterate(times_power(start, unit, size))
         a_d = product / unit
         d_a_d = float(d @ a_d)
         watch.note_product(d, product, a_d, d_a_d)
@@ -189,7 +268,10 @@ def cg(
     lost = euclidean_norm(times_power(solution, unit, size) - x) * watch.norm
     if not lost <= max(target, norm):
         status = CGStatus.OUT_OF_RANGE
-        solution, r, norm = torch.zeros_like(rhs), rhs / size, float((rhs / size).norm())
+        solution, r = torch.zeros_like(rhs), first / size
+        norm = float(r.norm())
+    if start is not None:
+        solution = solution + start
     return CGResult(
         solution,
         status,
@@ -201,6 +283,12 @@ def cg(
         pairs=tuple((d, a_d) for _, d, a_d in watch.kept),
         product_error=watch.product_error,
     )
+
+
+def _check_flat(what: str, vector: object, operator: SymmetricOperator) -> None:
+    flat = checks.tensor(what, vector, (operator.size,))
+    if not bool(torch.isfinite(flat).all()):
+        raise ValueError(f"{what} has NaN or infinite entries")
 
 
 class _Watch:

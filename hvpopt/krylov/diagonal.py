@@ -50,10 +50,10 @@ class DiagonalEstimate:
 
 def estimate_diagonal(
     operator: SymmetricOperator,
-    n_probes: int = 3,
     *,
+    n_probes: int = 3,
     seed: int = 0,
-    smooth: float | None = None,
+    smooth: float = 0.0,
 ) -> DiagonalEstimate:
     """Estimate the diagonal of a symmetric operator by probing.
 
@@ -64,7 +64,7 @@ def estimate_diagonal(
         seed: Of the probes.
         smooth: Standard deviation of a Gaussian that the estimate is smoothed with,
             cells; see ``smooth_diagonal``. Needs an operator with a ModelSpace. Default
-            none, which leaves the estimate unbiased.
+            0: none, which leaves the estimate unbiased.
 
     Returns:
         The estimate and what it cost.
@@ -76,8 +76,8 @@ def estimate_diagonal(
     checked_operator(operator)
     n_probes = checks.integer("n_probes", n_probes, least=1)
     seed = checks.seed("seed", seed)
-    smooth = checks.optional(checks.number, "smooth", smooth, least=0.0, most=WIDEST)
-    if smooth is not None and operator.space is None:
+    smooth = checks.number("smooth", smooth, least=0.0, most=WIDEST)
+    if smooth and operator.space is None:
         raise ValueError(
             "smooth needs to know which cells are neighbours, and this operator has no "
             "ModelSpace; leave smooth out"
@@ -90,7 +90,7 @@ def estimate_diagonal(
         )
         z = 2.0 * signs.to(operator.device, operator.dtype) - 1.0
         estimates.append(z * operator.matvec(z))
-    if smooth is not None:
+    if smooth:
         assert operator.space is not None
         estimates = [smooth_diagonal(e, operator.space, smooth) for e in estimates]
     diagonal, error = mean_and_error(estimates)

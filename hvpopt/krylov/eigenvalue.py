@@ -27,6 +27,7 @@ from hvpopt import checks
 from hvpopt.errors import AsymmetryError
 from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.model._scale import euclidean_norm
+from hvpopt.model._shown import screen, summarised
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 #: Default limit of the products of one estimate.
@@ -35,7 +36,7 @@ MAX_PRODUCTS = 300
 NOT_SYMMETRIC = 1e-2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EigenvalueEstimate:
     """An estimate of the smallest eigenvalue λ_min of a symmetric operator.
 
@@ -62,11 +63,21 @@ class EigenvalueEstimate:
     confidence: float
     message: str
 
+    def __repr__(self) -> str:
+        rows = {
+            "value": f"{self.value:.6g}, residual {self.residual:.3g}",
+            "bounds": f"{self.lower:.6g} (with probability {self.confidence:g}) to "
+            f"{self.upper:.6g}",
+            "vector": summarised(self.vector),
+            "n_products": str(self.n_products),
+        }
+        return screen(f"EigenvalueEstimate: {self.message}", rows)
+
 
 def smallest_eigenvalue(
     operator: SymmetricOperator,
-    tol: float = 1e-2,
     *,
+    tol: float = 1e-2,
     start: Tensor | None = None,
     floor: float = 0.0,
     max_products: int | None = None,
@@ -124,9 +135,8 @@ def smallest_eigenvalue(
         checks.tensor("the start", start, (operator.size,))
     if checks.choice("backend", backend, ("lanczos", "scipy")) == "scipy":
         return _by_scipy(operator, tol, start, min(limit, 2**31 - 1))
-    basis = LanczosBasis(
-        operator, start, probe=1.0 if start is not None else 0.0, seed=seed
-    )
+    rhs, probe = (None, 0.0) if start is None else (-start, 1.0)
+    basis = LanczosBasis(operator, rhs=rhs, probe=probe, seed=seed)
     converged = False
     while basis.size < limit and not converged:
         if basis.size and time.monotonic() > deadline:

@@ -5,10 +5,11 @@
 Every q is orthogonalised against all before it, twice ("twice is enough": Giraud,
 Langou, Rozložník and van den Eshof, Numer. Math. 101, 2005), so that T_k is the
 projection of H to rounding. From (Q_k, T_k), with no further product: Ritz values with
-their residuals, the solution of (H + τI) h = −g for every τ with its residual, the
+their residuals, the solution of (H + τI) h = b for every τ with its residual, the
 trust-region step of every radius (Gould, Lucidi, Roma and Toint, SIAM J. Optim. 9,
 1999), and how far the products are from those of a symmetric operator. ``eigenvalue.py``
-adds a lower bound on the smallest eigenvalue.
+adds a lower bound on the smallest eigenvalue. As in ``cg``, b is the right-hand side; a
+Newton step has b = −g, with g the gradient, in whose terms the code is written.
 
 A start without a random part can be orthogonal to the lowest eigenvector (the hard case).
 Then that is in no space of it, and λ_min has no lower bound. Hence ``probe``.
@@ -41,17 +42,17 @@ FIRST_ROWS = 16
 
 @dataclass(frozen=True)
 class KrylovStep:
-    """The step that minimises ``g·h + ½ h·(H + τI)h`` over a Krylov space.
+    """The step that minimises ``½ h·(H + τI)h − b·h`` over a Krylov space.
 
     Attributes:
         vector: The step h, ``[n]``.
-        residual_norm: ``‖(H + (τ + λ)I) h + g‖``, from the recurrence and the asymmetry
+        residual_norm: ``‖(H + (τ + λ)I) h − b‖``, from the recurrence and the asymmetry
             of the products.
-        decrease: ``−(g·h + ½ h·Hh)``, what the unshifted quadratic model predicts.
+        decrease: ``b·h − ½ h·Hh``, what the unshifted quadratic model predicts.
         norm: ``‖h‖``.
         multiplier: λ ≥ 0 of the radius; 0 without one, or inside it.
         on_boundary: True if the radius bounds the step: ``‖h‖`` is the radius.
-        hard_case: True if g says as good as nothing of the lowest Ritz vector, and a
+        hard_case: True if b says as good as nothing of the lowest Ritz vector, and a
             multiple of it takes the step to the boundary.
     """
 
@@ -69,10 +70,11 @@ class LanczosBasis:
 
     Args:
         operator: The symmetric operator H.
-        start: The gradient g ``[n]`` whose Newton steps ``solve`` returns. Default
-            None: a random start, for eigenvalues alone.
-        probe: Size of a random vector added to the start, relative to ``start``. It
-            lets the basis include directions orthogonal to ``start`` at the price of a
+        rhs: The right-hand side b ``[n]`` of ``solve``, with which the space starts; for
+            Newton steps minus the gradient. Default None: a random start, for
+            eigenvalues alone.
+        probe: Size of a random vector added to the start, relative to ``rhs``. It
+            lets the basis include directions orthogonal to ``rhs`` at the price of a
             relative residual of at most about ``probe`` in ``solve``. Default 0.
         seed: Of the random vector.
 
@@ -85,23 +87,23 @@ class LanczosBasis:
 
     Raises:
         TypeError: For an argument of the wrong type.
-        ValueError: If ``start`` does not fit, is not finite, or is zero without probe.
+        ValueError: If ``rhs`` does not fit, is not finite, or is zero without probe.
 
     Example:
         >>> import torch, hvpopt
-        >>> H = hvpopt.MatrixOperator(torch.diag(torch.arange(1.0, 5.0).double()))
-        >>> basis = hvpopt.LanczosBasis(H, torch.ones(4, dtype=torch.float64))
-        >>> basis.extend(4)
-        4
-        >>> basis.solve(shift=1.0).vector  # (H + I) h = -g
-        tensor([-0.5000, -0.3333, -0.2500, -0.2000], dtype=torch.float64)
+        >>> H = hvpopt.MatrixOperator(torch.diag(torch.tensor([1.0, 4.0])))
+        >>> basis = hvpopt.LanczosBasis(H, rhs=torch.tensor([2.0, 5.0]))
+        >>> basis.extend(2)
+        2
+        >>> basis.solve(shift=1.0).vector  # of (H + 1) h = b
+        tensor([1., 1.], dtype=torch.float64)
     """
 
     def __init__(
         self,
         operator: SymmetricOperator,
-        start: Tensor | None = None,
         *,
+        rhs: Tensor | None = None,
         probe: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -116,17 +118,18 @@ class LanczosBasis:
         # the last step asked for: its residual, its floor and itself are asked in turn
         self._solved: tuple[tuple[int, float, float | None], BoundedMinimum] | None = None
         self._asymmetry = _Asymmetry()
+        start = None if rhs is None else -checks.tensor("rhs", rhs, (operator.size,))
         first, self.certainty = _first_vector(operator, start, probe, seed)
         # rows are contiguous, so that a product with the basis is one gemv
         self._rows = first.new_empty(min(FIRST_ROWS, operator.size + 1), operator.size)
         self._rows[0] = first
-        self._rhs: _RightHandSide | None = None
+        self._gradient: _Gradient | None = None
         # True where the gradient or a product has an entry: see ``solve``
         self._seen = torch.zeros_like(first, dtype=torch.bool)
         if start is not None:
             self._seen |= start != 0.0
-            self._rhs = _RightHandSide(start.to(first.dtype))
-            self._rhs.note(first)
+            self._gradient = _Gradient(start.to(first.dtype))
+            self._gradient.note(first)
 
     # -- growing ----------------------------------------------------------------
 
@@ -206,8 +209,8 @@ class LanczosBasis:
             grown[: j + 1] = self._rows
             self._rows = grown
         self._rows[j + 1] = w / length
-        if self._rhs is not None:
-            self._rhs.note(self._rows[j + 1])
+        if self._gradient is not None:
+            self._gradient.note(self._rows[j + 1])
 
     def _combine(self, coordinates: np.ndarray) -> Tensor:
         """Return the vector ``[n]`` of coordinates in the basis ``[k]``."""
@@ -298,9 +301,9 @@ class LanczosBasis:
     # -- steps ------------------------------------------------------------------
 
     def residual_norm(self, shift: float = 0.0, *, radius: float | None = None) -> float:
-        """Return ``‖(H + (τ + λ)I) h + g‖`` of the step that ``solve`` would give."""
+        """Return ``‖(H + (τ + λ)I) h − b‖`` of the step that ``solve`` would give."""
         y = self._coordinates(shift, radius).coordinates
-        return self._known_rhs.unit * self._residual(y)
+        return self._known_gradient.unit * self._residual(y)
 
     def solve(self, shift: float = 0.0, *, radius: float | None = None) -> KrylovStep:
         """Return the best step h in this space; costs no product.
@@ -310,27 +313,27 @@ class LanczosBasis:
             radius: Δ. Default none.
 
         Returns:
-            Without a radius the Galerkin solution of ``(H + τI) h = −g``, optimal over
+            Without a radius the Galerkin solution of ``(H + τI) h = b``, optimal over
             the space in the energy norm. With one, the global minimum of
-            ``g·h + ½ h·(H + τI)h`` over the steps of the space with ``‖h‖ ≤ Δ``. The
-            step is zero in entries where g and every product are zero (a random part of
+            ``½ h·(H + τI)h − b·h`` over the steps of the space with ``‖h‖ ≤ Δ``. The
+            step is zero in entries where b and every product are zero (a random part of
             the start would move them), and has no part along Ritz vectors of which
-            neither H nor g says more than its rounding.
+            neither H nor b says more than its rounding.
 
         Raises:
             numpy.linalg.LinAlgError: If there is no radius and T + τI is not positive
                 definite.
-            ValueError: If the basis is empty or has no gradient, or the radius is not
-                positive and finite.
+            ValueError: If the basis is empty or has no right-hand side, or the radius is
+                not positive and finite.
         """
         found = self._coordinates(shift, radius)
         y, size = _in_unit(found.coordinates)
-        rhs = self._known_rhs
-        unit = rhs.unit * (size / self._unit)
+        known = self._known_gradient
+        unit = known.unit * (size / self._unit)
         return KrylovStep(
             vector=(unit * self._combine(y)).masked_fill_(~self._seen, 0.0),
-            residual_norm=rhs.unit * self._residual(found.coordinates),
-            decrease=rhs.unit * (unit * rhs.decrease(y, size, *self._tridiagonal())),
+            residual_norm=known.unit * self._residual(found.coordinates),
+            decrease=known.unit * (unit * known.decrease(y, size, *self._tridiagonal())),
             norm=unit * float(np.linalg.norm(y)),
             multiplier=found.multiplier,
             on_boundary=found.on_boundary,
@@ -351,18 +354,18 @@ class LanczosBasis:
             radius: Δ. Default none.
 
         Returns:
-            ``ε ‖H‖ ‖h‖ / ‖g‖``; errors raised are those of ``solve``.
+            ``ε ‖H‖ ‖h‖ / ‖b‖``; errors raised are those of ``solve``.
         """
         y, size = _in_unit(self._coordinates(shift, radius).coordinates)
         length = size * float(np.linalg.norm(y))
         error = max(self._asymmetry.error(self.operator.size), self.rounding)
-        return error / self._unit * length / (self._known_rhs.norm or 1.0)
+        return error / self._unit * length / (self._known_gradient.norm or 1.0)
 
     @property
-    def _known_rhs(self) -> _RightHandSide:
-        if self._rhs is None:
-            raise ValueError("a basis with a random start solves nothing; pass start=g")
-        return self._rhs
+    def _known_gradient(self) -> _Gradient:
+        if self._gradient is None:
+            raise ValueError("a basis with a random start solves nothing; pass rhs=b")
+        return self._gradient
 
     def _coordinates(self, shift: float, radius: float | None = None) -> BoundedMinimum:
         """Return a step in units of (unit of g) / (unit of H), with λ as it is."""
@@ -376,20 +379,20 @@ class LanczosBasis:
         radius = checks.optional(
             checks.number, "radius", radius, above=0.0, below=math.inf
         )
-        unit, rhs = self._unit, self._known_rhs
+        unit, known = self._unit, self._known_gradient
         theta, vectors = self._eigenpairs()
-        slopes = vectors.T @ rhs.coordinates(self.size)
+        slopes = vectors.T @ known.coordinates(self.size)
         # A direction of which neither curvature nor gradient says more than rounding is
         # none to step along: their quotient could be anything.
         noise = 4 * self.operator.noise
         zero = max(noise * self.norm_estimate, 1e3 * self.rounding) / unit
-        undetermined = (np.abs(theta) <= zero) & (np.abs(slopes) <= noise * rhs.norm)
+        undetermined = (np.abs(theta) <= zero) & (np.abs(slopes) <= noise * known.norm)
         slopes, vectors = slopes[~undetermined], vectors[:, ~undetermined]
         shifted = theta[~undetermined] + shift / unit
         if not shifted.size:
             return BoundedMinimum(np.zeros(self.size), 0.0, False, False)
         if radius is not None:
-            length = radius * (unit / rhs.unit)
+            length = radius * (unit / known.unit)
             found = bounded_minimum(shifted, slopes, min(max(length, TINY), HUGE))
             return replace(
                 found,
@@ -407,7 +410,7 @@ class LanczosBasis:
     def _residual(self, y: np.ndarray) -> float:
         """Return the residual of a step, both in their units."""
         last = self.off_diagonal[-1] / self._unit * float(y[-1])
-        recurrence = self._known_rhs.residual(self.size, last)
+        recurrence = self._known_gradient.residual(self.size, last)
         y, size = _in_unit(y)
         return math.hypot(recurrence, size * self._asymmetry.along(y, self._unit))
 
@@ -428,20 +431,19 @@ def _first_vector(
     # float64 whatever the operator's dtype: orthogonality is worth the memory
     vector = torch.zeros(n, dtype=torch.float64, device=operator.device)
     if start is not None:
-        checks.tensor("the start", start, (n,))
         if start.device != operator.device:
             raise ValueError(
-                f"the start is on {start.device}, the operator on {operator.device}; "
+                f"rhs is on {start.device}, the operator on {operator.device}; "
                 "move it with .to()"
             )
         if not bool(torch.isfinite(start).all()):
-            raise ValueError("the start has NaN or infinite entries")
+            raise ValueError("rhs has NaN or infinite entries")
         scaled = start.to(vector) / unit_of(start)
         length = float(scaled.norm())
         if length == 0.0 and probe == 0.0:
             raise ValueError(
-                "the start is zero and spans no Krylov space; at a stationary point "
-                "use a random start (start=None)"
+                "rhs is zero and spans no Krylov space; at a stationary point use a "
+                "random start (rhs=None)"
             )
         if length > 0.0:
             vector += scaled / length
@@ -509,8 +511,8 @@ class _Asymmetry:
         return math.sqrt(0.5 * n / self._count) * self._root_of_squares
 
 
-class _RightHandSide:
-    """A vector g in the coordinates of a basis that grows, in a unit of its own.
+class _Gradient:
+    """The vector g = −b in the coordinates of a basis that grows, in a unit of its own.
 
     With c_i = q_i·g, the step h = Q_k y of (H + τI) h = −g has
 

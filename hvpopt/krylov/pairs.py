@@ -171,12 +171,10 @@ def safely_positive(s: Tensor, y: Tensor) -> bool:
         raise ValueError(
             f"a pair has shapes {tuple(s.shape)} and {tuple(y.shape)}; both must be [n]"
         )
-    if not bool(torch.isfinite(s).all()) or not bool(torch.isfinite(y).all()):
-        return False
     s, y = s.double(), y.double()
     curvature = float(s @ y)
     info = torch.finfo(torch.float64)
-    # the update divides by it
+    # the update divides by it; it is not finite where an entry is not
     if not info.tiny <= curvature <= info.max / 4:
         return False
     return curvature / euclidean_norm(s) > SAFE_CURVATURE * euclidean_norm(y)

@@ -185,21 +185,21 @@ class SquareRoot(Forcing):
         return ForcingState(min(max(wanted, self.floor), self.cap), first)
 
 
-def as_forcing(forcing: float | Forcing) -> Forcing:
+def as_forcing(tol: float | Forcing) -> Forcing:
     """Return a forcing term; a number becomes a constant one.
 
     Args:
-        forcing: A relative tolerance in (0, 1), or a Forcing.
+        tol: A relative tolerance in (0, 1), or a Forcing.
 
     Raises:
         TypeError: If it is neither.
         ValueError: If the number is out of range.
     """
-    if isinstance(forcing, Forcing):
-        return forcing
-    if not checks.is_number(forcing):
+    if isinstance(tol, Forcing):
+        return tol
+    if not checks.is_number(tol):
         raise TypeError(
-            f"forcing is {checks.shown(forcing)}; pass a number in (0, 1) or an instance "
+            f"tol is {checks.shown(tol)}; pass a number in (0, 1) or an instance "
             "such as hvpopt.EisenstatWalker2()"
         )
-    return Constant(checks.fraction("tol", forcing))
+    return Constant(checks.fraction("tol", tol))

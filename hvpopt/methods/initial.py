@@ -196,8 +196,10 @@ class HessianDiagonal(InitialCurvature):
             return self._scale(self._damped(estimates), sketches[n_probes], point)[1]
 
     def _probe(self, sketches: _Sketches, k: int) -> Tensor:
-        smooth, seed = self.smooth or None, sketches.seed + k
-        found = estimate_diagonal(sketches[k], 1, seed=seed, smooth=smooth).diagonal
+        seed = sketches.seed + k
+        found = estimate_diagonal(
+            sketches[k], n_probes=1, seed=seed, smooth=self.smooth
+        ).diagonal
         sketches.release(k)
         return found if sketches.kind == "gauss-newton" else found.abs()
 

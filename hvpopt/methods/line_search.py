@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.krylov.cg import CGResult, CGStatus, cg
+from hvpopt.krylov.cg import CGResult, CGStatus, flat_cg
 from hvpopt.krylov.pairs import Pair, PairsPreconditioner, safely_positive
 from hvpopt.krylov.preconditioner import (
     DiagonalPreconditioner,
@@ -91,17 +91,18 @@ class LineSearchNewton(SecondOrderMethod):
     """Truncated Newton: conjugate gradients to a forcing term, then a line search.
 
     Args:
-        forcing: How accurately to solve, ``‖H h + g‖ ≤ η ‖g‖``: a number or a forcing
-            term. Default ``EisenstatWalker2()``.
         hessian: ``"exact"`` or ``"gauss-newton"``. Default ``"exact"``.
+        tol: Of the linear solve, ``‖H h + g‖ ≤ tol · ‖g‖``: a number, or a forcing term
+            that follows the run. Default ``EisenstatWalker2()``.
         globalisation: ``Backtracking()``, by values alone, or ``Wolfe()``. Default
             ``Backtracking()``.
         preconditioner: Base of conjugate gradients, in flat coordinates ``[n]``: a
             preconditioner, or a function ``(problem, point)`` that builds one when the
             run begins. Its products count. Default none.
         refresh: Build again after this many steps. Default never.
-        pairs: Steps whose ``(s, y)`` correct the base. Default 0.
-        cg_pairs: Directions of the last solves that do. Default 0.
+        memory: Pairs ``(s, y)`` of the last steps to keep, which correct the base.
+            Default 0.
+        cg_pairs: Pairs ``(d, H d)`` of the last solves that do. Default 0.
         **options: ``max_products``, ``eigenvalue_floor``, ``confidence`` and ``seed`` of
             a ``SecondOrderMethod``; ``max_products`` is 100 by default.
 
@@ -119,25 +120,25 @@ class LineSearchNewton(SecondOrderMethod):
 
     def __init__(
         self,
-        forcing: float | Forcing | None = None,
         *,
         hessian: Kind = "exact",
+        tol: float | Forcing | None = None,
         globalisation: Backtracking | Wolfe | None = None,
         preconditioner: Preconditioner | PreconditionerBuilder | None = None,
         refresh: int | None = None,
-        pairs: int = 0,
+        memory: int = 0,
         cg_pairs: int = 0,
         **options: Unpack[SecondOrderOptions],
     ) -> None:
-        self.forcing = as_forcing(EisenstatWalker2() if forcing is None else forcing)
-        check_kind(hessian)
+        check_kind(hessian, "hessian")
         self.kind = hessian
+        self.forcing = EisenstatWalker2() if tol is None else as_forcing(tol)
         self.globalisation = Backtracking() if globalisation is None else globalisation
         use = "pass Backtracking() or Wolfe()"
         checks.having("globalisation", self.globalisation, "search", use)
         options.setdefault("max_products", 100)
         super().__init__(**options)
-        self.preconditioning = _Preconditioning(preconditioner, refresh, pairs, cg_pairs)
+        self.preconditioning = _Preconditioning(preconditioner, refresh, memory, cg_pairs)
 
     # -- one step ---------------------------------------------------------------
 
@@ -183,13 +184,13 @@ class LineSearchNewton(SecondOrderMethod):
 
     def _solve(
         self, point: Point, state: LineSearchState, budget: Budget
-    ) -> tuple[Direction, CGResult]:
+    ) -> tuple[Direction, CGResult[Tensor]]:
         free = point.free_cells()
         gradient = free.gradient
         preconditioner = self.preconditioning.on_free_cells(
             state.preconditioner, point, free
         )
-        solution = cg(
+        solution = flat_cg(
             free.operator,
             -gradient,
             tol=min(self.forcing.tolerance(state.forcing), budget.accuracy),
@@ -266,7 +267,7 @@ _INNER_STATUS = {
 
 
 def _first_direction(
-    solution: CGResult,
+    solution: CGResult[Tensor],
     gradient: Tensor,
     preconditioner: Preconditioner | None,
     point: Point,
@@ -298,7 +299,7 @@ class _Preconditioning:
         given: A preconditioner, a function ``(problem, point)`` that builds one, or
             None.
         refresh: Build again after this many steps. Default never.
-        pairs: Steps to keep pairs of. Default 0.
+        memory: Pairs of steps to keep. Default 0.
         cg_pairs: Pairs to keep of a linear solve. Default 0.
 
     Raises:
@@ -308,14 +309,14 @@ class _Preconditioning:
 
     given: Preconditioner | PreconditionerBuilder | None = None
     refresh: int | None = None
-    pairs: int = 0
+    memory: int = 0
     cg_pairs: int = 0
 
     def __post_init__(self) -> None:
         checks.put(
             self,
             refresh=checks.optional(checks.integer, "refresh", self.refresh, least=1),
-            pairs=checks.integer("pairs", self.pairs, least=0),
+            memory=checks.integer("memory", self.memory, least=0),
             cg_pairs=checks.integer("cg_pairs", self.cg_pairs, least=0),
         )
         what: object = self.given
@@ -408,8 +409,8 @@ class _Preconditioning:
         """
         step_pairs = state.step_pairs
         s, y = after.vector - before.vector, after.gradient - before.gradient
-        if self.pairs and safely_positive(s, y):
-            step_pairs = (*step_pairs, (s, y))[-self.pairs :]
+        if self.memory and safely_positive(s, y):
+            step_pairs = (*step_pairs, (s, y))[-self.memory :]
         good = tuple(pair for pair in solve_pairs if safely_positive(*pair))
         # A solve that was preconditioned well is short, and its pairs span little of
         # what those before it do: they stay as long as there is room.

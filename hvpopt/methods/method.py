@@ -6,18 +6,22 @@ and its globalisation are separate objects that a method joins.
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.methods.points import Budget, Point, Problem
 from hvpopt.problem.objective import Kind, Objective
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class InnerStatus(Enum):
@@ -134,6 +138,20 @@ class Method(ABC):
     #: Whether each step is on a sample of the objective: a ``SampledMethod``.
     samples = False
 
+    def __new__(cls, *args: object, **options: object) -> Self:
+        """Refuse arguments that do not fit, such as those that SciPy gives a method.
+
+        Raises:
+            TypeError: If ``__init__`` does not take them; it says what to write.
+        """
+        try:
+            # a copy is made without arguments
+            if args or options:
+                inspect.signature(cls.__init__).bind(None, *args, **options)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}: {error}; {_use(cls, args)}") from None
+        return super().__new__(cls)
+
     @property
     def needs_products(self) -> bool:
         """True if steps take Hessian-vector products. Default True."""
@@ -245,6 +263,29 @@ class SampledMethod(Method):
     @abstractmethod
     def handed_on(self, state: Any) -> Any:
         """Return the state with which the method that follows begins."""
+
+
+def options_of(cls: type[Method]) -> list[str]:
+    """Return the names of the options of a method, those of its bases included."""
+    found: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base) and issubclass(base, Method):
+            for name, parameter in inspect.signature(base.__init__).parameters.items():
+                if parameter.kind is not parameter.VAR_KEYWORD and name != "self":
+                    found[name] = None
+    return list(found)
+
+
+def _use(cls: type[Method], args: tuple[object, ...]) -> str:
+    """Return what to write instead of a method's constructor with these arguments."""
+    name = f"hvpopt.{cls.__name__}"
+    if len(args) == 2 and callable(args[0]):
+        return f"for scipy.optimize.minimize pass method=hvpopt.scipy_method({name}())"
+    if args and isinstance(args[0], Iterable) and not isinstance(args[0], (str, Tensor)):
+        return f"for torch parameters: hvpopt.optim.Newton(params, {name}())"
+    first, *rest = options_of(cls)
+    options = ", ".join([f"{first}=...", *rest])
+    return f"options are given by name: {name}({options})"
 
 
 def checked_method(method: object) -> Method:

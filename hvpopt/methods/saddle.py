@@ -29,7 +29,7 @@ from hvpopt.krylov.eigenvalue import (
 )
 from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.methods.backtracking import Backtracking, rounding_of
-from hvpopt.methods.method import Direction, Method, Stationary, Step
+from hvpopt.methods.method import Direction, Method, Stationary, Step, options_of
 from hvpopt.methods.points import Budget, FreeCells, Point, Problem
 from hvpopt.model._scale import euclidean_norm
 
@@ -58,6 +58,7 @@ class SecondOrderMethod(Method):
         confidence: Probability with which a minimum is one where it is certified, and
             with which the lower bounds on λ_min hold. Default 0.99.
         seed: Of all random vectors. Default 0.
+        **unknown: None: refused by name.
 
     Raises:
         TypeError: For an option of the wrong type.
@@ -71,7 +72,13 @@ class SecondOrderMethod(Method):
         eigenvalue_floor: float = 1e-6,
         confidence: float = 0.99,
         seed: int = 0,
+        **unknown: object,
     ) -> None:
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}; "
+                f"it has {', '.join(options_of(type(self)))}"
+            )
         self.eigenvalue_floor = checks.number(
             "eigenvalue_floor", eigenvalue_floor, least=0.0, below=1.0
         )

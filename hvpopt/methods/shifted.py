@@ -8,14 +8,14 @@ idea is Goldfeld, Quandt and Trotter's, Econometrica 34, 1966. With the Lanczos 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.errors import AsymmetryError
-from hvpopt.krylov.cg import CGStatus, cg
+from hvpopt.krylov.cg import CGStatus, flat_cg
 from hvpopt.krylov.eigenvalue import (
     excludes_below,
     lower_bound,
@@ -30,6 +30,7 @@ from hvpopt.krylov.preconditioner import (
     checked_preconditioner,
 )
 from hvpopt.methods.backtracking import Backtracking
+from hvpopt.methods.forcing import Constant, Forcing, ForcingState, as_forcing
 from hvpopt.methods.method import (
     Direction,
     InnerStatus,
@@ -41,11 +42,26 @@ from hvpopt.methods.saddle import SecondOrderMethod, SecondOrderOptions
 from hvpopt.model._scale import euclidean_norm
 from hvpopt.operators.dense import DenseHessian
 from hvpopt.operators.symmetric import DENSE_MEMORY_LIMIT, ShiftedOperator
+from hvpopt.problem.objective import Kind, check_kind
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 SOLVERS = ("lanczos", "cg", "cholesky")
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftedState:
+    """What one step leaves to the next.
+
+    Attributes:
+        forcing: Of the next linear solve.
+        lowest: The direction of negative curvature that the last step met ``[n]``; None
+            for none.
+    """
+
+    forcing: ForcingState
+    lowest: Tensor | None = None
 
 
 class ShiftedNewton(SecondOrderMethod):
@@ -56,21 +72,23 @@ class ShiftedNewton(SecondOrderMethod):
             which a random probe of size ``tol / 10`` is added so that no eigenvector is
             missing. ``"cg"``: λ_min by Lanczos from a random start, then conjugate
             gradients. ``"cholesky"``: the dense matrix, for small models.
+        hessian: ``"exact"`` or ``"gauss-newton"``. Default ``"exact"``.
+        tol: Of the linear solve, ``‖(H + τI) h + g‖ ≤ tol · ‖g‖``: a number, or a
+            forcing term that follows the run. Default 1e-3.
         factor: Of the shift. Over 1. Default 1.5.
-        tol: Of the linear solve, ``‖(H + τI) h + g‖ ≤ tol · ‖g‖``. Default 1e-3.
         eigenvalue_tol: Relative residual that a negative λ_min is asked for. Default
             1e-2, which puts the error of λ_min near its square. Of a positive one the
             Lanczos solver only certifies the sign, since τ = 0 whatever its size.
         preconditioner: Of conjugate gradients, in flat coordinates; solver ``"cg"``
             only. Default none. (For Lanczos, choose the ModelSpace's scale.)
         globalisation: Shortens steps. Default ``Backtracking()``.
-        memory_limit: Of the dense matrix, bytes.
+        memory_limit: Of the dense matrix, bytes or a string such as ``"2GB"``.
         **options: ``max_products``, ``eigenvalue_floor``, ``confidence`` and ``seed`` of
             a ``SecondOrderMethod``.
 
     Raises:
         TypeError: For an option of the wrong type.
-        ValueError: For an unknown solver or a number out of range.
+        ValueError: For an unknown solver or Hessian, or a number out of range.
 
     Example:
         >>> import torch, hvpopt
@@ -83,22 +101,25 @@ class ShiftedNewton(SecondOrderMethod):
 
     def __init__(
         self,
-        solver: str = "lanczos",
         *,
+        solver: str = "lanczos",
+        hessian: Kind = "exact",
+        tol: float | Forcing | None = None,
         factor: float = 1.5,
-        tol: float = 1e-3,
         eigenvalue_tol: float = 1e-2,
         preconditioner: Preconditioner | None = None,
         globalisation: Backtracking | None = None,
-        memory_limit: float = DENSE_MEMORY_LIMIT,
+        memory_limit: str | float = DENSE_MEMORY_LIMIT,
         **options: Unpack[SecondOrderOptions],
     ) -> None:
         self.solver = checks.choice("solver", solver, SOLVERS)
+        check_kind(hessian, "hessian")
+        self.kind = hessian
+        self.forcing = Constant(1e-3) if tol is None else as_forcing(tol)
         says = "H + τI is definite only for factor > 1"
         self.factor = checks.number(
             "factor", factor, above=1.0, below=math.inf, says=says
         )
-        self.tol = checks.number("tol", tol, above=0.0, below=1.0)
         self.eigenvalue_tol = checks.number(
             "eigenvalue_tol", eigenvalue_tol, above=0.0, below=1.0
         )
@@ -112,16 +133,29 @@ class ShiftedNewton(SecondOrderMethod):
         self.globalisation = Backtracking() if globalisation is None else globalisation
         use = "pass a Backtracking(...)"
         checks.having("globalisation", self.globalisation, "search", use)
-        self.memory_limit = checks.number("memory_limit", memory_limit, least=0.0)
+        self.memory_limit = checks.memory("memory_limit", memory_limit)
 
-    def step(self, problem: Problem, point: Point, state: Any, budget: Budget) -> Step:
+    def start(self, problem: Problem) -> ShiftedState:
+        """Return the state that a run begins with."""
+        return ShiftedState(self.forcing.start())
+
+    def step(
+        self, problem: Problem, point: Point, state: ShiftedState, budget: Budget
+    ) -> Step:
         """Return the shifted Newton step, shortened as far as the loss asks."""
-        direction = self.direction(point, budget, lowest=state)
+        direction = self.direction(
+            point, budget, lowest=state.lowest, tol=self.forcing.tolerance(state.forcing)
+        )
         step = self.globalisation.search(problem, point, direction)
         return replace(step, memo=direction.negative_curvature)
 
     def direction(
-        self, point: Point, budget: Budget, lowest: Tensor | None = None
+        self,
+        point: Point,
+        budget: Budget,
+        *,
+        lowest: Tensor | None = None,
+        tol: float | None = None,
     ) -> Direction:
         """Return the shifted Newton direction at a linearised point.
 
@@ -130,14 +164,16 @@ class ShiftedNewton(SecondOrderMethod):
             budget: What may still be spent.
             lowest: The lowest eigenvector of the point before ``[n]``, which the search
                 for this one's begins with; solver ``"cg"`` only. Default none.
+            tol: Of the linear solve. Default that of a first step.
         """
         free = point.free_cells()
+        tol = self.forcing.start().tol if tol is None else tol
         if self.solver == "cg":
-            direction = self._by_cg(free, budget, lowest)
+            direction = self._by_cg(free, budget, tol, lowest)
         elif self.solver == "lanczos":
-            direction = self._by_lanczos(free, budget)
+            direction = self._by_lanczos(free, budget, tol)
         else:
-            direction = self._by_cholesky(free, budget)
+            direction = self._by_cholesky(free, budget, tol)
         below = direction.negative_curvature
         return replace(
             direction,
@@ -145,15 +181,22 @@ class ShiftedNewton(SecondOrderMethod):
             negative_curvature=None if below is None else free.extend(below),
         )
 
-    def next_stage(self, problem: Problem, state: Tensor | None) -> Tensor | None:
-        """Return the same: where negative curvature was, it is looked for first."""
-        return state
+    def next_stage(self, problem: Problem, state: ShiftedState) -> ShiftedState:
+        """Return the state with a new tolerance; where H was negative is looked at first.
+
+        A tolerance follows the gradients of one objective.
+        """
+        return replace(state, forcing=self.forcing.start())
 
     def update(
-        self, state: Any, before: Point, after: Point, step: Step
-    ) -> Tensor | None:
-        """Return the direction of negative curvature that the step met, if any."""
-        return None if step.memo is None else step.memo.clone()
+        self, state: ShiftedState, before: Point, after: Point, step: Step
+    ) -> ShiftedState:
+        """Return the state after an accepted step."""
+        norms = (euclidean_norm(p.projected_gradient) for p in (before, after))
+        forcing = state.forcing
+        if not step.direction.curvature_step:  # which solved nothing
+            forcing = self.forcing.update(forcing, *norms)
+        return ShiftedState(forcing, None if step.memo is None else step.memo.clone())
 
     def _shift(self, smallest: float, rounding: float, least: float = 0.0) -> float:
         shift = max(-self.factor * smallest, 0.0)
@@ -162,10 +205,10 @@ class ShiftedNewton(SecondOrderMethod):
             return shift
         return shift + (max(2 * rounding, least) or 1.0)
 
-    def _by_lanczos(self, free: FreeCells, budget: Budget) -> Direction:
+    def _by_lanczos(self, free: FreeCells, budget: Budget, tol: float) -> Direction:
         operator, gradient = free.operator, free.gradient
-        tol = min(self.tol, budget.accuracy)
-        basis = LanczosBasis(operator, gradient, probe=0.1 * tol, seed=self.seed)
+        tol = min(tol, budget.accuracy)
+        basis = LanczosBasis(operator, rhs=-gradient, probe=0.1 * tol, seed=self.seed)
         norm = euclidean_norm(gradient)
         limit = max(budget.cap(self.max_products), 1)
         status = InnerStatus.EIGENVALUE
@@ -212,14 +255,16 @@ class ShiftedNewton(SecondOrderMethod):
             return InnerStatus.EIGENVALUE
         return InnerStatus.CONVERGED if floor <= tol else InnerStatus.FLOOR
 
-    def _by_cg(self, free: FreeCells, budget: Budget, lowest: Tensor | None) -> Direction:
+    def _by_cg(
+        self, free: FreeCells, budget: Budget, tol: float, lowest: Tensor | None
+    ) -> Direction:
         operator, gradient = free.operator, free.gradient
         limit = max(budget.cap(self.max_products), 1)
         asymmetric = False
         try:
             estimate = smallest_eigenvalue(
                 operator,
-                self.eigenvalue_tol,
+                tol=self.eigenvalue_tol,
                 start=None if lowest is None else free.restrict(lowest),
                 floor=self.eigenvalue_floor,
                 max_products=max(limit - 1, 1),  # conjugate gradients get one at least
@@ -231,10 +276,10 @@ class ShiftedNewton(SecondOrderMethod):
             # a step may lower the loss all the same, as with the other solvers
             estimate, asymmetric = error.estimate, True
         shift = self._shift(estimate.value, estimate.upper - estimate.value)
-        solution = cg(
+        solution = flat_cg(
             ShiftedOperator(operator, shift),
             -gradient,
-            tol=min(self.tol, budget.accuracy),
+            tol=min(tol, budget.accuracy),
             max_products=limit - estimate.n_products,
             deadline=budget.deadline,
             preconditioner=self._restricted_preconditioner(free),
@@ -268,7 +313,7 @@ class ShiftedNewton(SecondOrderMethod):
             return None
         return RestrictedPreconditioner(self.preconditioner, free.restrict, free.extend)
 
-    def _by_cholesky(self, free: FreeCells, budget: Budget) -> Direction:
+    def _by_cholesky(self, free: FreeCells, budget: Budget, tol: float) -> Direction:
         operator, gradient = free.operator, free.gradient
         if operator.size > budget.products:
             raise OutOfBudget(
@@ -288,9 +333,7 @@ class ShiftedNewton(SecondOrderMethod):
         relative = euclidean_norm(residual) / euclidean_norm(gradient)
         return Direction(
             vector=vector,
-            status=(
-                InnerStatus.CONVERGED if relative <= self.tol else InnerStatus.RESIDUAL
-            ),
+            status=(InnerStatus.CONVERGED if relative <= tol else InnerStatus.RESIDUAL),
             shift=shift,
             smallest_eigenvalue=smallest,
             lower_bound=smallest - rounding,

@@ -110,8 +110,8 @@ class TrustRegionNewton(SecondOrderMethod):
 
     def __init__(
         self,
-        hessian: Kind = "exact",
         *,
+        hessian: Kind = "exact",
         tol: float | Forcing | None = None,
         radius: float | None = None,
         probe: float = 1e-4,
@@ -119,7 +119,7 @@ class TrustRegionNewton(SecondOrderMethod):
         **options: Unpack[SecondOrderOptions],
     ) -> None:
         super().__init__(**options)
-        check_kind(hessian)
+        check_kind(hessian, "hessian")
         self.kind = hessian
         self.forcing = SquareRoot() if tol is None else as_forcing(tol)
         self.radius = checks.optional(
@@ -243,7 +243,7 @@ class _RadiusSearch:
         self.free = point.free_cells()
         self.basis = LanczosBasis(
             self.free.operator,
-            self.free.gradient,
+            rhs=-self.free.gradient,
             probe=method.probe * tol,
             seed=method.seed,
         )

@@ -41,12 +41,12 @@ def euclidean_norm(vector: Tensor) -> float:
     Args:
         vector: Squares of its entries may lie outside the range of its dtype.
     """
-    plain = float(vector.norm())
+    plain = float(torch.linalg.vector_norm(vector))
     info = torch.finfo(vector.dtype)
     if math.sqrt(info.tiny) / info.eps < plain < math.inf:
         return plain
     unit = unit_of(vector)
-    return unit * float((vector / unit).norm())
+    return unit * float(torch.linalg.vector_norm(vector / unit))
 
 
 def times_power(vector: Tensor, above: float, below: float) -> Tensor:

@@ -25,7 +25,8 @@ class Counts:
         values: Loss evaluations without a graph.
         gradients: Loss-and-gradient evaluations. Building the graph for Hessian-vector
             products counts as one.
-        products: Hessian-vector products (one per column of a block).
+        products: Hessian-vector products (one per column of a block), and products with
+            a Jacobian or its transpose.
         propagations: Wave propagations, one for each pass of one shot's wavefield over
             all time steps: a value takes 1 per shot, a gradient 2. Zero for a plain
             torch function.

@@ -336,31 +336,12 @@ class ModelSpace:
         self._check_length(vector)
         return vector if self.scale is None else vector * self.scale
 
-    def _per_parameter(self, what: str, option: PerParameter) -> list[Any]:
-        """Return an option's entry for each parameter; one value serves all of them."""
-        if isinstance(option, Mapping):
-            unknown = set(option) - set(self.names)
-            if unknown:
-                raise ValueError(
-                    f"{what} names parameters {sorted(unknown, key=str)} that the model "
-                    f"does not have; it has {list(self.names)}"
-                )
-            return [option.get(name) for name in self.names]
-        if isinstance(option, (tuple, list)):
-            if len(option) != len(self.names):
-                raise ValueError(
-                    f"{what} has {len(option)} entries for {len(self.names)} parameters; "
-                    "a list has one for each parameter, a tensor one for each cell"
-                )
-            return list(option)
-        return [option] * len(self.names)
-
     def _expand(
         self, what: str, option: PerParameter, default: object, dtype: torch.dtype
     ) -> Tensor:
         """Return a per-parameter option as one flat tensor over all cells."""
         parts = []
-        values = self._per_parameter(what, option)
+        values = per_parameter(what, option, self.names)
         for name, shape, own, value in zip(
             self.names, self._shapes, self._dtypes, values, strict=True
         ):
@@ -448,6 +429,39 @@ class ModelSpace:
                 f"(its values, in units of the scale, run from {low:g} to {high:g}); "
                 "clamp it, or widen the bounds"
             )
+
+
+def per_parameter(what: str, option: PerParameter, names: Sequence[str]) -> list[Any]:
+    """Return an option's entry for each parameter; one value serves all of them.
+
+    Args:
+        what: Name of the option.
+        option: One value, or one for each parameter as a sequence or mapping.
+        names: Of the parameters.
+
+    Returns:
+        One entry for each name; None where the option has none.
+
+    Raises:
+        ValueError: If a mapping names other parameters, or a sequence has another number
+            of entries.
+    """
+    if isinstance(option, Mapping):
+        unknown = set(option) - set(names)
+        if unknown:
+            raise ValueError(
+                f"{what} names parameters {sorted(unknown, key=str)} that the model "
+                f"does not have; it has {list(names)}"
+            )
+        return [option.get(name) for name in names]
+    if isinstance(option, (tuple, list)):
+        if len(option) != len(names):
+            raise ValueError(
+                f"{what} has {len(option)} entries for {len(names)} parameters; "
+                "a list has one for each parameter, a tensor one for each cell"
+            )
+        return list(option)
+    return [option] * len(names)
 
 
 def checked_space(space: object, model: Model) -> ModelSpace:

@@ -12,6 +12,10 @@ from torch import Tensor
 
 Model: TypeAlias = "Tensor | tuple[Tensor, ...] | dict[str, Tensor]"
 
+#: All parameters of a module, and those that it has not frozen.
+PARAMETERS = "dict(module.named_parameters())"
+TRAINED = "{n: p for n, p in module.named_parameters() if p.requires_grad}"
+
 
 def named_tensors(model: Model) -> dict[str, Tensor]:
     """Return the tensors of a model by name, in order.
@@ -59,19 +63,27 @@ def _how_to_pass(what: object) -> str:
     if isinstance(what, torch.nn.ParameterList):
         return "pass tuple(parameters)"
     if isinstance(what, torch.nn.Module):
-        return (
-            "pass its parameters, dict(module.named_parameters()), and call it with "
-            "those that the loss gets: lambda **p: loss_of(torch.func.functional_call("
-            "module, p, (inputs,))); what comes out is for "
-            "module.load_state_dict(result.x, strict=False)"
-        )
+        frozen = not all(p.requires_grad for p in what.parameters())
+        return line_for_module(TRAINED if frozen else PARAMETERS)
     if isinstance(what, Iterator):
-        return (
-            "pass a tuple of its tensors; of a module's parameters, "
-            "dict(module.named_parameters()), with torch.func.functional_call(module, p, "
-            "(inputs,)) in a loss lambda **p: ..."
+        return "pass a tuple of its tensors. For parameters of a module: " + (
+            line_for_module()
         )
     return "wrap it with torch.as_tensor"
+
+
+def line_for_module(parameters: str = PARAMETERS) -> str:
+    """Return the part of a message with the line that minimises over a module.
+
+    Args:
+        parameters: The model, in Python. Default all parameters of the module.
+    """
+    return (
+        "with loss a function of what module(inputs) returns, write\n"
+        "    result = hvpopt.minimize(lambda **p: loss(torch.func.functional_call("
+        f"module, p, (inputs,))), {parameters})\n"
+        "    module.load_state_dict(result.x, strict=False)"
+    )
 
 
 def rebuild(like: Model, tensors: Sequence[Tensor]) -> Model:

@@ -21,7 +21,13 @@ from hvpopt.errors import SecondOrderError
 from hvpopt.model._copies import call_with_graph, new_leaves
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace, checked_space
-from hvpopt.model.tensors import Model, named_tensors, rebuild, warn_of_hooks
+from hvpopt.model.tensors import (
+    Model,
+    line_for_module,
+    named_tensors,
+    rebuild,
+    warn_of_hooks,
+)
 from hvpopt.operators._autodiff import vjp
 from hvpopt.operators._second_order import differentiable_gradient, second_derivatives
 from hvpopt.operators.symmetric import SymmetricOperator
@@ -84,6 +90,12 @@ def gradient_graph(
     else:
         gradients = torch.autograd.grad(value, leaves, allow_unused=True)
     ignored = [n for n, g in zip(named, gradients, strict=True) if g is None]
+    if len(ignored) == len(named):
+        raise ValueError(
+            "the loss depends on tensors that require a gradient, and on none of its "
+            "arguments: it reads a module or a tensor of its own. Compute it from its "
+            f"arguments; for a module, {line_for_module()}"
+        )
     if ignored:
         raise ValueError(
             f"the loss ignores parameter {', '.join(map(repr, ignored))}: its gradient "

@@ -21,8 +21,8 @@ class DenseHessian:
 
     Args:
         operator: Any symmetric operator, ``n × n``; costs n products.
-        memory_limit: Refuse a matrix of more bytes than this. The Cholesky factor
-            takes as much again.
+        memory_limit: Refuse a matrix of more bytes than this, or a string such as
+            ``"2GB"``. The Cholesky factor takes as much again.
         deadline: Give up when ``time.monotonic()`` passes this, seconds.
 
     Attributes:
@@ -38,7 +38,7 @@ class DenseHessian:
         self,
         operator: SymmetricOperator,
         *,
-        memory_limit: float = DENSE_MEMORY_LIMIT,
+        memory_limit: str | float = DENSE_MEMORY_LIMIT,
         deadline: float = math.inf,
     ) -> None:
         self.matrix = checked_operator(operator).to_dense(

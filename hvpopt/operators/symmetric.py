@@ -152,8 +152,19 @@ class SymmetricOperator(ABC):
         return self.space.gradient_to_model(product)
 
     def __add__(self, other: object) -> SymmetricOperator:
+        """Return a sum of operators, or ``H + τI`` for a number τ."""
         if isinstance(other, SymmetricOperator):
             return SumOperator([(1.0, self), (1.0, other)])
+        return ShiftedOperator(self, other) if checks.is_number(other) else NotImplemented
+
+    def __radd__(self, other: object) -> SymmetricOperator:
+        return ShiftedOperator(self, other) if checks.is_number(other) else NotImplemented
+
+    def __sub__(self, other: object) -> SymmetricOperator:
+        if isinstance(other, SymmetricOperator):
+            return SumOperator([(1.0, self), (-1.0, other)])
+        if checks.is_number(other):
+            return ShiftedOperator(self, -checks.number("the shift", other))
         return NotImplemented
 
     def __rmul__(self, factor: float) -> SymmetricOperator:
@@ -162,14 +173,15 @@ class SymmetricOperator(ABC):
     def to_dense(
         self,
         *,
-        memory_limit: float = DENSE_MEMORY_LIMIT,
+        memory_limit: str | float = DENSE_MEMORY_LIMIT,
         block: int = 32,
         deadline: float = math.inf,
     ) -> Tensor:
         """Return the matrix ``[n, n]``, by one product for each column.
 
         Args:
-            memory_limit: Refuse a matrix of more bytes than this.
+            memory_limit: Refuse a matrix of more bytes than this, or a string such as
+                ``"2GB"``.
             block: Columns asked for at once.
             deadline: Give up when ``time.monotonic()`` passes this, seconds; looked at
                 between blocks.
@@ -181,7 +193,7 @@ class SymmetricOperator(ABC):
             MemoryError: If the matrix needs more than ``memory_limit`` bytes.
             TimeoutError: If the deadline passes.
         """
-        memory_limit = checks.number("memory_limit", memory_limit, least=0.0)
+        memory_limit = checks.memory("memory_limit", memory_limit)
         block = checks.integer("block", block, least=1)
         deadline = checks.number("deadline", deadline)
         needed = self.size**2 * torch.finfo(self.dtype).bits // 8
@@ -229,39 +241,81 @@ class SymmetricOperator(ABC):
         """Return a ``scipy.sparse.linalg.LinearOperator`` on host vectors."""
         from scipy.sparse.linalg import LinearOperator
 
-        numpy_dtype = np.dtype(str(self.dtype).removeprefix("torch."))
-
-        def apply(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            if np.iscomplexobj(vector):
-                return cast(
-                    "np.ndarray[Any, Any]",
-                    apply(np.real(vector)) + 1j * apply(np.imag(vector)),
-                )
-            host = torch.from_numpy(np.array(vector).reshape(-1))
-            result = self.matvec(host.to(self.device, self.dtype)).cpu().numpy()
-            return cast("np.ndarray[Any, Any]", result)
-
-        return LinearOperator(self.shape, matvec=apply, rmatvec=apply, dtype=numpy_dtype)
+        apply = on_host(self.matvec, self.dtype, self.device)
+        return LinearOperator(
+            self.shape, matvec=apply, rmatvec=apply, dtype=numpy_dtype(self.dtype)
+        )
 
     def _check(self, rhs: Tensor, ndim: int) -> None:
-        checks.instance("the right-hand side", rhs, Tensor, "pass a tensor")
-        if rhs.ndim != ndim or rhs.shape[0] != self.size:
-            raise ValueError(
-                f"the right-hand side has shape {tuple(rhs.shape)}, expected "
-                f"({self.size},) or ({self.size}, k)"
-                + (" or the model's shape" if self.space is not None else "")
+        shaped = "model" if self.space is not None else ""
+        check_right_hand_side(rhs, ndim, self.size, self.device, shaped)
+
+
+def check_right_hand_side(
+    rhs: object, ndim: int, size: int, device: torch.device, shaped: str = ""
+) -> None:
+    """Raise unless a right-hand side is flat, or a block, and finite.
+
+    Args:
+        rhs: What was given.
+        ndim: 1 for a flat vector ``[n]``, 2 for a block ``[n, k]``.
+        size: n.
+        device: Of the operator.
+        shaped: What else a right-hand side may be shaped like. Default nothing else.
+
+    Raises:
+        TypeError: If it is no real floating-point tensor.
+        ValueError: If it has another shape or device, or is not finite.
+    """
+    rhs = checks.instance("the right-hand side", rhs, Tensor, "pass a tensor")
+    if rhs.ndim != ndim or rhs.shape[0] != size:
+        raise ValueError(
+            f"the right-hand side has shape {tuple(rhs.shape)}, expected "
+            f"({size},) or ({size}, k)" + (f" or the {shaped}'s shape" if shaped else "")
+        )
+    if rhs.device != device:
+        raise ValueError(
+            f"the right-hand side is on {rhs.device}, the operator on {device}; "
+            "move it with .to()"
+        )
+    if not rhs.is_floating_point():
+        raise TypeError(
+            f"the right-hand side has dtype {rhs.dtype}; it must be real and floating"
+        )
+    if not bool(torch.isfinite(rhs).all()):
+        raise ValueError("the right-hand side has NaN or infinite entries")
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return NumPy's name of a torch dtype."""
+    return np.dtype(str(dtype).removeprefix("torch."))
+
+
+def on_host(
+    product: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device
+) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+    """Return a real linear function of flat tensors as one of NumPy arrays.
+
+    Args:
+        product: The function.
+        dtype: Of its vectors.
+        device: Of its vectors.
+
+    Returns:
+        A function of real or complex arrays.
+    """
+
+    def apply(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if np.iscomplexobj(vector):
+            return cast(
+                "np.ndarray[Any, Any]",
+                apply(np.real(vector)) + 1j * apply(np.imag(vector)),
             )
-        if rhs.device != self.device:
-            raise ValueError(
-                f"the right-hand side is on {rhs.device}, the operator on {self.device}; "
-                "move it with .to()"
-            )
-        if not rhs.is_floating_point():
-            raise TypeError(
-                f"the right-hand side has dtype {rhs.dtype}; it must be real and floating"
-            )
-        if not bool(torch.isfinite(rhs).all()):
-            raise ValueError("the right-hand side has NaN or infinite entries")
+        host = torch.from_numpy(np.array(vector).reshape(-1))
+        result = product(host.to(device, dtype)).cpu().numpy()
+        return cast("np.ndarray[Any, Any]", result)
+
+    return apply
 
 
 def checked_operator(operator: object) -> SymmetricOperator:
@@ -280,6 +334,8 @@ def checked_operator(operator: object) -> SymmetricOperator:
         use = "pass hvpopt.MatrixOperator(t) of a symmetric tensor t"
     elif isinstance(operator, np.ndarray):
         use = "pass hvpopt.MatrixOperator(torch.from_numpy(a)) of a symmetric array a"
+    elif callable(getattr(operator, "normal", None)):
+        use = "pass J.normal(damping), the matrix of its normal equations"
     elif callable(operator) and not isinstance(operator, type):
         use = "pass hvpopt.FunctionOperator(f, n) of a function f of vectors [n]"
     raise TypeError(f"the operator is {checks.kind(operator)}; {use}")
@@ -449,16 +505,23 @@ class SumOperator(DerivedOperator):
 
 
 class ShiftedOperator(DerivedOperator):
-    """``H + τI``.
+    """``H + τI``; ``H + τ`` makes one.
 
     Args:
         operator: H.
-        shift: τ.
+        shift: τ, in the coordinates of flat vectors.
+
+    Raises:
+        TypeError: If the shift is no number.
+        ValueError: If it is not finite.
     """
 
-    def __init__(self, operator: SymmetricOperator, shift: float) -> None:
+    def __init__(self, operator: SymmetricOperator, shift: Any) -> None:
         super().__init__([operator])
-        self.shift = shift
+        says = "it must be finite"
+        self.shift = checks.number(
+            "the shift", shift, above=-math.inf, below=math.inf, says=says
+        )
 
     def _product(self, vector: Tensor) -> Tensor:
         (operator,) = self.operators

@@ -62,6 +62,7 @@ class Newton(torch.optim.Optimizer):
             more than ``gtol`` of its size; as for ``minimize``. Default 1e-6.
         certify: Certify that such a point is a minimum; as for ``minimize``. Default
             False.
+        **unknown: None: refused by name.
 
     Attributes:
         last: The last Step; or, where the gradient vanishes and no negative curvature is
@@ -99,11 +100,22 @@ class Newton(torch.optim.Optimizer):
         upper: PerParameter = None,
         gtol: float = 1e-6,
         certify: bool = False,
+        **unknown: object,
     ) -> None:
+        if unknown:
+            raise TypeError(
+                f"Newton has no option {', '.join(map(repr, unknown))}: its method "
+                "chooses step and direction (no learning rate, momentum or weight "
+                "decay); it has method, scale, mask, lower, upper, gtol and certify"
+            )
         method = TrustRegionNewton() if method is None else method
         checked_method(method)
         gtol = checks.gtol(gtol)
         use = "pass a list of tensors, or what parameters() of a module returns"
+        if isinstance(params, torch.nn.Module):
+            raise TypeError(
+                f"params is a {type(params).__name__}; pass module.parameters()"
+            )
         checks.having("params", params, "__iter__", use)
         super().__init__(params, {})
         given = self.param_groups[0]["params"]
@@ -132,7 +144,7 @@ class Newton(torch.optim.Optimizer):
         return self._objective.counts
 
     @torch.no_grad()
-    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Take one step of the method.
 
         Args:
@@ -146,7 +158,7 @@ class Newton(torch.optim.Optimizer):
             ValueError: For a closure that calls backward, ignores a parameter, or returns
                 a loss that is not a finite scalar or not deterministic.
         """
-        use = "step needs a function that returns the loss"
+        use = "step needs a function that returns the loss, without calling backward"
         checks.function("the closure", closure, use)
         if not self._repeats:
             warn_of_hooks(tuple(self._params), fate=HOOKS, stacklevel=5)

@@ -421,9 +421,14 @@ class SumObjective(Objective):
         return rebuild(gradients[0], totals)
 
 
-def check_kind(kind: str) -> None:
-    """Raise TypeError or ValueError unless ``kind`` names a kind of Hessian."""
-    checks.choice("kind", kind, ("exact", "gauss-newton"))
+def check_kind(kind: object, name: str = "kind") -> None:
+    """Raise TypeError or ValueError unless ``kind`` names a kind of Hessian.
+
+    Args:
+        kind: The value to check.
+        name: Name of the option, for the message. Default ``"kind"``.
+    """
+    checks.choice(name, kind, ("exact", "gauss-newton"))
 
 
 def _checked_term(term: Any) -> tuple[float, Objective]:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from hvpopt import checks
+from hvpopt.errors import StateError
 from hvpopt.methods.method import InnerStatus, Step
 from hvpopt.methods.points import Point
 from hvpopt.model._scale import euclidean_norm
+from hvpopt.model._shown import screen, summarised
 from hvpopt.model.counts import Counts
 from hvpopt.model.tensors import Model
+from hvpopt.run import _files as files
+from hvpopt.run.state_tree import decode, encode
 
 
 class Status(Enum):
@@ -108,9 +117,16 @@ class IterationRecord:
         return {**plain, **self.counts.as_dict()}
 
 
-@dataclass(frozen=True)
+#: What a file of a result begins with, where a saved run has its problem.
+RESULT = "MinimizeResult"
+
+
+@dataclass(frozen=True, repr=False)
 class MinimizeResult:
     """The outcome of a minimisation; field names follow scipy's OptimizeResult.
+
+    ``print`` shows it on one screen, tensors by shape and range. ``save`` and ``load``
+    keep it in a file.
 
     Attributes:
         x: The best model, arranged, shaped and typed like the start.
@@ -160,6 +176,87 @@ class MinimizeResult:
     def nhev(self) -> int:
         """Number of Hessian-vector products."""
         return self.counts.products
+
+    def __repr__(self) -> str:
+        how = "converged" if self.success else "not converged"
+        spent = {name: n for name, n in self.counts.as_dict().items() if n}
+        counts = ", ".join(f"{n} {name}" for name, n in spent.items())
+        rows = {
+            "status": self.status.name,
+            "message": self.message,
+            "fun": f"{self.fun:.6g}",
+            "x": summarised(self.x),
+            "jac": summarised(self.jac),
+            "counts": counts,
+            "history": _shown(self.history),
+            "negative_curvature": summarised(self.negative_curvature),
+        }
+        plural = "" if self.nit == 1 else "s"
+        return screen(f"MinimizeResult: {how} after {self.nit} step{plural}", rows)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the result to a file of the safetensors format, from which it loads.
+
+        Args:
+            path: Path of the file, such as ``"result.safetensors"``.
+            overwrite: Replace an existing file. Default False.
+
+        Raises:
+            TypeError: If ``path`` is not a path.
+            FileExistsError: If the file exists and ``overwrite`` is False.
+            OSError: If the file cannot be written; an existing one is then unchanged.
+        """
+        file = _path(path)
+        if file.exists() and not checks.flag("overwrite", overwrite):
+            raise FileExistsError(
+                errno.EEXIST, "the file exists; pass overwrite=True to replace it", path
+            )
+        skeleton, tensors = encode((RESULT, self))
+        files.write(file, skeleton, tensors, keep=False)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+    ) -> MinimizeResult:
+        """Return the result that ``save`` wrote; no code of the file is executed.
+
+        Args:
+            path: Path of the file.
+            device: Device of its tensors. Default the host.
+
+        Raises:
+            TypeError: If ``path`` is not a path.
+            FileNotFoundError: If there is no file.
+            StateError: If the file is damaged, or is no result.
+            ValueError: If this machine has no such device.
+        """
+        skeleton, tensors = files.read(_path(path))
+        found = decode(skeleton, tensors, checks.device(device))
+        if isinstance(found, tuple) and len(found) == 2 and found[0] == RESULT:
+            result: MinimizeResult = found[1]
+            return result
+        raise StateError(
+            f"{os.fspath(path)} is no saved result; a saved run goes on with "
+            "hvpopt.minimize(loss, model, checkpoint=path)"
+        )
+
+
+def _shown(history: list[IterationRecord]) -> str:
+    """Return a line of a history: number of records, loss, gradient and time."""
+    if not history:
+        return ""
+    first, last = history[0], history[-1]
+    norms = f"{first.gradient_norm:.3g} to {last.gradient_norm:.3g}"
+    return (
+        f"{len(history)} records, loss {first.value:.4g} to {last.value:.4g}, gradient "
+        f"norm {norms}, {last.seconds:.3g} s"
+    )
+
+
+def _path(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is {checks.shown(path)}; pass the path of a file")
+    return Path(path)
 
 
 def record_of(

@@ -1,5 +1,6 @@
 """The runs that the faults are done to, and child processes to do them in."""
 
+import functools
 import math
 import os
 import resource
@@ -30,21 +31,22 @@ def start():
 METHODS = {
     "trust region": hvpopt.TrustRegionNewton,
     "shifted": hvpopt.ShiftedNewton,
-    "conjugate gradients": lambda: hvpopt.ShiftedNewton("cg"),
+    "conjugate gradients": lambda: hvpopt.ShiftedNewton(solver="cg"),
     "line search": lambda: hvpopt.LineSearchNewton(
-        pairs=3, cg_pairs=3, preconditioner=lambda _, point: probed(point), refresh=4
+        memory=3, cg_pairs=3, preconditioner=lambda _, point: probed(point), refresh=4
     ),
     "quasi-Newton": hvpopt.QuasiNewton,
 }
 
 
 def probed(point):
-    diagonal = analysis.estimate_diagonal(point.hessian, 4).diagonal
+    diagonal = analysis.estimate_diagonal(point.hessian, n_probes=4).diagonal
     return hvpopt.DiagonalPreconditioner(diagonal.abs())
 
 
+@functools.cache
 def whole(name):
-    """Return the result of a run that nothing interrupts."""
+    """Return the result of a run that nothing interrupts; made once in a process."""
     return hvpopt.minimize(loss, start(), method=METHODS[name]())
 
 

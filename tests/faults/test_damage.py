@@ -21,10 +21,10 @@ PLACES = 200 if LONG else 20
 NAME = "trust region"
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """A run that stopped within a step, with the state before beside it."""
-    path = tmp_path / "state"
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The state of a run that stopped within a step, with the state before beside it."""
+    path = tmp_path_factory.mktemp("stopped") / "state"
     products = [0]
     product = hvpopt.HessianOperator._product
 
@@ -40,6 +40,15 @@ def saved(tmp_path):
     assert result.status is Status.TERMINATED
     assert files.previous(path).exists()
     assert load(path)[1].products, "the state is to be one within a step"
+    return path
+
+
+@pytest.fixture
+def saved(stopped, tmp_path):
+    """A copy of that state, to be damaged."""
+    path = tmp_path / "state"
+    shutil.copy(stopped, path)
+    shutil.copy(files.previous(stopped), files.previous(path))
     return path
 
 

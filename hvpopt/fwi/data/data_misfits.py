@@ -125,6 +125,17 @@ class DataMisfit(ABC):
         del simulated, observed, shots, constants
         return None
 
+    def take_residual(
+        self, simulated: Data, observed: Data, shots: Shots, constants: Constants
+    ) -> list[Tensor] | None:
+        """Return ``residual`` of data that stay as they are.
+
+        The arguments are those of ``of_shots``.
+        """
+        if not self.reads_only:
+            simulated, observed = copied(simulated), copied(observed)
+        return self.residual(simulated, observed, shots, constants)
+
     @property
     def gauss_newton(self) -> str:
         """What a Gauss-Newton product takes for the curvature in the data."""
@@ -167,13 +178,7 @@ class DataMisfit(ABC):
             slopes = vjp([value], leaves, [torch.ones_like(value)], create_graph=True)
             residual = None
             if kind == "gauss-newton":
-                own = self.reads_only
-                residual = self.residual(
-                    data if own else copied(data),
-                    observed if own else copied(observed),
-                    shots,
-                    constants,
-                )
+                residual = self.take_residual(data, observed, shots, constants)
             if residual is None:
                 bends = vjp(slopes, leaves, steps)
             else:
@@ -350,6 +355,28 @@ class L2(_Weighted):
             (d - observed[c]) * (self._factor(c, shots) / constants["samples"]) ** 0.5
             for c, d in simulated.items()
         ]
+
+
+class Differences(DataMisfit):
+    """The sum of squared differences: its residual's derivative is the data's own."""
+
+    name = "differences"
+    convex = True
+    adds = True
+    reads_only = True
+
+    def of_shots(
+        self, simulated: Data, observed: Data, shots: Shots, constants: Constants
+    ) -> Tensor:
+        """Return the shots' sum of squares."""
+        differences = self.residual(simulated, observed, shots, constants)
+        return torch.stack([d.square().sum() for d in differences]).sum()
+
+    def residual(
+        self, simulated: Data, observed: Data, shots: Shots, constants: Constants
+    ) -> list[Tensor]:
+        """Return the differences."""
+        return [d - observed[c] for c, d in simulated.items()]
 
 
 class Huber(_Weighted):

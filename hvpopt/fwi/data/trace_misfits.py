@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -111,7 +112,9 @@ class FunctionMisfit(DataMisfit):
     Args:
         function: ``function(simulated, observed)`` returns a torch scalar that adds over
             shots. It is given tensors ``[shot, receiver, time]`` where the survey has one
-            receiver channel, dicts of them by channel otherwise.
+            receiver channel, dicts of them by channel otherwise. If it takes a third
+            argument, one named ``shots`` or one without a default, that is a list of the
+            shots that the rows are: their numbers in the survey of the first misfit.
         convex: Says that it is convex in the simulated data.
         name: For reports. Default the function's own name.
 
@@ -129,6 +132,7 @@ class FunctionMisfit(DataMisfit):
         if not callable(function):
             raise TypeError(f"the misfit is a {type(function).__name__}, not a function")
         self._function = function
+        self._takes_shots = _takes_shots(function)
         self.convex = convex
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
 
@@ -140,7 +144,7 @@ class FunctionMisfit(DataMisfit):
         Args:
             simulated: By channel.
             observed: By channel.
-            shots: Not used.
+            shots: Which shots the rows are; None for all.
             constants: Not used.
 
         Returns:
@@ -149,12 +153,19 @@ class FunctionMisfit(DataMisfit):
         Raises:
             ValueError: If the function returns something else than a torch scalar.
         """
-        del shots, constants
+        del constants
+        given: list[Any] = [simulated, observed]
         if len(simulated) == 1:
-            channel = next(iter(simulated))
-            value = self._function(simulated[channel], observed[channel])
+            given = [data[channel] for data in given for channel in data]
+        if self._takes_shots:
+            rows = len(next(iter(simulated.values())))
+            told = list(range(rows)) if shots is None else list(shots)
+            if self._takes_shots == "named":
+                value = self._function(*given, shots=told)
+            else:
+                value = self._function(*given, told)
         else:
-            value = self._function(simulated, observed)
+            value = self._function(*given)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise ValueError(
                 f"the misfit {self.name!r} returned "
@@ -235,6 +246,27 @@ def as_data_misfit(misfit: Any) -> DataMisfit:
     if getattr(misfit, "__module__", None) == "deepwave.misfits":
         return DeepwaveMisfit(misfit)
     return FunctionMisfit(misfit)
+
+
+def _takes_shots(function: Callable[..., Any]) -> str:
+    """Return how a misfit function is told shots: "named", "third", or "" for not."""
+    # a module's own signature is that of any module
+    called = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        parameters = inspect.signature(called).parameters
+    except (TypeError, ValueError):  # of a builtin
+        return ""
+    named = parameters.get("shots")
+    by_place = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    if named is not None and named.kind in by_name:
+        return "named"
+    third = list(parameters.values())[2:3]
+    needed = any(p.kind in by_place and p.default is p.empty for p in third)
+    return "third" if needed else ""
 
 
 def _unit(traces: Tensor) -> Tensor:

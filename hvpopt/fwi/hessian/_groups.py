@@ -39,6 +39,8 @@ _OUT_OF_MEMORY = (
     "not enough memory",
     "bad_alloc",
 )
+#: Bytes of histories that small shots on a CPU may take together.
+SMALL_GROUP = 32 * 2**20
 #: Told by the memory plan once a group has run out of memory.
 _SMALLER = "; made smaller when memory ran out"
 
@@ -130,17 +132,26 @@ class GroupRunner:
         size: Shots that run together.
         limit: Bytes that one pass may use, or None.
         one_graph: True if products by double backprop run all shots together.
+        joins_small: True if more than ``size`` may run together where they are small.
 
     Attributes:
         plan: How many shots run together, and what was measured.
         one_graph: As given.
+        joins_small: As given, until the shots were joined or found too large for it.
         largest: Shots that run together at most; None until memory ran out.
     """
 
     def __init__(
-        self, n_shots: int, size: int, limit: int | None, *, one_graph: bool
+        self,
+        n_shots: int,
+        size: int,
+        limit: float | None,
+        *,
+        one_graph: bool,
+        joins_small: bool = False,
     ) -> None:
         self._n_shots, self.one_graph = n_shots, one_graph
+        self.joins_small = joins_small and size < n_shots
         self.plan = MemoryPlan(limit, min(size, n_shots))
         self.largest: int | None = None
 
@@ -178,6 +189,21 @@ class GroupRunner:
         # memory may have run out on the way
         largest = min(plan.shots_per_group, self.largest or self._n_shots)
         self.plan = replace(plan, measured=measured, shots_per_group=largest)
+
+    def join_small(self, n_bytes: int) -> None:
+        """Let as many shots run together as have ``SMALL_GROUP`` bytes of histories.
+
+        A multiple of the present size, which is the number of threads, so that no thread
+        waits for the last shots of a group.
+
+        Args:
+            n_bytes: Of one shot's histories.
+        """
+        self.joins_small = False
+        size = self.plan.shots_per_group
+        size *= max(1, SMALL_GROUP // (n_bytes * size))
+        largest = min(size, self.largest or self._n_shots)
+        self.plan = replace(self.plan, shots_per_group=largest)
 
     def split(self, groups: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return groups, those that are known not to fit split into smaller ones."""

@@ -154,10 +154,10 @@ class BornHessian(WaveformHessian):
         task = self._task(partial(part, inputs, pushes), names, PROPAGATIONS)
         gradients = self._runner.total(task, self._groups)
         in_models, in_pushes = gradients[: len(models)], gradients[len(models) :]
-        rows = _pulled(models, leaves, in_models, retain_graph=curved)
+        rows = pulled(models, leaves, in_models, retain_graph=curved)
         if curved:
             with torch.enable_grad():
-                back = _pulled(models, leaves, in_pushes, create_graph=True)
+                back = pulled(models, leaves, in_pushes, create_graph=True)
             seconds = vjp(back, leaves, steps)
             rows = [row + second for row, second in zip(rows, seconds, strict=True)]
         return self._row(rows)
@@ -185,7 +185,7 @@ class BornHessian(WaveformHessian):
             weights = [*r.values(), *q.values()]
             # what the backward pass does not read must not lie beside its histories
             del data, scattered, r, q
-            _pull_back(outputs, weights, fields)
+            pull_back(outputs, weights, fields)
         return [leaf.grad for leaf in (*inputs, *pushes)]
 
     def _gauss_newton(
@@ -199,7 +199,7 @@ class BornHessian(WaveformHessian):
         _, q = self._waveforms.derivatives(data, scattered, group, "gauss-newton")
         with torch.enable_grad():
             data = survey.propagate(inputs, group)
-            _pull_back(list(data.values()), [q[channel] for channel in data], [])
+            pull_back(list(data.values()), [q[channel] for channel in data], [])
         return [leaf.grad for leaf in (*inputs, *pushes)]
 
 
@@ -208,7 +208,7 @@ def _clear(*leaves: list[Tensor]) -> None:
         leaf.grad = None
 
 
-def _pulled(
+def pulled(
     models: Sequence[Tensor],
     leaves: list[Tensor],
     weights: Sequence[Tensor | None],
@@ -219,9 +219,7 @@ def _pulled(
     return vjp([m for m, _ in found], leaves, [w for _, w in found], **options)
 
 
-def _pull_back(
-    outputs: list[Tensor], weights: list[Tensor], unused: list[Tensor]
-) -> None:
+def pull_back(outputs: list[Tensor], weights: list[Tensor], unused: list[Tensor]) -> None:
     """Add the gradient of ``Σ ⟨weights, outputs⟩`` to the leaves; empties the lists."""
     total = _Weighted.apply(  # type: ignore[no-untyped-call]
         weights, len(outputs), *outputs, *unused

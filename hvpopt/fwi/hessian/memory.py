@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import math
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +12,8 @@ from types import TracebackType
 
 import torch
 
-from hvpopt.fwi.survey._arguments import number
-
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 #: Room left for what a measurement of one shot does not show (fragmentation, threads).
 HEADROOM = 1.05
 
@@ -37,7 +32,7 @@ class MemoryPlan:
         group: Bytes that the first full group's product used at its peak, or None.
     """
 
-    limit: int | None
+    limit: float | None
     shots_per_group: int
     estimated: int | None = None
     measured: int | None = None
@@ -58,7 +53,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    limit: int, n_shots: int, estimated: int, measured: int | None, how: str
+    limit: float, n_shots: int, estimated: int, measured: int | None, how: str
 ) -> MemoryPlan:
     """Return how many shots run together under a limit.
 
@@ -82,37 +77,8 @@ def plan_memory(
             f"{limit / 1e6:.4g} MB; split time with checkpoint_segments=, put histories "
             "on disk with storage_mode='disk', or raise the limit"
         )
-    size = min(n_shots, int(limit / need))
+    size = int(min(n_shots, limit / need))
     return MemoryPlan(limit, size, estimated, measured, how)
-
-
-def parse_bytes(size: str | float) -> int:
-    """Return a number of bytes.
-
-    Args:
-        size: A number of bytes, or a string such as ``"2GB"`` (10⁹), ``"512 MiB"`` (2²⁰).
-
-    Returns:
-        Bytes.
-
-    Raises:
-        ValueError: If it is no size, or not positive.
-    """
-    if isinstance(size, str):
-        match = re.fullmatch(
-            r"\s*([0-9]+(?:\.[0-9]*)?)\s*([kmgt]?)(i?)b?\s*", size.lower()
-        )
-        if match is None:
-            raise ValueError(
-                f"memory_limit is {size!r}; give a size such as '2GB', '512MiB' or bytes"
-            )
-        digits, unit, binary = match.groups()
-        n_bytes = float(digits) * (1024 if binary else 1000) ** _UNITS[unit]
-    else:
-        n_bytes = number("memory_limit", size)
-    if not 1 <= n_bytes < math.inf:
-        raise ValueError(f"memory_limit is {size}; it must be a positive size")
-    return int(n_bytes)
 
 
 class PeakMemory:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hvpopt.fwi.data.data_misfits import Constants, DataMisfit
+from hvpopt.fwi.data.transforms import DataTransform, Processing
 from hvpopt.fwi.hessian.bad_shots import ShotNames
 from hvpopt.fwi.survey._arguments import kind_of
 from hvpopt.fwi.survey.acquisition import Shots, take
@@ -22,19 +23,21 @@ from hvpopt.problem.objective import Kind
 
 @dataclass(frozen=True)
 class Waveforms:
-    """φ(m) = ℓ(F(V(m))) in its parts.
+    """φ(m) = ℓ(T F(V(m))) in its parts.
 
     Attributes:
         survey: F.
         parameterisation: V, from the unknowns to the propagator's models, or None where
             they are the same.
         data_misfit: ℓ.
-        observed: By receiver channel, ``[shot, receiver, time]``.
+        observed: By receiver channel, ``[shot, receiver, time]``; as ℓ compares them, T
+            of what was recorded.
         constants: What normalises ℓ.
         shots: What the shots are called.
         weight: Factor of value, gradient and products, for a sample of shots that stands
             for all of them.
         cost: Of a product, relative to one with all shots.
+        processing: T, which acts on simulated data in each evaluation.
     """
 
     survey: Survey
@@ -45,6 +48,34 @@ class Waveforms:
     shots: ShotNames
     weight: float = 1.0
     cost: float = 1.0
+    processing: Processing = field(default_factory=Processing)
+
+    def transformed(self, transforms: Sequence[DataTransform]) -> Waveforms:
+        """Return the misfit of data that other transforms act on after those here.
+
+        Args:
+            transforms: In their order.
+
+        Raises:
+            TypeError: If they are no data transforms.
+            ValueError: If one does not fit the survey, or this is the misfit of a sample
+                or of some shots.
+        """
+        shots = self.shots
+        moved = shots.rows_of(None) != list(range(self.survey.n_shots))
+        added = Processing.fitted(transforms, self.survey)
+        if shots.some or shots.unit != "shot" or (moved and added.why_not_same()):
+            raise ValueError(
+                "this is the misfit of some shots or of a sample; transform the misfit "
+                "of all shots, and select, encode or draw after that"
+            )
+        observed = added.of_observed(self.observed)
+        return replace(
+            self,
+            observed=observed,
+            constants=self.data_misfit.take_constants(observed),
+            processing=self.processing.then(added),
+        )
 
     def select(self, shots: Sequence[int]) -> Waveforms:
         """Return what some shots contribute to the sum, normalised like the whole."""
@@ -117,6 +148,8 @@ class Waveforms:
             return "there is one shot alone"
         if not misfit.same_square_for_every_shot:
             return f"the misfit {misfit.name!r} is not one quadratic for every shot"
+        if reason := self.processing.why_not_same():
+            return reason
         return self.survey.why_not_encoded()
 
     def models(self, model: Model, *, check: bool = True) -> tuple[Tensor, ...]:
@@ -170,22 +203,62 @@ class Waveforms:
         return any(u.requires_grad for u in every_gradient(named, used))
 
     def loss(self, models: Sequence[Tensor], shots: Shots = None) -> Tensor:
-        """Return the part of ``ℓ(F(V))`` that some shots contribute, without weight."""
+        """Return the part of ``ℓ(T F(V))`` that some shots contribute, without weight."""
         return self.data_loss(self.survey.propagate(models, shots), shots)
 
     def data_loss(self, data: Data, shots: Shots = None) -> Tensor:
-        """Return the part of ``ℓ(d)`` that some shots contribute, a scalar."""
+        """Return the part of ``ℓ(T d)`` that some shots contribute, a scalar."""
         rows = self.shots.rows_of(shots)
-        return self.data_misfit.evaluate(data, self._rows(shots), rows, self.constants)
+        return self.data_misfit.evaluate(
+            self.processing(data, rows), self._rows(shots), rows, self.constants
+        )
 
     def derivatives(
         self, data: Data, perturbation: Data, shots: Shots, kind: Kind
     ) -> tuple[Data, Data]:
-        """Return ``∇ℓ(d)`` and its derivative along δd, for the rows of some shots."""
+        """Return ``Tᵀ∇ℓ(T d)`` and its derivative along δd, for some shots' rows."""
         rows = self.shots.rows_of(shots)
-        return self.data_misfit.derivatives(
+        processing, back = self.processing, None
+        if processing.steps:
+            data, back = processing.transposed(data, rows)
+            perturbation = processing(perturbation, rows)
+        r, q = self.data_misfit.derivatives(
             data, perturbation, self._rows(shots), rows, self.constants, kind
         )
+        return (r, q) if back is None else (back(r), back(q))
+
+    def residual(self, data: Data, shots: Shots) -> Data:
+        """Return ρ with ``φ = Σ ρ²`` for the rows of some shots, with a graph.
+
+        Args:
+            data: The rows of ``shots``, by channel.
+            shots: Which shots they are.
+
+        Returns:
+            By channel, of the data's shapes.
+
+        Raises:
+            ValueError: If the misfit is no sum of such squares.
+        """
+        rows, misfit = self.shots.rows_of(shots), self.data_misfit
+        found = misfit.take_residual(data, self._rows(shots), rows, self.constants)
+        if found is None:
+            raise ValueError(
+                f"the misfit {misfit.name!r} is no sum of squares, so that it has no "
+                "residual to linearise; use misfit='l2', or weighted=False for the "
+                "derivative of the data themselves"
+            )
+        shapes = [tuple(d.shape) for d in data.values()]
+        if [tuple(r.shape) for r in found] != shapes:
+            raise ValueError(
+                f"the residual of {misfit.name!r} has shapes "
+                f"{[tuple(r.shape) for r in found]}, the data {shapes}; a Jacobian needs "
+                "one of each channel's shape"
+            )
+        root = self.weight**0.5
+        return {
+            c: r if root == 1.0 else root * r for c, r in zip(data, found, strict=True)
+        }
 
     def _rows(self, shots: Shots) -> Data:
         return {channel: take(d, shots) for channel, d in self.observed.items()}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -90,18 +91,46 @@ def read_segy_gathers(
     *,
     pad: bool,
 ) -> Gathers:
-    """Return the gathers of a SEG-Y file, one shot for each value of a trace header."""
+    """Return the gathers of a SEG-Y file, one shot for each value of a trace header.
+
+    The arguments are those of ``read_gathers``.
+
+    Raises:
+        ValueError: If a trace starts after its shot, or before, or headers do not fit.
+    """
+    gathers, delays = read_segy_shots(path, dt, byte_order, shot_key, dtype, pad=pad)
+    if delays.any():
+        raise ValueError(
+            f"{path} has traces that start at {float(delays[delays != 0][0]) * 1e3:g} ms "
+            "(DelayRecordingTime); shift them to start at time zero, or read it with "
+            "read_survey, which does"
+        )
+    return gathers
+
+
+def read_segy_shots(
+    path: Path,
+    dt: float | None,
+    byte_order: ByteOrder,
+    shot_key: str,
+    dtype: torch.dtype,
+    *,
+    pad: bool,
+) -> tuple[Gathers, Array]:
+    """Return gathers as they stand in the file, and when each trace starts.
+
+    The start counts from the shot, ``[shot, receiver]``, seconds; zero for padding. The
+    arguments are those of ``read_gathers``.
+
+    Raises:
+        ValueError: If headers do not fit.
+    """
     with _segy(path, byte_order) as file:
         keys = _field(file, shot_key)
         traces: Array = file.trace.raw[:]
         sources, receivers = _positions(path, file)
         dt = _segy_dt(path, file) if dt is None else dt
-        delays = _field(file, "DelayRecordingTime")
-    if delays.any():
-        raise ValueError(
-            f"{path} has traces that start at {int(delays[delays != 0][0])} ms "
-            "(DelayRecordingTime); shift them to start at time zero"
-        )
+        delays = _scaled(file, "DelayRecordingTime", "ScalarTraceHeader") / 1e3
     names, first, shot = np.unique(keys, return_index=True, return_inverse=True)
     # shots in the file's order, whatever their numbers
     rank = np.argsort(np.argsort(first))
@@ -130,14 +159,109 @@ def read_segy_gathers(
     where = np.full((len(names), most, 3), np.nan)
     live = np.zeros((len(names), most), bool)
     data[shot, slot], where[shot, slot], live[shot, slot] = traces, receivers, True
+    starts = np.zeros(live.shape)
+    starts[shot, slot] = delays
     located = bool(sources.any() or receivers.any())
-    return Gathers(
+    gathers = Gathers(
         torch.tensor(data, dtype=dtype),
         dt,
         torch.from_numpy(sources[first]) if located else None,
         torch.from_numpy(where) if located else None,
         None if live.all() else torch.from_numpy(live),
     )
+    return gathers, starts
+
+
+def read_segy_traces(path: Path, byte_order: ByteOrder) -> tuple[Array, float]:
+    """Return the traces of a file ``[trace, time]``, and their interval in seconds."""
+    with _segy(path, byte_order) as file:
+        traces: Array = file.trace.raw[:]
+        return traces, _segy_dt(path, file)
+
+
+@dataclass(frozen=True, eq=False)
+class SegyHeaders:
+    """What the headers of a SEG-Y file say.
+
+    Attributes:
+        n_traces: Number of traces.
+        n_samples: Of each trace.
+        format: Code of the samples' number format.
+        revision: Of the standard, as ``"1.0"``; ``"0"`` where the file says none.
+        feet: True if lengths are in feet.
+        dt: Sampling interval, seconds, or why it is not known.
+        positions: Of sources and receivers, each ``[trace, 3]``, metres, or why they are
+            not known.
+        starts: When each trace starts after the shot, seconds.
+        keys: Headers that may tell shots apart, by segyio's name.
+    """
+
+    n_traces: int
+    n_samples: int
+    format: int
+    revision: str
+    feet: bool
+    dt: float | str
+    positions: tuple[Array, Array] | str
+    starts: Array
+    keys: dict[str, Array]
+
+
+def read_segy_headers(
+    path: Path, byte_order: ByteOrder, keys: Sequence[str]
+) -> SegyHeaders:
+    """Return what the headers of a file say.
+
+    Args:
+        path: Of the file.
+        byte_order: Of the file. Default big-endian.
+        keys: Trace headers to return, by segyio's name.
+
+    Raises:
+        ValueError: If it cannot be read, or there is no such header.
+    """
+    with _segy(path, byte_order) as file:
+        bins = _segyio().BinField
+        try:
+            dt: float | str = _segy_dt(path, file)
+        except ValueError as error:
+            dt = str(error)
+        try:
+            positions: tuple[Array, Array] | str = _positions(path, file)
+        except ValueError as error:
+            positions = str(error)
+        revision = int(file.bin[bins.SEGYRevision])
+        return SegyHeaders(
+            file.tracecount,
+            len(file.samples),
+            int(file.bin[bins.Format]),
+            f"{revision}.{int(file.bin[bins.SEGYRevisionMinor])}" if revision else "0",
+            _in_feet(file),
+            dt,
+            positions,
+            _scaled(file, "DelayRecordingTime", "ScalarTraceHeader") / 1e3,
+            {key: _field(file, key) for key in keys},
+        )
+
+
+def segy_blocks(path: Path, byte_order: ByteOrder, traces: int) -> Iterator[Array]:
+    """Yield the samples of a file, some traces at a time.
+
+    Args:
+        path: Of the file.
+        byte_order: Of the file. Default big-endian.
+        traces: At most so many at a time.
+
+    Yields:
+        ``[trace, time]``.
+    """
+    with _segy(path, byte_order) as file:
+        for first in range(0, file.tracecount, traces):
+            yield file.trace.raw[first : first + traces]
+
+
+def _in_feet(file: Any) -> bool:
+    return int(file.bin[_segyio().BinField.MeasurementSystem]) == 2
 
 
 def _segy_dt(path: Path, file: Any) -> float:
@@ -153,6 +277,15 @@ def _segy_dt(path: Path, file: Any) -> float:
     return found.pop() / 1e6
 
 
+def _scaled(file: Any, name: str, scalar: str) -> Array:
+    """Return a header of every trace, times or divided by another."""
+    values = _field(file, name).astype(np.float64)
+    factor = _field(file, scalar).astype(np.float64)
+    size = np.maximum(np.abs(factor), 1.0)  # zero means one
+    scaled: Array = np.where(factor < 0, values / size, values * size)
+    return scaled
+
+
 def _positions(path: Path, file: Any) -> tuple[Array, Array]:
     """Return source and receiver positions of every trace ``[trace, 3]``, metres."""
     kinds = set(np.unique(_field(file, "CoordinateUnits")).tolist())
@@ -161,13 +294,10 @@ def _positions(path: Path, file: Any) -> tuple[Array, Array]:
             f"{path} has positions in degrees or seconds of arc (CoordinateUnits "
             f"{sorted(kinds)}); project them to metres first"
         )
-    feet = int(file.bin[_segyio().BinField.MeasurementSystem]) == 2
+    feet = _in_feet(file)
 
     def metres(name: str, scalar: str, sign: int = 1) -> Array:
-        values = sign * _field(file, name).astype(np.float64)
-        factor = _field(file, scalar).astype(np.float64)
-        size = np.maximum(np.abs(factor), 1.0)  # zero means one
-        scaled: Array = np.where(factor < 0, values / size, values * size)
+        scaled = sign * _scaled(file, name, scalar)
         return scaled * _FEET if feet else scaled
 
     depth = metres("SourceDepth", "ElevationScalar")

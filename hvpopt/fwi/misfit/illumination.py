@@ -64,11 +64,11 @@ class Illumination(DiagonalPreconditioner):
 def gauss_newton_diagonal(
     misfit: WaveformMisfit,
     model: Model,
-    n_probes: int = 3,
-    smooth_cells: float = 3,
-    seed: int = 0,
     *,
+    n_probes: int = 3,
+    smooth: float = 3.0,
     damping: float = 1e-2,
+    seed: int = 0,
     space: ModelSpace | None = None,
 ) -> Illumination:
     """Return the Gauss-Newton Hessian's diagonal, by probing, as a preconditioner.
@@ -83,10 +83,10 @@ def gauss_newton_diagonal(
         misfit: Any waveform misfit; of some of its shots by ``misfit.select(shots)``.
         model: Where to linearise.
         n_probes: Products to spend. Default 3.
-        smooth_cells: Standard deviation of the smoothing, cells; 0 for none, which
+        smooth: Standard deviation of the smoothing, cells; 0 for none, which
             needs many more probes. Default 3.
-        seed: Of the probes.
         damping: Floor relative to the largest entry. Default 1e-2.
+        seed: Of the probes.
         space: Flat coordinates: those that the preconditioner is to be used in.
             Default ``ModelSpace(model)``.
 
@@ -99,13 +99,12 @@ def gauss_newton_diagonal(
     """
     _check_misfit(misfit)
     n_probes, seed = whole("n_probes", n_probes, 1), whole("seed", seed, 0)
-    smooth_cells = number("smooth_cells", smooth_cells, least=0)
+    smooth = number("smooth", smooth, least=0)
     damping = number("damping", damping, least=0)
     space = ModelSpace(model) if space is None else space
     operator = misfit.hessian(model, "gauss-newton", space=space)
     try:
-        smooth = smooth_cells if smooth_cells > 0 else None
-        found = estimate_diagonal(operator, n_probes, seed=seed, smooth=smooth)
+        found = estimate_diagonal(operator, n_probes=n_probes, seed=seed, smooth=smooth)
     finally:
         operator.close()
     return Illumination(found.diagonal.clamp(min=0), space, damping=damping)
@@ -114,8 +113,8 @@ def gauss_newton_diagonal(
 def source_illumination(
     misfit: WaveformMisfit,
     model: Model,
-    smooth_cells: float = 0,
     *,
+    smooth: float = 0.0,
     damping: float = 1e-2,
     space: ModelSpace | None = None,
 ) -> Illumination:
@@ -137,7 +136,7 @@ def source_illumination(
     Args:
         misfit: Of a scalar survey; of some of its shots by ``misfit.select(shots)``.
         model: Where to linearise.
-        smooth_cells: Standard deviation of a smoothing, cells, which spreads the peak
+        smooth: Standard deviation of a smoothing, cells, which spreads the peak
             at each source. Default none.
         damping: Floor relative to the largest entry. Default 1e-2.
         space: Flat coordinates: those that the preconditioner is to be used in.
@@ -151,7 +150,7 @@ def source_illumination(
             does not fit, or a wavefield that is zero.
     """
     _check_misfit(misfit)
-    smooth_cells = number("smooth_cells", smooth_cells, least=0)
+    smooth = number("smooth", smooth, least=0)
     damping = number("damping", damping, least=0)
     survey = misfit.survey
     if survey.propagator != "scalar":
@@ -175,8 +174,8 @@ def source_illumination(
         energy += _acceleration_energy(misfit, velocity.detach(), group)
     density = energy * (2 * velocity.detach().double() ** -3).square()
     diagonal = _through_map(density, velocity, leaves, model, space)
-    if smooth_cells > 0:
-        diagonal = smooth_diagonal(diagonal, space, smooth_cells)
+    if smooth > 0:
+        diagonal = smooth_diagonal(diagonal, space, smooth)
     return Illumination(diagonal, space, damping=damping)
 
 

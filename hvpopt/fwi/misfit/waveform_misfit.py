@@ -9,12 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt import checks
+from hvpopt.fwi.data.data_misfits import Differences
 from hvpopt.fwi.data.trace_misfits import as_data_misfit
+from hvpopt.fwi.data.transforms import DataTransform, Processing
 from hvpopt.fwi.hessian._engine import check_engine, make_hessian, measure
 from hvpopt.fwi.hessian._groups import GroupRunner, Task, Terms, groups_of
 from hvpopt.fwi.hessian.bad_shots import ShotNames
 from hvpopt.fwi.hessian.born import WaveformHessian
-from hvpopt.fwi.hessian.memory import MemoryPlan, parse_bytes
+from hvpopt.fwi.hessian.memory import MemoryPlan
+from hvpopt.fwi.hessian.waveform_jacobian import WaveformJacobian
 from hvpopt.fwi.hessian.waveforms import (
     Waveforms,
     check_observed,
@@ -23,7 +27,7 @@ from hvpopt.fwi.hessian.waveforms import (
     every_gradient,
     live_models,
 )
-from hvpopt.fwi.survey._arguments import instance, text, whole
+from hvpopt.fwi.survey._arguments import flag, instance, text, whole
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors, rebuild
@@ -31,7 +35,7 @@ from hvpopt.problem.objective import Kind, Objective, check_kind
 
 
 class WaveformMisfit(Objective):
-    """φ(m) = ℓ(F(V(m))): how far a model's waveforms are from the observed ones.
+    """φ(m) = ℓ(T F(V(m))): how far a model's waveforms are from the observed ones.
 
     Values, gradients and products run over groups of shots, with no graph kept between
     groups or calls. Normalisation is global: grouping changes rounding, nothing else.
@@ -44,19 +48,28 @@ class WaveformMisfit(Objective):
             its device; a mapping by channel where there are several. Not copied.
         misfit: ℓ: ``"l2"`` (the mean of squares over all samples), ``"huber"``,
             ``"envelope"``, ``"normalised-correlation"``, a ``DataMisfit``, a function of
-            ``deepwave.misfits``, or any function of (simulated, observed) that sums
-            over shots. It is given copies and may work in place on them.
+            ``deepwave.misfits``, or any function of (simulated, observed), or of
+            (simulated, observed, shots), that sums over shots. It is given copies and may
+            work in place on them; see ``FunctionMisfit``.
         parameterisation: V, any differentiable map from the unknowns (called ``V(t)``,
             ``V(a, b)`` or ``V(name=a)``, as they are arranged) to the propagator's
             models: a tensor, a tuple in its order, or a dict by its names. Products
             include its second derivative, by autograd: see ``parameterisation`` for when
             to run ``check_hessian``. Default the unknowns are the models.
-        shots_per_group: Shots that run together. Default: on a CPU as many as torch has
-            threads, since more take memory and save no time; on a GPU all. Products by
+        shots_per_group: Shots that run together. Default: on a GPU all. On a CPU as many
+            as torch has threads, since more take memory and save no time; but small
+            shots, whose calls cost more than their waves, as many as have 32 MiB of
+            wavefield histories together (of a product: 2 × models × cells × inner time
+            steps × bytes of a number for each shot, boundary included). Products by
             double backprop run all together by default, for one graph to serve them.
         memory_limit: Bytes, or a string such as ``"2GB"``, that a product may use on top
             of what the process holds. The groups follow from a measurement, taken at
             the first use and told by ``memory_plan``; it runs a few products.
+        transforms: T, on simulated and observed data alike: mutes, tapers, filters (see
+            ``DataTransform``), in the order in which they act. They act on the observed
+            data once, here, and the misfit keeps the result: one more copy of the data.
+            ``misfit`` and what normalises it then see transformed data alone. Default
+            none.
         engine: Of products: ``"auto"`` (Born where it holds, else double backprop),
             ``"born"`` or ``"double-backprop"``.
         on_bad_shot: What ``minimize`` does about a shot that keeps failing. ``"raise"``
@@ -72,10 +85,10 @@ class WaveformMisfit(Objective):
         memory_plan: The groups, and what was estimated and measured for them.
 
     Raises:
-        TypeError: For observed data or a misfit of the wrong type.
+        TypeError: For observed data, a misfit or a transform of the wrong type.
         ValueError: For observed data of another shape, sampling, dtype or device, with
-            NaN or for an unknown channel; a misfit that does not add over shots; bad
-            options.
+            NaN or for an unknown channel; a transform that does not fit, or leaves
+            nothing; a misfit that does not add over shots; bad options.
 
     Example:
         >>> import torch
@@ -101,6 +114,7 @@ class WaveformMisfit(Objective):
         *,
         shots_per_group: int | None = None,
         memory_limit: str | float | None = None,
+        transforms: Sequence[DataTransform] = (),
         engine: str = "auto",
         on_bad_shot: str = "raise",
         name: str = "waveforms",
@@ -109,7 +123,8 @@ class WaveformMisfit(Objective):
         check_engine(engine)
         check_parameterisation(parameterisation)
         name = text("name", name)
-        data = check_observed(survey, observed)
+        processing = Processing.fitted(transforms, survey)
+        data = processing.of_observed(check_observed(survey, observed))
         data_misfit = as_data_misfit(misfit)
         data_misfit.check(data)
         constants = data_misfit.take_constants(data)
@@ -121,15 +136,23 @@ class WaveformMisfit(Objective):
             raise ValueError("give shots_per_group or memory_limit, not both")
         if shots_per_group is not None:
             shots_per_group = whole("shots_per_group", shots_per_group, 1)
+        by_default = shots_per_group is None and memory_limit is None
         runner = GroupRunner(
             survey.n_shots,
             shots_per_group or _default_group(survey),
-            None if memory_limit is None else parse_bytes(memory_limit),
-            one_graph=shots_per_group is None and memory_limit is None,
+            checks.optional(checks.memory, "memory_limit", memory_limit),
+            one_graph=by_default,
+            joins_small=by_default,
         )
         shots = ShotNames(tuple(range(survey.n_shots)), may_drop=on_bad_shot == "drop")
         waveforms = Waveforms(
-            survey, parameterisation, data_misfit, data, constants, shots
+            survey,
+            parameterisation,
+            data_misfit,
+            data,
+            constants,
+            shots,
+            processing=processing,
         )
         self._set_up(name, waveforms, engine, runner)
 
@@ -169,6 +192,23 @@ class WaveformMisfit(Objective):
         misfit._set_up(self.name, waveforms, self.engine, self._runner)
         misfit.counts = self.counts.child()
         return misfit
+
+    def transformed(self, *transforms: DataTransform) -> WaveformMisfit:
+        """Return this misfit of data that are transformed further; this one stays.
+
+        They act after those that there are. The misfit is normalised anew, by the
+        transformed data; it keeps a copy of the observed ones. What it evaluates counts
+        in ``counts`` here too.
+
+        Args:
+            *transforms: In the order in which they act.
+
+        Raises:
+            TypeError: If they are no data transforms.
+            ValueError: If one does not fit the survey, or leaves nothing; for the misfit
+                of some shots or of a sample, which is to be taken after the transform.
+        """
+        return self.with_waveforms(self.waveforms.transformed(transforms))
 
     def select(self, shots: Sequence[int]) -> WaveformMisfit:
         """Return what some shots contribute to this misfit, a misfit of its own.
@@ -404,6 +444,51 @@ class WaveformMisfit(Objective):
             counts=self.counts.child(),
         )
 
+    def jacobian(
+        self, model: Model, *, weighted: bool = True, space: ModelSpace | None = None
+    ) -> WaveformJacobian:
+        """Return the derivative J of the waveforms at a model, for least squares.
+
+        ``J @ w`` is the data of a step w, by a Born pass, and ``J.T @ d`` the migrated
+        image of data d. Least-squares migration of what the model does not explain:
+
+            J = misfit.jacobian(model)
+            found = hvpopt.cg(J.normal(damping), J.T @ J.residual(), max_products=20)
+            image = found.x
+
+        or by ``scipy.sparse.linalg.lsqr(hvpopt.as_scipy(J), ...)``.
+
+        Args:
+            model: Where to linearise; copied.
+            weighted: True (default) for the derivative of the residual that the misfit
+                squares, weights and means included: ``2 JᵀJ`` is the misfit's
+                Gauss-Newton matrix. False for that of the data as they are recorded.
+            space: Flat coordinates. Default ``ModelSpace(model)``.
+
+        Returns:
+            An operator. Its products count in ``counts`` here too, two propagations of
+            each shot for J and two for Jᵀ; they raise ``BadShotError`` where shots keep
+            failing.
+
+        Raises:
+            TypeError: If ``weighted`` is neither True nor False.
+            ValueError: For a model that does not fit, a misfit that is no sum of squares,
+                or an engine that does not hold.
+        """
+        waveforms = self.waveforms
+        if not flag("weighted", weighted):
+            plain = Differences()
+            waveforms = replace(waveforms, data_misfit=plain, constants={}, weight=1.0)
+        return WaveformJacobian(
+            waveforms,
+            model,
+            self.groups(model),
+            self._runner,
+            self.engine,
+            space=space,
+            counts=self.counts.child(),
+        )
+
     def encoded_hessian(
         self,
         model: Model,
@@ -440,7 +525,7 @@ class WaveformMisfit(Objective):
     # -- groups -----------------------------------------------------------------
 
     def groups(self, model: Model) -> list[list[int]]:
-        """Return the groups that shots run in; measured first under a memory limit.
+        """Return the groups that shots run in; planned at the first use.
 
         Args:
             model: Where to measure.
@@ -450,6 +535,9 @@ class WaveformMisfit(Objective):
         """
         if self._runner.unmeasured:
             measure(self.waveforms, model, self._runner, self.engine, self.counts)
+        elif self._runner.joins_small:
+            models = self.waveforms.models(detached(model))
+            self._runner.join_small(self.survey.history_bytes(models))
         return groups_of(range(self.survey.n_shots), self.memory_plan.shots_per_group)
 
 
@@ -463,9 +551,10 @@ def random_codes(n_encoded: int, n_shots: int, seed: int) -> Tensor:
 def _default_group(survey: Survey) -> int:
     """Return how many shots run together unless a caller says otherwise.
 
-    Deepwave runs shots on a CPU in parallel threads: a larger group saves no time, and
-    fresh memory for its histories costs some (benchmarks/RESULTS.md). A GPU is filled by
-    many shots. With ``survey_pad`` results depend on the group, so it stays whole.
+    Deepwave runs shots on a CPU in parallel threads: unless shots are small, a larger
+    group saves no time, and fresh memory for its histories costs some
+    (benchmarks/RESULTS.md). A GPU is filled by many shots. With ``survey_pad`` results
+    depend on the group, so it stays whole.
     """
     if survey.device.type == "cpu" and survey.options.get("survey_pad") is None:
         return min(torch.get_num_threads(), survey.n_shots)

@@ -194,16 +194,21 @@ def fit_samples(amplitudes: Tensor, nt: int) -> Tensor:
     return torch.nn.functional.pad(amplitudes, (0, missing)) if missing else amplitudes
 
 
+def pml_widths(options: Mapping[str, Any], n_dimensions: int) -> list[int]:
+    """Return the cells of absorbing boundary at each face, two for each dimension."""
+    widths = options.get("pml_width", 20)
+    if isinstance(widths, int):
+        return [widths] * (2 * n_dimensions)
+    return [int(width) for width in widths]
+
+
 def bare_faces(options: Mapping[str, Any], n_dimensions: int) -> list[int]:
     """Return the faces that the caller gave no width and named no condition for."""
-    faces = 2 * n_dimensions
-    widths = options.get("pml_width", 20)
-    widths = [widths] * faces if isinstance(widths, int) else [int(w) for w in widths]
     named = options.get("boundary")
-    named = [named] * faces if isinstance(named, str) else named
+    named = [named] * (2 * n_dimensions) if isinstance(named, str) else named
     return [
         i
-        for i, width in enumerate(widths)
+        for i, width in enumerate(pml_widths(options, n_dimensions))
         if width == 0 and (named is None or named[i] == "pml")
     ]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hvpopt.fwi.survey._arguments import instance
+from hvpopt.fwi.survey.interpolation import Interpolation
 
 #: Indices of the shots that take part, or None for all of them.
 Shots: TypeAlias = "Sequence[int] | None"
@@ -40,7 +41,7 @@ class Points:
 
     locations: Tensor
     mask: Tensor | None = None
-    hicks: deepwave.Hicks | None = None
+    hicks: Interpolation | None = None
     rows: tuple[int, ...] | None = None
 
     @property
@@ -59,13 +60,23 @@ class Points:
         asked = self.locations if self.hicks is None else self.hicks.locations
         return int(asked.shape[1])
 
+    @property
+    def places(self) -> Tensor:
+        """Cells ``[shot, point, dimension]`` that the caller asked for, in float64."""
+        if self.hicks is None:
+            return self.locations.double()
+        return take(self.hicks.locations, self.rows).double()
+
     def centres(self) -> Tensor:
         """Return the mean place of each shot's active points, ``[shot, dimension]``."""
-        where = self.locations.double()
-        if self.mask is None:
+        where, active = self.locations.double(), self.mask
+        if self.hicks is not None:
+            where = take(self.hicks.locations, self.rows).double()
+            active = (where != deepwave.IGNORE_LOCATION).all(-1)
+        if active is None:
             return where.mean(1)
-        active = self.mask.double()[..., None]
-        return (where * active).sum(1) / active.sum(1).clamp(min=1.0)
+        factor = active.double()[..., None]
+        return (where * factor).sum(1) / factor.sum(1).clamp(min=1.0)
 
     @property
     def alike(self) -> bool:
@@ -95,17 +106,13 @@ class Points:
         if self.hicks is None:
             return data
         rows = range(self.n_shots) if self.rows is None else self.rows
-        return self.hicks.receiver(data, torch.as_tensor(list(rows)))
+        return self.hicks.gather(data, rows)
 
     def to(self, device: torch.device) -> Points:
         """Return the same points on another device."""
-        if self.hicks is not None:
-            raise ValueError(
-                "a Hicks object stays on the device it was made on; make the survey "
-                "anew, with Hicks locations on the other device"
-            )
         mask = None if self.mask is None else self.mask.to(device)
-        return Points(self.locations.to(device), mask)
+        hicks = None if self.hicks is None else self.hicks.to(device)
+        return Points(self.locations.to(device), mask, hicks, self.rows)
 
     def check_inside(self, shape: Sequence[int], what: str) -> None:
         """Raise ValueError unless every active point is inside a model of a shape."""
@@ -157,6 +164,21 @@ class Acquisition:
         axis = int((places.amax(0) - places.amin(0)).argmax())
         order: list[int] = torch.argsort(places[:, axis], stable=True).tolist()
         return order
+
+    def offsets(self, spacing: Sequence[float]) -> dict[str, Tensor]:
+        """Return distances from each shot's sources, ``[shot, receiver]`` by channel.
+
+        Args:
+            spacing: Cell size in each dimension.
+        """
+        points = next(iter(self.sources.values()))[1]
+        # a Hicks mask is of its support, which lies about the places
+        sources = points.centres() if points.hicks is None else points.places.mean(1)
+        found = {}
+        for channel, receivers in self.receivers.items():
+            apart = receivers.places - sources[:, None].to(receivers.places.device)
+            found[channel] = (apart * apart.new_tensor(list(spacing))).norm(dim=-1)
+        return found
 
     def select(self, shots: Shots) -> Acquisition:
         """Return that of some shots, in that order."""
@@ -258,7 +280,7 @@ def parse_sources(sources: Mapping[str, Any]) -> dict[str, tuple[Tensor, Points]
             )
         amplitudes = amplitudes.detach()
         if points.hicks is not None:
-            amplitudes = points.hicks.source(amplitudes)
+            amplitudes = points.hicks.spread(amplitudes)
         parsed[channel] = (amplitudes, points)
     return parsed
 
@@ -292,9 +314,11 @@ def parse_receivers(receivers: Mapping[str, Any]) -> dict[str, Points]:
 
 
 def _points(locations: Any, mask: Any, what: str) -> Points:
-    hicks = locations if isinstance(locations, deepwave.Hicks) else None
+    hicks = locations if isinstance(locations, Interpolation) else None
+    if isinstance(locations, deepwave.Hicks):
+        hicks = Interpolation.of(locations)
     if hicks is not None:
-        locations = hicks.get_locations()
+        locations = hicks.cells
     if isinstance(locations, Tensor) and (
         locations.dtype == torch.bool or locations.is_complex()
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -26,6 +27,7 @@ from hvpopt.fwi.survey._options import (
     check_units,
     describe,
     fit_samples,
+    pml_widths,
     samples_of,
     silence,
     spacing_of,
@@ -93,8 +95,8 @@ class Survey:
         dt: Sampling interval of wavelets and data, seconds.
         sources: Channel to ``(amplitudes [shot, source, time], locations [shot, source,
             dimension])``, with a Boolean mask ``[shot, source]`` as an optional third.
-            Locations are cell indices: integers, off-grid floats, or a
-            ``deepwave.Hicks``.
+            Locations are cell indices: integers, off-grid floats (interpolated anew in
+            each call, slowly), or a ``deepwave.Hicks`` (whose weights are taken once).
         receivers: Channel to locations, or to ``(locations, mask)``.
         max_vel: The fastest wave speed that a model may have, metres per second.
         pml_freq: The absorbing boundary's dominant frequency, hertz.
@@ -322,10 +324,41 @@ class Survey:
             for channel, points in self._acquisition.receivers.items()
         }
 
+    def offsets(self) -> dict[str, Tensor]:
+        """Return offsets by receiver channel, ``[shot, receiver]``, metres, float64.
+
+        Distances in all dimensions from the mean place of a shot's active sources (of
+        its first source channel) to each receiver. Those of receivers without a place
+        are meaningless.
+        """
+        return self._acquisition.offsets(self._setting.spacing)
+
     @property
     def fixed_spread(self) -> bool:
         """True if every shot has the same receivers."""
         return all(points.alike for points in self._acquisition.receivers.values())
+
+    def history_bytes(self, models: Sequence[Tensor]) -> int:
+        """Return about what the wavefield histories of one shot's product take, bytes.
+
+        Two numbers of each model's size, boundary included, at every inner step. Deepwave
+        allocates somewhat more, and less with ``checkpoint_segments``.
+
+        Args:
+            models: The propagator's.
+        """
+        widths = pml_widths(self._setting.options, self.n_dimensions)
+        cells = math.prod(
+            n + before + after
+            for n, before, after in zip(
+                models[0].shape[-self.n_dimensions :],
+                widths[::2],
+                widths[1::2],
+                strict=True,
+            )
+        )
+        numbers = 2 * len(models) * cells * self.resolved.inner_nt
+        return numbers * models[0].element_size()
 
     @property
     def options(self) -> dict[str, Any]:

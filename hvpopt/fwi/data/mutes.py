@@ -1,0 +1,377 @@
+"""Mutes, offset limits and cosine tapers: transforms that multiply every sample.
+
+A mute by factors m gives an L2 misfit the values that ``L2(sample_weights=m²)`` has.
+Weights belong to L2 and Huber; mutes work with every misfit, can follow offsets, and take
+their place in an order with filters.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from hvpopt.fwi.data.transforms import Apply, DataTransform
+from hvpopt.fwi.survey._arguments import number, whole
+from hvpopt.fwi.survey.acquisition import Shots, take
+from hvpopt.fwi.survey.survey import Data, Survey
+
+
+@dataclass(frozen=True)
+class LinearMoveout:
+    """A line in time over offset, ``time + offset / velocity``.
+
+    Offsets are those of ``Survey.offsets``: distances in all dimensions.
+
+    Args:
+        velocity: Metres per second.
+        time: At offset zero, seconds. Default 0.
+
+    Raises:
+        TypeError: If they are no numbers.
+        ValueError: If the velocity is not positive, or the time not finite.
+    """
+
+    velocity: float
+    time: float = 0.0
+
+    def __post_init__(self) -> None:
+        number("velocity", self.velocity, positive=True)
+        number("time", self.time)
+
+
+#: Seconds: for every trace, ``[receiver]``, ``[shot, receiver]``, or a line over offset.
+Times: TypeAlias = "float | Tensor | LinearMoveout"
+
+
+class _Factors(DataTransform):
+    """A transform that multiplies every sample by a number."""
+
+    @abstractmethod
+    def factors(self, survey: Survey, channel: str) -> Callable[[Shots], Tensor]:
+        """Return what multiplies the rows of some shots of a channel, or raise.
+
+        Args:
+            survey: The acquisition.
+            channel: Of receivers.
+        """
+
+    def fit(self, survey: Survey) -> Apply:
+        """Return how it acts on a survey's data; see ``DataTransform``.
+
+        Raises:
+            TypeError: If it holds something of the wrong type.
+            ValueError: If it does not fit the survey.
+        """
+        return _Multiply({c: self.factors(survey, c) for c in survey.data_shapes})
+
+
+@dataclass(frozen=True)
+class _Multiply:
+    """Multiplies by factors; what they need is small, so they are made in each call."""
+
+    factors: Mapping[str, Callable[[Shots], Tensor]]
+
+    def __call__(self, data: Data, shots: Shots) -> Data:
+        return {c: d * self.factors[c](shots) for c, d in data.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Mute(_Factors):
+    """Keeps what lies between two times of each trace: a top or bottom mute, a window.
+
+    Samples before ``top`` and after ``bottom`` are zeroed. With ``taper`` the factor
+    rises from 0 at ``top`` to 1 at ``top + taper``, and falls from 1 at
+    ``bottom − taper`` to 0 at ``bottom``, as half a period of a cosine. The first sample
+    is at time 0, as are the wavelets'.
+
+    Args:
+        top: Seconds: one number, ``[receiver]``, ``[shot, receiver]`` (such as picked
+            first arrivals; ``inf`` mutes a trace), or a ``LinearMoveout``; or a mapping
+            of these by channel, whose other channels are left as they are. Default none.
+        bottom: As ``top``. Default none.
+        taper: Length of the ramps, seconds. Default 0, samples are kept or zeroed.
+
+    Raises:
+        TypeError: For times or a taper of the wrong type.
+        ValueError: For neither time, NaN, a taper that is negative; when it meets the
+            survey, for shapes or channels that do not fit.
+    """
+
+    top: Times | Mapping[str, Times] | None = None
+    bottom: Times | Mapping[str, Times] | None = None
+    taper: float = 0.0
+
+    name = "mute"
+
+    def __post_init__(self) -> None:
+        if self.top is None and self.bottom is None:
+            raise ValueError("a mute needs a time; give top=, bottom= or both")
+        for name, times in (("top", self.top), ("bottom", self.bottom)):
+            for value in times.values() if isinstance(times, Mapping) else [times]:
+                _check_times(name, value)
+        number("taper", self.taper, least=0)
+
+    @property
+    def same_for_every_shot(self) -> bool:
+        """True unless times follow offsets, or are given shot by shot."""
+        return not any(
+            isinstance(value, LinearMoveout)
+            or (isinstance(value, Tensor) and value.ndim == 2)
+            for times in (self.top, self.bottom)
+            for value in (times.values() if isinstance(times, Mapping) else [times])
+        )
+
+    def fit(self, survey: Survey) -> Apply:
+        """Return how it acts on a survey's data; see ``DataTransform``."""
+        for name, times in (("top", self.top), ("bottom", self.bottom)):
+            if isinstance(times, Mapping):
+                unknown = set(times) - set(survey.data_shapes)
+                if unknown:
+                    raise ValueError(
+                        f"{name} of the mute has channels {sorted(map(str, unknown))}; "
+                        f"the survey records {list(survey.data_shapes)}"
+                    )
+        return super().fit(survey)
+
+    def factors(self, survey: Survey, channel: str) -> Callable[[Shots], Tensor]:
+        """Return the factors ``[shot, receiver, time]``."""
+        nt = survey.data_shapes[channel][2]
+        return _Window(
+            _times_of("top", self.top, survey, channel),
+            _times_of("bottom", self.bottom, survey, channel),
+            self.taper,
+            torch.arange(nt, device=survey.device).double() * survey.resolved.dt,
+            survey.dtype,
+        )
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Factors of a window in time.
+
+    Attributes:
+        top: ``[shot or 1, receiver or 1, 1]``, or None.
+        bottom: As ``top``.
+        taper: Seconds.
+        time: Of each sample.
+        dtype: Of the factors.
+    """
+
+    top: Tensor | None
+    bottom: Tensor | None
+    taper: float
+    time: Tensor
+    dtype: torch.dtype
+
+    def __call__(self, shots: Shots) -> Tensor:
+        factor = torch.ones_like(self.time, dtype=self.dtype)
+        if self.top is not None:
+            top = _rows(self.top, shots)
+            factor = factor * ramp(self.time, top, self.taper, self.dtype)
+        if self.bottom is not None:
+            bottom = _rows(self.bottom, shots)
+            factor = factor * ramp(-self.time, -bottom, self.taper, self.dtype)
+        return factor
+
+
+@dataclass(frozen=True)
+class OffsetLimits(_Factors):
+    """Keeps traces whose offset lies between two limits.
+
+    Offsets are those of ``Survey.offsets``. With ``taper`` the factor rises from 0 at
+    ``nearest`` to 1 at ``nearest + taper``, and falls from 1 at ``farthest − taper`` to 0
+    at ``farthest``, as half a period of a cosine.
+
+    Args:
+        nearest: Metres. Default no limit.
+        farthest: Metres. Default no limit.
+        taper: Length of the ramps, metres. Default 0, traces are kept or zeroed.
+
+    Raises:
+        TypeError: If they are no numbers.
+        ValueError: If there is no limit, or they are negative or in another order.
+    """
+
+    nearest: float | None = None
+    farthest: float | None = None
+    taper: float = 0.0
+
+    name = "offset limits"
+
+    def __post_init__(self) -> None:
+        if self.nearest is None and self.farthest is None:
+            raise ValueError("offset limits need one; give nearest=, farthest= or both")
+        near = 0.0 if self.nearest is None else number("nearest", self.nearest, least=0)
+        far = math.inf
+        if self.farthest is not None:
+            far = number("farthest", self.farthest, positive=True)
+        if not near < far:
+            raise ValueError(
+                f"nearest is {near:g} m and farthest {far:g} m; it must be farther"
+            )
+        number("taper", self.taper, least=0)
+
+    def factors(self, survey: Survey, channel: str) -> Callable[[Shots], Tensor]:
+        """Return the factors ``[shot, receiver, 1]``."""
+        offsets = survey.offsets()[channel]
+        factor = torch.ones_like(offsets)
+        if self.nearest is not None:
+            factor = factor * ramp(offsets, self.nearest, self.taper)
+        if self.farthest is not None:
+            factor = factor * ramp(-offsets, -self.farthest, self.taper)
+        return _Rows(factor.unsqueeze(-1).to(survey.device, survey.dtype))
+
+
+@dataclass(frozen=True)
+class CosineTaper(_Factors):
+    """Tapers the ends of records in time, and the ends of the spread over traces.
+
+    Factors rise as half a period of a cosine: in time from 0 at the first sample (and to
+    0 at the last), over traces so that none is zero.
+
+    Args:
+        start: Length at the start of the record, seconds. Default 0.
+        end: Length at its end, seconds. Default 0.
+        first: Traces at the start of the spread, in the receivers' order. Default 0.
+        last: Traces at its end. Default 0.
+
+    Raises:
+        TypeError: If they are no numbers, or numbers of traces no integers.
+        ValueError: If one is negative, or all are zero; when it meets the survey, if the
+            two ramps do not fit beside each other.
+    """
+
+    start: float = 0.0
+    end: float = 0.0
+    first: int = 0
+    last: int = 0
+
+    name = "cosine taper"
+
+    def __post_init__(self) -> None:
+        lengths = [
+            number("start", self.start, least=0),
+            number("end", self.end, least=0),
+            whole("first", self.first, 0),
+            whole("last", self.last, 0),
+        ]
+        if not any(lengths):
+            raise ValueError(
+                "a cosine taper needs a length; give start= or end= in seconds, first= "
+                "or last= in traces"
+            )
+
+    @property
+    def same_for_every_shot(self) -> bool:
+        """True."""
+        return True
+
+    def factors(self, survey: Survey, channel: str) -> Callable[[Shots], Tensor]:
+        """Return the factors ``[1, receiver, time]``."""
+        _, receivers, nt = survey.data_shapes[channel]
+        duration = (nt - 1) * survey.resolved.dt
+        if self.start + self.end > duration:
+            raise ValueError(
+                f"tapers of {self.start:g} s and {self.end:g} s do not fit in a record "
+                f"of {duration:g} s; lengths are in seconds"
+            )
+        if self.first + self.last > receivers:
+            raise ValueError(
+                f"tapers of {self.first} and {self.last} traces do not fit in "
+                f"{receivers} receivers of channel {channel!r}"
+            )
+        time = torch.arange(nt).double() * survey.resolved.dt
+        place = torch.arange(1, receivers + 1).double()
+        in_time = torch.ones_like(time)
+        if self.start:
+            in_time = in_time * ramp(time, 0.0, self.start)
+        if self.end:
+            in_time = in_time * ramp(-time, -duration, self.end)
+        over_traces = ramp(place, 0.0, self.first + 1) * ramp(
+            -place, -(receivers + 1.0), self.last + 1
+        )
+        factor = over_traces[:, None] * in_time
+        return _Rows(factor[None].to(survey.device, survey.dtype))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Factors that are kept, ``[shot or 1, receiver, time or 1]``."""
+
+    factor: Tensor
+
+    def __call__(self, shots: Shots) -> Tensor:
+        return _rows(self.factor, shots)
+
+
+def ramp(
+    place: Tensor,
+    start: Tensor | float,
+    length: float,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Return factors from 0 at a start to 1 at start + length: half a cosine's period.
+
+    Args:
+        place: In float64, which decides on which side of the start it is.
+        start: Where the ramp starts, also in float64; may be infinite.
+        length: For 0 the factor is 1 from the start on.
+        dtype: Of the factors. Default float64.
+    """
+    if length == 0:
+        return (place >= start).to(dtype)
+    begin = torch.as_tensor(start, dtype=place.dtype, device=place.device) / length
+    # in place: this may be as large as the data
+    part = ((place / length).to(dtype) - begin.to(dtype)).clamp_(0, 1)
+    return part.mul_(math.pi).cos_().sub_(1).mul_(-0.5)
+
+
+def _rows(tensor: Tensor, shots: Shots) -> Tensor:
+    """Return the rows of some shots; the only one where there is one for all."""
+    return tensor if len(tensor) == 1 else take(tensor, shots)
+
+
+def _check_times(name: str, times: Any) -> None:
+    if times is None or isinstance(times, LinearMoveout):
+        return
+    if not isinstance(times, Tensor):
+        number(name, times)
+        return
+    if not times.is_floating_point():
+        raise TypeError(
+            f"{name} of the mute is a tensor of {times.dtype}; give seconds, in floating "
+            "point"
+        )
+    if bool(torch.isnan(times).any()):
+        raise ValueError(
+            f"{name} of the mute has {int(torch.isnan(times).sum())} NaN; give inf or "
+            "-inf where a trace is to be muted or left whole"
+        )
+
+
+def _times_of(name: str, times: Any, survey: Survey, channel: str) -> Tensor | None:
+    """Return times ``[shot or 1, receiver or 1, 1]`` in float64, or None for no mute."""
+    if isinstance(times, Mapping):
+        times = times.get(channel)
+    if times is None:
+        return None
+    if isinstance(times, LinearMoveout):
+        offsets = survey.offsets()[channel]
+        return (times.time + offsets / times.velocity).unsqueeze(-1)
+    if not isinstance(times, Tensor):
+        return torch.tensor([[[float(times)]]], dtype=torch.float64, device=survey.device)
+    shots, receivers, _ = survey.data_shapes[channel]
+    if times.shape not in ((), (receivers,), (shots, receivers)):
+        raise ValueError(
+            f"{name} of the mute has shape {tuple(times.shape)} for channel {channel!r}; "
+            f"expected ({receivers},) or ({shots}, {receivers}): [receiver] or [shot, "
+            "receiver]"
+        )
+    rows = times.detach().to(survey.device, torch.float64).unsqueeze(-1)
+    return rows.reshape(1, -1, 1) if times.ndim < 2 else rows

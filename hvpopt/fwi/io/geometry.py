@@ -1,0 +1,423 @@
+"""Positions in metres to cells of a grid: the line, the grid, and what lies on it.
+
+Positions are ``(z, y, x)``, z downwards, float64. A grid's axes are ``(depth, along)`` in
+two dimensions, ``(depth, y, x)`` in three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvpopt.fwi.survey._arguments import lengths, number
+from hvpopt.fwi.survey.interpolation import Interpolation
+
+#: Where the mirror plane of a face lies, in cells before the first: deepwave's scalar
+#: propagator holds the field to zero one cell outside (free), or mirrors it half a cell
+#: outside (rigid).
+MIRROR = {"free": -1.0, "rigid": -0.5}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A straight line on the map.
+
+    Attributes:
+        start: ``(x, y)`` of its zero, metres.
+        direction: ``(x, y)``, of length one.
+        name: What the distance along it is called.
+    """
+
+    start: tuple[float, float]
+    direction: tuple[float, float]
+    name: str
+
+    def along(self, positions: Tensor) -> Tensor:
+        """Return the distance along the line of positions ``[..., 3]``, metres."""
+        x, y = positions[..., 2] - self.start[0], positions[..., 1] - self.start[1]
+        return x * self.direction[0] + y * self.direction[1]
+
+    def off(self, positions: Tensor) -> Tensor:
+        """Return the distance of positions ``[..., 3]`` from the line, metres."""
+        x, y = positions[..., 2] - self.start[0], positions[..., 1] - self.start[1]
+        return (y * self.direction[0] - x * self.direction[1]).abs()
+
+
+def line_through(ends: Sequence[Sequence[float]]) -> Line:
+    """Return the line from one point to another.
+
+    Args:
+        ends: ``((x, y), (x, y))``, metres.
+
+    Raises:
+        ValueError: If they are no two different points.
+    """
+    try:
+        (x0, y0), (x1, y1) = ((float(x), float(y)) for x, y in ends)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"line is {ends!r}; give the two ends ((x, y), (x, y)), in metres"
+        ) from error
+    length = math.hypot(x1 - x0, y1 - y0)
+    if not 0 < length < math.inf:
+        raise ValueError(f"line is {ends!r}; its ends must be finite and differ")
+    direction = ((x1 - x0) / length, (y1 - y0) / length)
+    return Line((x0, y0), direction, f"distance from ({x0:g}, {y0:g})")
+
+
+def best_line(positions: Tensor) -> Line:
+    """Return the line of least squares through positions.
+
+    Args:
+        positions: ``[n, 3]``; each place counts once.
+
+    Returns:
+        The x axis (or y axis) itself where all lie along it, so that distances are
+        coordinates; else the line through their mean, from its end of least x (of least
+        y, where it runs more along y).
+    """
+    where = torch.unique(positions[:, [2, 1]], dim=0)
+    low, high = where.amin(0), where.amax(0)
+    if low[1] == high[1]:
+        return Line((0.0, float(low[1])), (1.0, 0.0), "x")
+    if low[0] == high[0]:
+        return Line((float(low[0]), 0.0), (0.0, 1.0), "y")
+    centre = where.mean(0)
+    direction = torch.linalg.svd(where - centre, full_matrices=False)[2][0]
+    direction = direction * direction[direction.abs().argmax()].sign()
+    start = centre + ((where - centre) @ direction).min() * direction
+    x, y = (float(c) for c in start)
+    dx, dy = (float(c) for c in direction)
+    return Line((x, y), (dx, dy), f"distance from ({x:.1f}, {y:.1f})")
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Sources or receivers, each where one field component is taken.
+
+    Attributes:
+        name: ``"source"`` or ``"receiver"``.
+        positions: ``[shot, point, dimension]``, metres, along the grid's axes.
+        exists: True for points that take part ``[shot, point]``.
+        offset: Of the component's node from the cell in each dimension, in cells.
+        shots: What the shots are called in errors.
+    """
+
+    name: str
+    positions: Tensor
+    exists: Tensor
+    offset: tuple[float, ...]
+    shots: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a model's cells are.
+
+    Attributes:
+        origin: Position of the first cell, metres: ``(depth, along)``, ``(depth, y, x)``.
+        spacing: Cell size in each dimension, metres.
+        shape: Cells in each dimension.
+        faces: Condition of the first and last face of each dimension.
+        halfwidth: Cells on each side that interpolation takes off the nodes.
+        snap: Distance in cells within which a position is taken to be on its node.
+    """
+
+    origin: tuple[float, ...]
+    spacing: tuple[float, ...]
+    shape: tuple[int, ...]
+    faces: tuple[str, ...]
+    halfwidth: int
+    snap: float
+
+    def nodes(self, spots: Spots) -> Tensor:
+        """Return places in cells, counted from the component's first node."""
+        origin, spacing, offset = (
+            torch.tensor(v, dtype=torch.float64)
+            for v in (self.origin, self.spacing, spots.offset)
+        )
+        places = (spots.positions - origin) / spacing - offset
+        nearest = places.round()
+        return torch.where((places - nearest).abs() <= self.snap, nearest, places)
+
+    def reach(self, spots: Spots) -> tuple[Tensor, Tensor]:
+        """Return the first and the last cell that points take ``[n, dimension]``."""
+        places = self.nodes(spots)[spots.exists]
+        between = (places != places.round()) * self.halfwidth
+        first = places.floor() - (between - 1).clamp(min=0)
+        return first, places.floor() + between
+
+    def folds(self, face: int) -> bool:
+        """True if interpolation mirrors at a face."""
+        return self.faces[face] in MIRROR
+
+    def around(self, groups: Sequence[Spots], margin: int) -> Grid:
+        """Return the grid, placed to hold points.
+
+        The surface stays at depth zero, or above it by whole cells where that is needed;
+        at a mirror it is the mirror's plane. Along the other axes the outermost position
+        is on a node, ``margin`` cells from the edge.
+        """
+        least = [torch.cat([s.positions[s.exists] for s in groups]).amin(0)]
+        origin = [float(x) for x in least[0]]
+        for d in range(1, len(origin)):
+            origin[d] -= max(margin, self.halfwidth) * self.spacing[d]
+        origin[0] = -MIRROR.get(self.faces[0], 0.0) * self.spacing[0]
+        placed = replace(self, origin=tuple(origin))
+        if not self.folds(0):
+            first = min(float(placed.reach(s)[0][:, 0].min()) for s in groups)
+            origin[0] += min(first, 0.0) * self.spacing[0]
+        return replace(placed, origin=tuple(origin))
+
+    def large_enough(self, groups: Sequence[Spots], margin: int, depth: float) -> Grid:
+        """Return the grid with a shape that holds points, and reaches a depth."""
+        last = torch.stack([self.reach(s)[1].amax(0) for s in groups]).amax(0)
+        nodes = torch.stack([self.nodes(s)[s.exists].amax(0) for s in groups]).amax(0)
+        shape = [int(n) + 1 for n in torch.maximum(last, nodes.ceil() + margin)]
+        below = (depth - self.origin[0]) / self.spacing[0]
+        shape[0] = max(int(last[0]), math.ceil(below - 1e-6)) + 1
+        return replace(self, shape=tuple(max(n, 1) for n in shape))
+
+    def check_inside(self, spots: Spots, holds: Grid) -> None:
+        """Raise ValueError unless all points lie in the grid.
+
+        Args:
+            spots: Which.
+            holds: A grid that would hold them, for the error.
+
+        Raises:
+            ValueError: If some do not, with their shots.
+        """
+        places = self.nodes(spots)[spots.exists]
+        first, last = self.reach(spots)
+        outside = torch.zeros(len(places), dtype=torch.bool)
+        for d, cells in enumerate(self.shape):
+            low, high = 2 * d, 2 * d + 1
+            if self.folds(low):
+                outside |= places[:, d] <= MIRROR[self.faces[low]]
+            else:
+                outside |= first[:, d] < 0
+            if self.folds(high):
+                outside |= places[:, d] >= cells - 1 - MIRROR[self.faces[high]]
+            else:
+                outside |= last[:, d] > cells - 1
+        if not bool(outside.any()):
+            return
+        where = spots.exists.nonzero()[outside]
+        shots = [spots.shots[shot] for shot in sorted(set(where[:, 0].tolist()))]
+        shot, point = where[0].tolist()
+        spot = spots.positions[shot, point].tolist()
+        named = ", ".join(map(str, shots[:5])) + (", …" if len(shots) > 5 else "")
+        raise ValueError(
+            f"{len(where)} {spots.name}{'s' if len(where) > 1 else ''} of "
+            f"shot{'s' if len(shots) > 1 else ''} {named} lie outside the grid of "
+            f"{self}, or nearer to its "
+            f"edge than interpolation reaches; the first is {spots.name} {point} of shot "
+            f"{shots[0]}, at {_point(spot)} m. {self._mirrors()}A grid that holds all: "
+            f"origin={_point(holds.origin)}, shape={holds.shape}; origin=None and "
+            "shape=None choose one"
+        )
+
+    def _mirrors(self) -> str:
+        if not self.folds(0):
+            return ""
+        plane = self.origin[0] + MIRROR[self.faces[0]] * self.spacing[0]
+        return f"The {self.faces[0]} face above lies at depth {plane:g} m. "
+
+    def __str__(self) -> str:
+        return (
+            f"{_times(self.shape)} cells of {_times(self.spacing)} m from "
+            f"{_point(self.origin)} m"
+        )
+
+
+def _times(values: Sequence[float]) -> str:
+    return " × ".join(f"{v:g}" for v in values)
+
+
+def _point(values: Sequence[float]) -> str:
+    return f"({', '.join(repr(round(float(v), 6)) for v in values)})"
+
+
+# -- what a survey takes of them ----------------------------------------------------
+
+
+def largest_offset(sources: Tensor, receivers: Tensor, exists: Tensor) -> float:
+    """Return the largest horizontal distance from a source to its receivers, metres."""
+    apart = (receivers - sources)[..., 1:].norm(dim=-1)
+    return float(apart[exists].max())
+
+
+def projected(
+    sources: Tensor,
+    receivers: Tensor,
+    exists: Tensor,
+    ends: Sequence[Sequence[float]] | None,
+    limit: float,
+    shots: Sequence[int],
+) -> tuple[Tensor, Tensor, str]:
+    """Return positions on a line, and a sentence of what that changed.
+
+    Args:
+        sources: ``[shot, 1, 3]``.
+        receivers: ``[shot, receiver, 3]``.
+        exists: True for receivers that take part ``[shot, receiver]``.
+        ends: Of the line; None for the best one.
+        limit: The farthest that a position may lie off it, metres.
+        shots: What the shots are called in errors.
+
+    Returns:
+        Sources and receivers ``(depth, along)``, and the sentence.
+
+    Raises:
+        ValueError: If a position lies farther off.
+    """
+    positions = torch.cat([sources[:, 0], receivers[exists]])
+    line = best_line(positions) if ends is None else line_through(ends)
+    flat = [
+        torch.stack([where[..., 0], line.along(where)], -1)
+        for where in (sources, receivers)
+    ]
+    distances = line.off(positions)
+    off, farthest = float(distances.max()), int(distances.argmax())
+    before = (receivers - sources)[..., 1:].norm(dim=-1)
+    after = (flat[1] - flat[0])[..., 1].abs()
+    change = float((before - after)[exists].abs().max())
+    if off > limit:
+        if farthest < len(sources):
+            spot = f"the source of shot {shots[farthest]}"
+        else:
+            shot, receiver = exists.nonzero()[farthest - len(sources)].tolist()
+            spot = f"receiver {receiver} of shot {shots[shot]}"
+        raise ValueError(
+            f"positions lie up to {off:.4g} m off their line ({spot} farthest), more "
+            f"than max_off_line={limit:g} m; projecting them would change offsets by up "
+            f"to {change:.3g} m. Pass max_off_line={math.ceil(off)} to do so, line= for "
+            "another line, or n_dimensions=3"
+        )
+    told = f"Line: {line.name}"
+    if off > 0:
+        told += (
+            f"; positions lie up to {off:.3g} m off it, and projecting them changed "
+            f"offsets by up to {change:.3g} m"
+        )
+    return flat[0], flat[1], told + "."
+
+
+def mirror_faces(propagator: str, boundary: Any, n_dimensions: int) -> tuple[str, ...]:
+    """Return the condition of each face, of those that mirror interpolation.
+
+    Deepwave's scalar propagator has mirrors where its ``Hicks`` puts them; the other
+    propagators' components lie on staggered nodes, so windows must stay inside there.
+
+    Args:
+        propagator: Its name.
+        boundary: Deepwave's option.
+        n_dimensions: Of the grid.
+
+    Raises:
+        ValueError: If the option does not name each face.
+    """
+    faces = 2 * n_dimensions
+    if propagator != "scalar" or boundary is None:
+        return ("pml",) * faces
+    named = (boundary,) * faces if isinstance(boundary, str) else tuple(boundary)
+    if len(named) != faces:
+        raise ValueError(f"boundary={boundary!r} must name {faces} faces")
+    return named
+
+
+def choose_grid(
+    spots: Sequence[Spots],
+    blank: Grid,
+    origin: Sequence[float] | None,
+    shape: Sequence[int] | None,
+    depth: float,
+    margin: int,
+) -> Grid:
+    """Return the grid as asked for, the rest of it chosen, which holds all points.
+
+    Args:
+        spots: Sources and receivers.
+        blank: A grid of any origin and shape.
+        origin: As asked for.
+        shape: As asked for.
+        depth: That a chosen shape reaches, metres.
+        margin: Cells of a chosen grid beyond the points.
+
+    Raises:
+        ValueError: If a point lies outside, or origin or shape do not fit.
+    """
+    axes = len(blank.origin)
+    chosen = blank.around(spots, margin)
+    holds = chosen.large_enough(spots, margin, depth)
+    grid = chosen
+    if origin is not None:
+        given = tuple(number("a coordinate of origin", x) for x in origin)
+        _check_axes("origin", given, axes)
+        grid = replace(blank, origin=given)
+    if shape is None:
+        grid = grid.large_enough(spots, margin, depth)
+    else:
+        cells = lengths("shape", tuple(shape))
+        _check_axes("shape", cells, axes)
+        grid = replace(grid, shape=cells)
+    for group in spots:
+        grid.check_inside(group, holds)
+    return grid
+
+
+def _check_axes(name: str, values: Sequence[float], axes: int) -> None:
+    if len(values) != axes:
+        raise ValueError(
+            f"{name} is {tuple(values)}; it must have {axes} numbers, for "
+            f"{'(depth, along the line)' if axes == 2 else '(depth, y, x)'}"
+        )
+
+
+def located(
+    spots: Spots, grid: Grid, device: torch.device | str
+) -> tuple[Tensor | Interpolation, Tensor | None]:
+    """Return where points are, as a survey takes them.
+
+    Args:
+        spots: Sources or receivers.
+        grid: That holds them.
+        device: Of the result.
+
+    Returns:
+        Cells ``[shot, point, dimension]`` where all points are on nodes of their own,
+        with a mask where some take no part; else their interpolation, without one.
+    """
+    nodes, exists = grid.nodes(spots), spots.exists
+    whole_numbers = bool((nodes == nodes.round())[exists].all())
+    if whole_numbers and not _shared(nodes, exists, grid.shape):
+        # a trace that takes no part still needs a place
+        first = nodes[torch.arange(len(nodes)), exists.int().argmax(1)][:, None]
+        cells = torch.where(exists[..., None], nodes, first).long().to(device)
+        return cells, None if bool(exists.all()) else exists.to(device)
+    interpolation = Interpolation.at(
+        nodes + torch.tensor(spots.offset, dtype=torch.float64),
+        exists,
+        halfwidth=grid.halfwidth,
+        offset=spots.offset,
+        free_surfaces=[face == "free" for face in grid.faces],
+        rigid_surfaces=[face == "rigid" for face in grid.faces],
+        shape=grid.shape,
+    )
+    return interpolation.to(torch.empty(0, device=device).device), None
+
+
+def _shared(nodes: Tensor, exists: Tensor, shape: Sequence[int]) -> bool:
+    """True if two points of a shot are on one node, which a propagator refuses."""
+    flat = torch.zeros(exists.shape, dtype=torch.long)
+    for d, cells in enumerate(shape):
+        flat = flat * cells + nodes[..., d].nan_to_num().long()
+    own = -1 - torch.arange(exists.shape[1]).expand_as(flat)
+    ordered = torch.where(exists, flat, own).sort(1).values
+    return bool((ordered[:, 1:] == ordered[:, :-1]).any())

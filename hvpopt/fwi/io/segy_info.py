@@ -1,0 +1,300 @@
+"""What a SEG-Y file holds, in words, and the line that reads it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from hvpopt.fwi.io.formats import PathLike
+from hvpopt.fwi.io.gathers import Array
+from hvpopt.fwi.io.geometry import best_line
+from hvpopt.fwi.io.segy import (
+    ByteOrder,
+    SegyHeaders,
+    read_segy_headers,
+    segy_blocks,
+)
+from hvpopt.fwi.io.wavelets import SEGY
+from hvpopt.fwi.survey._arguments import path as check_path
+
+#: Number formats of SEG-Y revision 2, by their code.
+FORMATS = {
+    1: "4-byte IBM floats",
+    2: "4-byte integers",
+    3: "2-byte integers",
+    4: "4-byte fixed-point numbers",
+    5: "4-byte IEEE floats",
+    6: "8-byte IEEE floats",
+    7: "3-byte integers",
+    8: "1-byte integers",
+    9: "8-byte integers",
+    10: "4-byte unsigned integers",
+    11: "2-byte unsigned integers",
+    12: "8-byte unsigned integers",
+    15: "3-byte unsigned integers",
+    16: "1-byte unsigned integers",
+}
+#: Headers that may tell shots apart, in the order in which they are tried.
+SHOT_KEYS = ("FieldRecord", "EnergySourcePoint", "SourceX", "SourceY")
+#: For the suggestion alone: the slowest wave of most surveys, the fastest that a model
+#: may have, metres per second, and cells in the shortest wavelength, of a Ricker
+#: wavelet's highest frequency (2.5 times its dominant one).
+SLOWEST, FASTEST, CELLS = 1500.0, 5000.0, 5.0
+_BLOCK, _SPECTRA = 4096, 64
+
+
+class _Samples(NamedTuple):
+    low: float
+    high: float
+    rms: float
+    dead: int
+    not_finite: int
+    frequency: float  # cycles per sample; zero where there is none
+
+
+class _Shots(NamedTuple):
+    key: str
+    number: int
+    least: int  # receivers
+    most: int
+    fixed: bool
+
+
+def segy_info(
+    path: PathLike, *, byte_order: ByteOrder = None, shot_key: str | None = None
+) -> str:
+    """Return what a SEG-Y file holds, and the line that reads it as a survey.
+
+    Args:
+        path: Ends in ``.sgy`` or ``.segy``.
+        byte_order: Of the file. Default the one in which its number format is known.
+        shot_key: Trace header, by segyio's name, that tells the shots apart. Default the
+            first of FieldRecord, EnergySourcePoint, SourceX and SourceY that has one
+            source position for each value.
+
+    Returns:
+        Lines for a person.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: Without segyio.
+        TypeError: If the path is none.
+        ValueError: If it is no SEG-Y file, or there is no such header.
+    """
+    check_path("path", path)
+    file = Path(path)
+    if file.suffix.lower() not in SEGY:
+        raise ValueError(f"{file} is no SEG-Y file: its name must end in .sgy or .segy")
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
+    byte_order = _byte_order(file) if byte_order is None else byte_order
+    keys = SHOT_KEYS if shot_key is None else (shot_key,)
+    headers = read_segy_headers(file, byte_order, keys)
+    samples = _read_samples(file, byte_order)
+    known = FORMATS.get(headers.format, f"format {headers.format}")
+    rows = [
+        ("format", f"SEG-Y revision {headers.revision}, {byte_order}-endian, {known}"),
+        ("traces", _traces(headers)),
+    ]
+    shots = None
+    if isinstance(headers.positions, str):
+        rows.append(("positions", headers.positions))
+    else:
+        shots = _find_shots(headers)
+        rows += _places(headers, shots)
+    rows += [
+        ("units", "feet, read as metres" if headers.feet else "metres"),
+        (
+            "amplitudes",
+            f"{samples.low:.6g} to {samples.high:.6g}, root mean square "
+            f"{samples.rms:.6g}",
+        ),
+        (
+            "bad traces",
+            f"{samples.dead} dead (all samples zero), {samples.not_finite} with NaN or "
+            "infinite samples",
+        ),
+    ]
+    if samples.frequency and isinstance(headers.dt, float):
+        rows.append(("frequency", f"{samples.frequency / headers.dt:.3g} Hz, dominant"))
+    told = [f"{name:<11} {text}" for name, text in rows]
+    return "\n".join(
+        [str(file), *told, "", *_advice(file, byte_order, headers, shots, samples)]
+    )
+
+
+def _byte_order(file: Path) -> ByteOrder:
+    """Return the byte order in which the format's code, at byte 3225, is one."""
+    with file.open("rb") as opened:
+        opened.seek(3224)
+        code = opened.read(2)
+    for order in ("big", "little"):
+        if int.from_bytes(code, order) in FORMATS:
+            return order
+    raise ValueError(
+        f"{file} cannot be read as SEG-Y: bytes 3225 and 3226, the code of its number "
+        f"format, are {list(code)}"
+    )
+
+
+def _read_samples(file: Path, byte_order: ByteOrder) -> _Samples:
+    """Return what the samples are like, read some thousand traces at a time."""
+    low, high, energy, n, dead, bad = math.inf, -math.inf, 0.0, 0, 0, 0
+    power: Array | float = 0.0
+    for block in segy_blocks(file, byte_order, _BLOCK):
+        finite = np.isfinite(block).all(1)
+        bad += int((~finite).sum())
+        good = block[finite].astype(np.float64)
+        quiet = ~good.any(1)
+        dead += int(quiet.sum())
+        if good.size:
+            low, high = min(low, float(good.min())), max(high, float(good.max()))
+            energy, n = energy + float((good**2).sum()), n + good.size
+        live = good[~quiet]
+        some = live[:: max(1, len(live) // _SPECTRA)]
+        if len(some):
+            power = power + (np.abs(np.fft.rfft(some)) ** 2).sum(0)
+    frequency = 0.0
+    if isinstance(power, np.ndarray) and len(power) > 2:
+        power[0] = 0.0
+        frequency = float(np.fft.rfftfreq(block.shape[1])[power.argmax()])
+    if n == 0:
+        low = high = math.nan
+    return _Samples(
+        low, high, math.sqrt(energy / n) if n else math.nan, dead, bad, frequency
+    )
+
+
+def _find_shots(headers: SegyHeaders) -> _Shots | None:
+    """Return the shots by the first header that has one source for each value."""
+    assert not isinstance(headers.positions, str)
+    sources, receivers = headers.positions
+    for name, keys in headers.keys.items():
+        _, first, shot = np.unique(keys, return_index=True, return_inverse=True)
+        if not (sources == sources[first][shot]).all():
+            continue
+        counts = np.bincount(shot)
+        order = np.lexsort((*receivers.T, shot))
+        rows = receivers[order]
+        alike = len(set(counts.tolist())) == 1
+        if alike:
+            by_shot = rows.reshape(len(counts), -1, 3)
+            alike = bool((by_shot == by_shot[:1]).all())
+        return _Shots(name, len(counts), int(counts.min()), int(counts.max()), alike)
+    return None
+
+
+def _traces(headers: SegyHeaders) -> str:
+    told = f"{headers.n_traces}, of {headers.n_samples} samples"
+    if isinstance(headers.dt, str):
+        return f"{told}; {headers.dt}"
+    told += f" every {headers.dt * 1e3:g} ms"
+    low, high = float(headers.starts.min()), float(headers.starts.max())
+    return f"{told}, from {_range(low * 1e3, high * 1e3)} ms"
+
+
+def _places(headers: SegyHeaders, shots: _Shots | None) -> list[tuple[str, str]]:
+    assert not isinstance(headers.positions, str)
+    sources, receivers = headers.positions
+    rows = []
+    if shots is None:
+        rows.append(("shots", "not told apart by " + ", ".join(headers.keys)))
+    else:
+        each = _range(shots.least, shots.most)
+        rows.append(("shots", f"{shots.number} by {shots.key}, {each} receivers each"))
+        if shots.number > 1:
+            kind = (
+                "fixed" if shots.fixed else "moving: receivers differ from shot to shot"
+            )
+            rows.append(("spread", kind))
+    apart = np.hypot(*(receivers - sources)[:, 1:].T)
+    rows.append(("offsets", f"{_range(apart.min(), apart.max())} m"))
+    for name, where in (("sources", sources), ("receivers", receivers)):
+        z, y, x = (_range(c.min(), c.max()) for c in where.T)
+        rows.append((name, f"x {x} m, y {y} m, depth {z} m"))
+    line, off, _ = _line(headers)
+    rows.append(("line", f"{line}; positions lie up to {off:.4g} m off it"))
+    return rows
+
+
+def _line(headers: SegyHeaders) -> tuple[str, float, float]:
+    """Return the best line's name, how far positions lie off it, and its length."""
+    positions = torch.from_numpy(np.concatenate(headers.positions))
+    line = best_line(positions)
+    along = line.along(positions)
+    return line.name, float(line.off(positions).max()), float(along.max() - along.min())
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.10g}" if low == high else f"{low:.10g} to {high:.10g}"
+
+
+def _advice(
+    file: Path,
+    byte_order: ByteOrder,
+    headers: SegyHeaders,
+    shots: _Shots | None,
+    samples: _Samples,
+) -> list[str]:
+    """Return the line that reads the file, or what it lacks."""
+    if isinstance(headers.dt, str) or isinstance(headers.positions, str):
+        missing = headers.dt if isinstance(headers.dt, str) else headers.positions
+        return [f"read_survey cannot read it as it is: {missing}"]
+    if shots is None:
+        return [
+            "read_survey cannot tell its shots apart: pass the header that does, as "
+            "--shot-key here, as shot_key= there"
+        ]
+    for header, where in zip(
+        ("SourceX and SourceY", "GroupX and GroupY"), headers.positions, strict=True
+    ):
+        if headers.n_traces > 1 and not where[:, 1:].any():
+            return [
+                f"read_survey needs positions: {header} are zero in all traces. Read "
+                "it with read_gathers, and give read_survey Gathers(data, dt, sources, "
+                "receivers)"
+            ]
+    if not samples.frequency:
+        return ["read_survey cannot use it: no trace is live"]
+    frequency = float(f"{min(samples.frequency, 0.2) / headers.dt:.2g}")
+    spacing = _spacing(headers, frequency)
+    _, off, length = _line(headers)
+    given: dict[str, object] = {
+        "wavelet": frequency,
+        "grid_spacing": spacing,
+        "max_vel": FASTEST,
+    }
+    if off > 0.2 * length:
+        given["n_dimensions"] = 3
+    elif off > 2 * spacing:
+        given["max_off_line"] = math.ceil(off)
+    if shots.key != "FieldRecord":
+        given["shot_key"] = shots.key
+    if byte_order == "little":
+        given["byte_order"] = byte_order
+    listed = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    return [
+        f"hvpopt.fwi.read_survey({str(file)!r}, {listed})",
+        "",
+        "reads it. Put the source's own wavelet in place of a Ricker wavelet of the",
+        "dominant frequency, and the fastest wave of your models for max_vel.",
+    ]
+
+
+def _spacing(headers: SegyHeaders, frequency: float) -> float:
+    """Return a cell size that samples the waves, on which receivers lie if they can."""
+    assert not isinstance(headers.positions, str)
+    coarsest = SLOWEST / (2.5 * frequency * CELLS)
+    steps = np.abs(np.diff(headers.positions[1][:, 1:], axis=0)).max(1)
+    steps = steps[steps > 0]
+    if not len(steps):
+        return float(f"{coarsest:.2g}")
+    step = float(np.median(steps))
+    fits = step / math.ceil(step / coarsest)
+    if step < coarsest:
+        fits = step * math.floor(coarsest / step)
+    return float(f"{fits:.9g}")

@@ -1,0 +1,70 @@
+"""Text of results that fits a screen: tensors as dtype, shape and range."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hvpopt.model.tensors import Model
+
+#: Columns of a screen, and most lines of one entry.
+WIDTH, LINES = 88, 4
+#: Most parameters of a model to list.
+PARAMETERS = 4
+
+
+def screen(title: str, rows: Mapping[str, str]) -> str:
+    """Return a title and a line for each entry, or a few for a long one.
+
+    Args:
+        title: The first line.
+        rows: Text by name; empty text is left out.
+    """
+    margin = max(len(name) for name in rows) + 4
+    lines = textwrap.wrap(title, WIDTH, max_lines=LINES, placeholder=" …")
+    for name, text in rows.items():
+        for k, part in enumerate(text.splitlines()):
+            lines += textwrap.wrap(
+                part,
+                WIDTH,
+                initial_indent=f"{'' if k else name + ':':>{margin - 1}} ",
+                subsequent_indent=" " * margin,
+                max_lines=LINES,
+                placeholder=" …",
+            )
+    return "\n".join(lines)
+
+
+def summarised(model: Model | None) -> str:
+    """Return dtype, shape and range of a model's tensors, a line for each.
+
+    Args:
+        model: A tensor, a tuple or a dict of tensors; None for the empty string.
+    """
+    if model is None:
+        return ""
+    if isinstance(model, Tensor):
+        return _tensor(model)
+    named = model.items() if isinstance(model, Mapping) else enumerate(model)
+    lines = [f"{name}: {_tensor(tensor)}" for name, tensor in named]
+    more = len(lines) - PARAMETERS
+    if more > 1:
+        lines[PARAMETERS:] = [f"… and {more} parameters more"]
+    return "\n".join(lines)
+
+
+def _tensor(tensor: Tensor) -> str:
+    text = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    if tensor.device.type != "cpu":
+        text += f" on {tensor.device}"
+    values = tensor.detach().reshape(-1)
+    finite = values[torch.isfinite(values)]
+    if finite.numel():
+        low, high = finite.aminmax()
+        span = f", {float(low):.4g}"
+        text += span if low == high else f"{span} to {float(high):.4g}"
+    bad = values.numel() - finite.numel()
+    return text + (f", {bad} NaN or infinite" if bad else "")

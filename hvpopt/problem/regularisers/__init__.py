@@ -1,0 +1,1 @@
+"""Ready-made regularisers: objectives of the model alone, for sums with misfits."""

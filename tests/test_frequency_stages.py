@@ -1,0 +1,262 @@
+"""Frequency stages: bands of one misfit, the wavelet they stand for, a skipped cycle."""
+
+import deepwave
+import pytest
+import torch
+from waves import (
+    DT,
+    FREQ,
+    NT,
+    D,
+    arguments,
+    models_of,
+    one_thread,
+    random_step,
+    relative,
+    survey,
+)
+
+import hvpopt
+from hvpopt.fwi import (
+    BandFilter,
+    CoarseGrid,
+    Mute,
+    Survey,
+    WaveformMisfit,
+    frequency_stages,
+)
+
+__all__ = ["one_thread"]
+
+
+def problem(generator, n_shots=2, **options):
+    there = survey(n_shots=n_shots)
+    (v,) = models_of("scalar", generator)
+    true = 1.02 * v
+    return WaveformMisfit(there, there.simulate(true), **options), v, true
+
+
+def test_each_stage_compares_filtered_data(generator):
+    misfit, v, _ = problem(generator)
+    observed, simulated = misfit.waveforms.observed["u"], misfit.survey.simulate(v)
+    before = misfit.counts.values
+    stages = frequency_stages(misfit, [40.0, (20.0, 90.0), [30, 120]], order=3)
+    filters = [
+        BandFilter(high=40.0, order=3),
+        BandFilter(20.0, 90.0, order=3),
+        BandFilter(30.0, 120.0, order=3),
+    ]
+    for stage, band in zip(stages, filters, strict=True):
+        difference = band.filter(simulated, DT) - band.filter(observed, DT)
+        expected = float(difference.square().mean())
+        assert stage.value(v) == pytest.approx(expected, rel=1e-12)
+    assert misfit.counts.values == before + 3
+    # the misfit itself stays as it was
+    assert misfit.waveforms.observed["u"] is observed
+    expected = float((simulated - observed).square().mean())
+    assert misfit.value(v) == pytest.approx(expected, rel=1e-12)
+
+
+def test_true_model_fits_every_stage_exactly(generator):
+    """Also where the record is cut off while waves still pass."""
+    misfit, v, true = problem(generator)
+    last = misfit.waveforms.observed["u"][..., -1].abs().max()
+    assert float(last) > 0.01 * float(misfit.waveforms.observed["u"].abs().max())
+    for stage in frequency_stages(misfit, [30.0, 60.0]):
+        assert stage.value(true) <= 1e-28 * stage.value(v)
+
+
+def test_stage_is_the_misfit_of_a_filtered_wavelet(generator):
+    """F(m; H s) = H F(m; s): the wavelet begins late and the record ends late enough."""
+    band, nt, quiet = BandFilter(high=70.0, order=2), 900, 300
+    late = deepwave.wavelets.ricker(FREQ, nt, DT, quiet * DT, dtype=D)
+    given = arguments("scalar", 2)
+    _, cells = given["sources"]["u"]
+    wavelet = late.expand(2, 1, nt).contiguous()
+    (v,) = models_of("scalar", generator)
+    recorded = [
+        Survey("scalar", **{**given, "sources": {"u": (wave, cells)}}).simulate(v)
+        for wave in (wavelet, band.filter(wavelet, DT))
+    ]
+    filtered = band.filter(recorded[0], DT)
+    assert relative(filtered, recorded[0]) > 0.1  # the filter does something
+    inside = slice(0, nt - quiet)
+    assert relative(recorded[1][..., inside], filtered[..., inside]) < 1e-9
+
+
+def test_transforms_of_the_misfit_come_first(generator):
+    mute = Mute(top=0.4 * NT * DT, taper=0.004)
+    misfit, v, true = problem(generator, transforms=[mute])
+    (stage,) = frequency_stages(misfit, [50.0])
+    there = misfit.survey
+    expected = WaveformMisfit(
+        there, there.simulate(true), transforms=[mute, BandFilter(high=50.0)]
+    )
+    assert stage.value(v) == pytest.approx(expected.value(v), rel=1e-12)
+    step = random_step((v,), generator)
+    for kind in ("exact", "gauss-newton"):
+        got, wanted = (m.hessian(v, kind) @ step for m in (stage, expected))
+        assert relative(got, wanted) < 1e-12
+
+
+def test_stages_keep_options_and_can_be_encoded(generator):
+    misfit, v, _ = problem(
+        generator, n_shots=3, engine="double-backprop", on_bad_shot="drop", name="line"
+    )
+    (stage,) = frequency_stages(misfit, [60.0])
+    assert (stage.engine, stage.on_bad_shot, stage.name) == (
+        "double-backprop",
+        "drop",
+        "line",
+    )
+    assert stage.encodes
+    left = stage.without({"shot 1": "bad"})
+    parts = stage.select([0, 2])
+    # two of three shots, normalised by their own data
+    assert left.value(v) == pytest.approx(1.5 * parts.value(v), rel=1e-12)
+
+
+def test_normalisation_is_of_the_band(generator):
+    """δ of Huber's follows the filtered data, as if they had been given."""
+    misfit, v, _ = problem(generator, misfit="huber")
+    band = BandFilter(high=45.0)
+    (stage,) = frequency_stages(misfit, [45.0])
+    filtered = band.filter(misfit.waveforms.observed["u"], DT)
+    rms = float(filtered.square().mean().sqrt())
+    assert stage.waveforms.constants["delta"] == pytest.approx(rms, rel=1e-12)
+    assert stage.value(v) > 0
+
+
+# -- a cycle that is skipped ------------------------------------------------------------
+
+BACKGROUND = 1900.0
+FASTER = [[2300.0, 2500.0, 2350.0], [2450.0, 2300.0, 2400.0]]
+
+
+def across():
+    """Waves of 11 Hz across 600 m, and six unknown velocities.
+
+    Those of the start arrive 60 ms late, of which half a period is 45 ms.
+    """
+    ny, nx, nt, dt, frequency = 12, 34, 110, 0.004, 11.0
+    sources = torch.tensor([[[3, 2]], [[8, 2]]])
+    depth = torch.arange(2, ny - 2)
+    receivers = torch.stack([depth, torch.full_like(depth, nx - 3)], -1)
+    wavelet = deepwave.wavelets.ricker(frequency, nt, dt, 1.2 / frequency, dtype=D)
+    there = Survey(
+        "scalar",
+        grid_spacing=20.0,
+        dt=dt,
+        sources={"u": (wavelet.repeat(2, 1, 1), sources)},
+        receivers={"u": receivers.repeat(2, 1, 1)},
+        max_vel=2800.0,
+        pml_freq=frequency,
+        pml_width=5,
+    )
+    grid = CoarseGrid((2, 3), (ny, nx))
+    true = torch.tensor(FASTER, dtype=D)
+    observed = there.simulate(grid(true))
+    misfit = WaveformMisfit(there, observed, parameterisation=grid)
+    return misfit, torch.full((2, 3), BACKGROUND, dtype=D), true
+
+
+def test_stages_solve_what_the_full_band_alone_does_not():
+    """A fixed model: the full band alone makes slower what is too slow, to the bounds."""
+    misfit, start, true = across()
+    options = {"scale": 100.0, "lower": 1400.0, "upper": 2800.0}
+    method = hvpopt.QuasiNewton
+    alone = hvpopt.minimize(misfit, start, method=method(), max_iter=20, **options)
+    stages = frequency_stages(misfit, [3.0])
+    staged = hvpopt.minimize(
+        [*stages, misfit], start, method=method(), max_iter=[5, 12], **options
+    )
+    away = float((start - true).norm())
+    assert alone.success
+    assert alone.fun > 0.2 * misfit.value(start)
+    assert float((alone.x - true).norm()) > 1.5 * away
+    assert staged.fun < 1e-6 * misfit.value(start)
+    assert float((staged.x - true).norm()) < 0.01 * away
+
+
+# -- bad input --------------------------------------------------------------------------
+
+
+def small():
+    return WaveformMisfit(survey(), torch.ones(2, 4, NT, dtype=D))
+
+
+def silent():
+    return WaveformMisfit(survey(), torch.zeros(2, 4, NT, dtype=D))
+
+
+WRONG = {
+    "a survey": (
+        lambda: frequency_stages(survey(), [3]),
+        TypeError,
+        "misfit is a Survey; it must be a hvpopt.fwi.WaveformMisfit",
+    ),
+    "a function": (
+        lambda: frequency_stages(lambda v: v, [3]),
+        TypeError,
+        "misfit is a function",
+    ),
+    "one number": (lambda: frequency_stages(small(), 6.0), TypeError, r"such as \[3, 6"),
+    "text": (lambda: frequency_stages(small(), "3 6"), TypeError, "bands is str '3 6'"),
+    "texts": (lambda: frequency_stages(small(), ["3"]), TypeError, "a band is a str '3'"),
+    "none": (lambda: frequency_stages(small(), []), ValueError, "there are no bands"),
+    "negative": (lambda: frequency_stages(small(), [-3]), ValueError, "a band is -3"),
+    "three corners": (
+        lambda: frequency_stages(small(), [(1, 2, 3)]),
+        ValueError,
+        r"a band is \(1, 2, 3\); give a corner, or \(low, high\)",
+    ),
+    "order of a pair": (
+        lambda: frequency_stages(small(), [(90, 30)]),
+        ValueError,
+        "low is 90 Hz and high 30 Hz",
+    ),
+    "pair with none": (
+        lambda: frequency_stages(small(), [(None, 30)]),
+        TypeError,
+        "a corner of a band is None",
+    ),
+    "above Nyquist": (
+        lambda: frequency_stages(small(), [30, 1200]),
+        ValueError,
+        "high is 1200 Hz, and data sampled at 0.0005 s hold frequencies below 1000 Hz",
+    ),
+    "order of the filter": (
+        lambda: frequency_stages(small(), [30], order=0),
+        ValueError,
+        "order is 0",
+    ),
+    "silent data": (
+        lambda: frequency_stages(silent(), [30]),
+        ValueError,
+        "of the amplitude of the observed data",
+    ),
+    "selected shots": (
+        lambda: frequency_stages(small().select([0]), [30]),
+        ValueError,
+        "transform the misfit of all shots",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_calls(case):
+    call, error, words = WRONG[case]
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_band_below_the_wavelet_is_refused():
+    """In float32 what a filter leaves of frequencies far away is rounding."""
+    there = survey().to(torch.float32)
+    t = DT * torch.arange(NT)
+    # smooth at both ends and narrow: nothing is left at low frequencies
+    window = torch.sin(torch.pi * t / t[-1]) ** 6
+    tone = (window * torch.sin(2 * torch.pi * 450.0 * t)).expand(2, 4, NT).contiguous()
+    misfit = WaveformMisfit(there, tone)
+    with pytest.raises(ValueError, match="begin with a band that the wavelet reaches"):
+        frequency_stages(misfit, [8.0], order=6)
