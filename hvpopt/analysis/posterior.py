@@ -235,7 +235,9 @@ class Posterior:
         """
         tol = checks.number("tol", tol, above=0.0, below=math.inf)
         max_products = checks.integer("max_products", max_products, least=0)
-        right = self.prior.factor_transposed(_block_of(t, self.prior))
+        right = self.prior.factor_transposed(
+            _block_of(t, self.prior).to(self._operator.device)
+        )
         norms = right.square().sum(0)
         if not bool((norms > 0.0).all()):
             raise ValueError("a question weighs no free cell; give t that is not zero")

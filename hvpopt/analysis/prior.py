@@ -163,7 +163,8 @@ class MaternPrior:
             n_samples: How many.
             seed: Of the white numbers, which are drawn on the host.
         """
-        return self.factor(white_block(self.latent_size, n_samples, seed))
+        white = white_block(self.latent_size, n_samples, seed)
+        return self.factor(white).to(self.space.device)
 
     def objective(self, mean: Model, *, name: str = "prior") -> TorchObjective:
         """Return ``½ (m − mean)·R (m − mean)``, a convex objective for use in a sum.

@@ -19,21 +19,25 @@ def frequency_stages(
 ) -> list[WaveformMisfit]:
     """Return the misfits of a multiscale inversion, one for each band of frequencies.
 
-    Low frequencies tell large structures and are not cycle-skipped by them; each stage
-    starts from the model of the one before (Bunks et al., Geophysics 60, 1995):
+    At low frequencies a wave that arrives early or late is more seldom off by half a
+    period, where the misfit has other minima (cycle skipping). So low frequencies come
+    first, and each stage starts from the model of the one before (Bunks et al.,
+    Geophysics 60, 1995):
 
         stages = hvpopt.fwi.frequency_stages(misfit, [3.0, 6.0, 12.0])
         result = hvpopt.minimize([*stages, misfit], v)
 
     A stage is ``misfit.transformed(BandFilter(...))``: simulated and observed data are
     filtered alike, after the misfit's own transforms. Waves are linear in their sources,
-    and the medium does not change in time, so this is the misfit of a filtered wavelet
-    and filtered data. It holds at the ends of the record too: what a zero-phase filter
-    spreads before time 0 is not lost as from a filtered wavelet, and both sides end where
-    the record does, so the true model fits each stage exactly. Nothing wraps round.
+    and the medium does not change in time: without such transforms, this is the misfit of
+    a filtered wavelet and filtered data. It holds at the ends of the record too. What a
+    zero-phase filter spreads before time 0 is not lost, as it is from a filtered wavelet,
+    and both sides end where the record does, so the true model fits each stage exactly.
+    Nothing wraps round.
 
-    Nothing is lost of the steps' cost either, for a stage takes the same propagations as
-    the misfit. Each holds a filtered copy of the observed data.
+    A stage takes the same propagations as the misfit, and holds a filtered copy of the
+    observed data. A corner must be below the Nyquist frequency of the data's ``dt``; the
+    time step of the waves is the survey's, which is stable for every band.
 
     Args:
         misfit: Of all frequencies, of all shots. Not changed; what the stages evaluate
