@@ -97,8 +97,32 @@ def rewrite_links(_: Any, docname: str, source: list[str]) -> None:
         source[0] = source[0].replace(f"](../benchmarks/{name}.md)", f"]({page})")
 
 
+def show_blocks(_: Any, what: str, *given: Any) -> None:
+    """Show what a docstring indents after an empty line, formulas and code, as it is."""
+    lines: list[str] = given[-1]
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")  # or napoleon takes what stands before a colon for a type
+    shown: list[str] = []
+    before, block = 0, False
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if line.strip():
+            if block := block and indent > before:
+                shown.append(line)
+                continue
+            begins = bool(shown) and not shown[-1].strip() and indent > before
+            if begins and not line.lstrip().startswith(">>>"):
+                shown += [" " * before + "::", ""]
+                block = True
+            else:
+                before = indent
+        shown.append(line)
+    lines[:] = shown
+
+
 def setup(app: Any) -> None:
     """Connect what this file adds to Sphinx."""
     app.names = public_names()
     app.connect("missing-reference", resolve)
     app.connect("source-read", rewrite_links)
+    app.connect("autodoc-process-docstring", show_blocks, priority=400)  # before napoleon
