@@ -1,8 +1,9 @@
-"""Trace, diagonal, density, log-determinant and eigenpairs beside curvlinops and scipy.
+"""Spectra and posterior variances beside curvlinops and scipy.
 
     pip install curvlinops-for-pytorch==3.0.1
     python benchmarks/compare_spectrum.py
 
+The dense Gauss-Newton matrix takes 600 products; all else is algebra with 600 rows.
 Every library multiplies with the same matrices, each column is counted, and the errors
 are against dense algebra in the same run. Writes SPECTRUM.md.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import LinearOperator, cg, eigsh
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -106,13 +107,14 @@ def sampled_rows(problem, exact, ours, theirs, error):
     """Return rows of an estimate at several numbers of products."""
     rows = []
     for n_products in N_PRODUCTS:
-        found = [ours(problem.operator(), n_products, s) for s in range(SEEDS)]
-        held = np.mean(
-            [float(torch.as_tensor(inside(f, exact)).double().mean()) for f in found]
-        )
-        used = {f.n_products for f in found}
-        errors = [error(f.value) for f in found]
-        rows.append(["hvpopt", max(used), f"{rms(errors):.1e}", f"{held:.2f}"])
+        for name, function in ours.items():
+            found = [function(problem.operator(), n_products, s) for s in range(SEEDS)]
+            held = np.mean(
+                [float(torch.as_tensor(inside(f, exact)).double().mean()) for f in found]
+            )
+            used = {f.n_products for f in found}
+            errors = [error(f.value) for f in found]
+            rows.append([name, max(used), f"{rms(errors):.1e}", f"{held:.2f}"])
         for name, function in theirs.items():
             errors, spent = [], []
             for s in range(SEEDS):
@@ -143,7 +145,12 @@ def trace_rows(problem):
     return sampled_rows(
         problem,
         exact,
-        lambda h, n, s: analysis.trace(h, n_products=n, seed=s),
+        {
+            "hvpopt": lambda h, n, s: analysis.trace(h, n_products=n, seed=s),
+            "hvpopt, positive=True": lambda h, n, s: analysis.trace(
+                h, n_products=n, seed=s, positive=True
+            ),
+        },
         theirs,
         lambda value: (float(value) - exact) / exact,
     )
@@ -160,7 +167,7 @@ def diagonal_rows(problem):
     return sampled_rows(
         problem,
         exact,
-        lambda h, n, s: analysis.diagonal(h, n_products=n, seed=s),
+        {"hvpopt": lambda h, n, s: analysis.diagonal(h, n_products=n, seed=s)},
         theirs,
         lambda value: float((value - exact).norm() / exact.norm()),
     )
@@ -211,10 +218,14 @@ def log_determinant_rows(problem):
     # in units of the shift, so that the scale of the matrix does not count
     size = float((shifted / shift).log().sum())
     rows = []
-    for n_steps in (10, 30):
+    for n_steps, n_deflated in ((10, 0), (5, 40), (30, 0), (15, 120)):
         found = [
             analysis.log_determinant(
-                problem.operator(), shift=shift, n_steps=n_steps, seed=s
+                problem.operator(),
+                shift=shift,
+                n_steps=n_steps,
+                n_deflated=n_deflated,
+                seed=s,
             )
             for s in range(SEEDS)
         ]
@@ -222,7 +233,9 @@ def log_determinant_rows(problem):
         apart = np.mean([f.upper - f.lower for f in found]) / size
         error = rms([(f.value - exact) / size for f in found])
         stated = f"{held:.2f}, bounds {apart:.1e} apart"
-        rows.append(["hvpopt", found[0].n_products, f"{error:.1e}", stated])
+        name = f"hvpopt, {n_deflated} deflated, 8 vectors of {n_steps}"
+        products = max(f.n_products for f in found)
+        rows.append([name, products, f"{error:.1e}", stated])
     return rows
 
 
@@ -246,6 +259,108 @@ def eigenpair_rows(problem, k=10):
     return rows
 
 
+class Bayesian:
+    """A problem's matrix as a Hessian with a prior, and the dense posterior.
+
+    Cells are those of the first problem; noise makes the data say ten thousand times
+    what the prior does along the leading direction.
+    """
+
+    SHAPE = (20, 30)
+
+    def __init__(self, problem):
+        self.prior = analysis.MaternPrior(self.SHAPE, length=6.0, std=1.0)
+        factor = self.prior.factor(torch.eye(problem.size, dtype=torch.float64))
+        whitened = factor.T @ problem.matrix @ factor
+        unit = 1e4 / float(torch.linalg.eigvalsh(whitened)[-1])
+        self.noise = analysis.Noise.of_likelihood()
+        self.hessian = Problem(problem.name, unit * problem.matrix)
+        self.whitened = Problem(problem.name, unit * whitened)
+        identity = torch.eye(problem.size, dtype=torch.float64)
+        self.shifted = Problem(problem.name, identity + self.whitened.matrix)
+        self.covariance = factor @ torch.linalg.inv(self.shifted.matrix) @ factor.T
+        self.factor = factor
+        question = torch.zeros(self.SHAPE, dtype=torch.float64)
+        question[9:12, 14:17] = 1 / 9
+        self.question = question.reshape(-1)
+        self.std = math.sqrt(float(self.question @ self.covariance @ self.question))
+
+
+def functional_rows(problem):
+    case, rows = Bayesian(problem), []
+    right = case.factor.T @ case.question
+    for most in (20, 40, 80):
+        found = analysis.functional_variance(
+            case.hessian.operator(),
+            case.prior,
+            case.noise,
+            case.question,
+            tol=1e-9,
+            max_products=most,
+        )
+        low, high = (float(bound[0]) for bound in found.std_bounds)
+        held = low <= case.std * (1 + 1e-9) and high >= case.std * (1 - 1e-9)
+        error = abs(float(found.std[0]) / case.std - 1)
+        stated = f"{'in' if held else 'NOT in'} bounds, {high / low - 1:.1e} apart"
+        rows.append(["hvpopt", found.n_products, f"{error:.1e}", stated])
+        # the same number of steps of conjugate gradients, for (I + A) x = u
+        x, counts = case.shifted.counted(lambda n=most: by_cg(case, right, n))
+        error = abs(math.sqrt(float(right @ x)) / case.std - 1)
+        rows.append(["scipy cg", counts, f"{error:.1e}", "none stated"])
+        if curvlinops:
+            x, counts = case.shifted.counted(lambda n=most: by_cg_inverse(case, right, n))
+            error = abs(math.sqrt(float(right @ x)) / case.std - 1)
+            name = "curvlinops CGInverseLinearOperator"
+            rows.append([name, counts, f"{error:.1e}", "none stated"])
+    return rows
+
+
+def by_cg(case, right, most):
+    operator = case.shifted.for_scipy()
+    solution, _ = cg(operator, right.numpy(), rtol=0.0, maxiter=most)
+    return torch.from_numpy(solution)
+
+
+def by_cg_inverse(case, right, most):
+    inverse = curvlinops.CGInverseLinearOperator(
+        case.shifted.for_curvlinops(), max_iter=most, max_tridiag_iter=0, tolerance=0.0
+    )
+    return inverse @ right
+
+
+def pointwise_rows(problem):
+    case, rows = Bayesian(problem), []
+    exact = case.covariance.diagonal().sqrt()
+    for most in (40, 80):
+        found = analysis.pointwise_variance(
+            case.hessian.operator(),
+            case.prior,
+            case.noise,
+            n_products=most - 10,
+            n_bound=10,
+        )
+        low, high = found.lower.sqrt(), found.upper.sqrt()
+        inside = (low <= exact * (1 + 1e-9)) & (high >= exact * (1 - 1e-9))
+        error = float((found.value.sqrt() / exact - 1).abs().max())
+        apart = float((high / low).max()) - 1
+        stated = f"{'all' if inside.all() else 'NOT all'} in bounds, {apart:.1e} apart"
+        rows.append(["hvpopt", found.n_products, f"{error:.1e}", stated])
+        k = most // 2
+        start = np.random.default_rng(0).standard_normal(problem.size)
+        (values, vectors), counts = case.whitened.counted(
+            lambda k=k, start=start: eigsh(
+                case.whitened.for_scipy(), k=k, which="LA", tol=1e-2, v0=start
+            )
+        )
+        values, vectors = torch.from_numpy(values), torch.from_numpy(vectors)
+        images = case.factor @ vectors
+        variance = case.factor.square().sum(1) - images.square() @ (values / (1 + values))
+        error = float((variance.sqrt() / exact - 1).abs().max())
+        name = f"low rank by scipy eigsh, {k} pairs"
+        rows.append([name, counts, f"{error:.1e}", "none stated"])
+    return rows
+
+
 PARTS = [
     ("Trace", "relative error, rms over seeds", trace_rows),
     ("Diagonal", "relative error of the vector, rms over seeds", diagonal_rows),
@@ -255,9 +370,19 @@ PARTS = [
         density_rows,
     ),
     (
-        "log det(H + τI), τ = λ_max/1000, 8 vectors of 10 and 30 steps",
+        "log det(H + τI), τ = λ_max/1000",
         "error relative to log det(I + H/τ), rms over seeds",
         log_determinant_rows,
+    ),
+    (
+        "Posterior standard deviation of the mean of 3 × 3 cells",
+        "relative to the exact one",
+        functional_rows,
+    ),
+    (
+        "Posterior standard deviation of every cell",
+        "largest relative error of a cell",
+        pointwise_rows,
     ),
     ("Ten largest eigenvalues", "largest error relative to ‖H‖", eigenpair_rows),
 ]
@@ -268,7 +393,7 @@ def report():
     if curvlinops:
         versions += ", curvlinops 3.0.1"
     lines = [
-        "# Spectra by products, beside curvlinops and scipy",
+        "# Spectra and posteriors by products, beside curvlinops and scipy",
         "",
         "Written by `compare_spectrum.py`. Each matrix has 600 rows and is the same for "
         "all; matvecs are counted column by column; errors are against dense algebra in "
@@ -279,7 +404,9 @@ def report():
         "cells, one shot). curvlinops has no log-determinant; it takes eigenpairs from "
         "scipy's `eigsh`. That states a tolerance, but not whether an eigenvalue was "
         "missed, and the products that hvpopt spends beyond the first Krylov space are "
-        "those that tell.",
+        "those that tell. Posterior variances are those of a Matérn prior on the cells "
+        "of the first problem, with noise that lets the data say 10⁴ times what the "
+        "prior does along the leading direction.",
     ]
     found = list(problems())
     for title, what, rows_of in PARTS:

@@ -8,7 +8,8 @@
 
 3. The faulted model at half the resolution, seen by four shots with noise of 10 dB, and a
    Matérn prior: the error bar of a region's mean and of every cell, samples of the
-   posterior, its spectrum, and the resolution of the regularised solution.
+   posterior, its eigenvalues and their density, the resolution of the regularised
+   solution, and the information against the number of shots.
 
 It prints what each cost, in gradients of the whole survey. Pictures go to
 ``output/uncertainty``; ``docs/analysis.md`` says how to read them.
@@ -154,6 +155,13 @@ def error_bars() -> None:
     print(f"  {samples.message}")
     save(plotting.plot_samples(v, samples.models, spacing=SPACING, unit="m/s"), "samples")
     whitened = analysis.WhitenedHessian(posterior.hessian, prior, noise)
+    # a residual of 1 at most, the prior's line: the largest are ten thousand times that
+    found = analysis.eigenpairs(whitened, 48, tol=1e-4, max_products=100)
+    print(f"  {found.message}")
+    most, last = (float(found.value[i]) for i in (0, -1))
+    print(f"    the data say {most:.0f} to {last:.0f} times what the prior does")
+    figure = plotting.plot_eigenvalues(found.value, residuals=found.residuals)
+    save(figure, "eigenvalues")
     density = analysis.spectral_density(whitened, n_probes=2, n_steps=12)
     print(f"  {density.message}")
     figure = plotting.plot_density(
@@ -176,6 +184,24 @@ def error_bars() -> None:
         low, high = (float(bound[i, at]) for bound in spread.interval)
         print(f"    {cell} is resolved to {low:.2f} … {high:.2f} of 1")
     save(plotting.plot_point_spreads(spread, spacing=SPACING), "regularised_spreads")
+    information(misfit, v, prior, noise)
+
+
+def information(
+    misfit: hvpopt.fwi.WaveformMisfit,
+    v: Tensor,
+    prior: analysis.MaternPrior,
+    noise: analysis.Noise,
+) -> None:
+    """Draw what each further shot tells at least."""
+    hessians = [
+        misfit.select([s]).hessian(v, "gauss-newton", space=prior.space)
+        for s in range(misfit.survey.n_shots)
+    ]
+    found = analysis.shot_information(hessians, prior, noise, n_products=30)
+    print(f"  {found.message}")
+    print(f"    greedy order of shots: {found.order}")
+    save(plotting.plot_information(found.gain), "information")
 
 
 def main() -> None:

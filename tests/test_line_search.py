@@ -66,10 +66,10 @@ def quadratic(matrix, rhs):
 
 METHODS = {
     "default": {},
-    "square root": {"forcing": SquareRoot()},
-    "constant": {"forcing": 0.1},
+    "square root": {"tol": SquareRoot()},
+    "constant": {"tol": 0.1},
     "wolfe": {"globalisation": Wolfe()},
-    "pairs": {"pairs": 8, "cg_pairs": 8},
+    "pairs": {"memory": 8, "cg_pairs": 8},
 }
 
 

@@ -207,11 +207,54 @@ def test_truth_lies_within_one_and_two_deviations_as_often_as_it_should(generato
     pulled = problem.jacobian.mT @ data / problem.noise.std**2
     most_probable = problem.covariance @ pulled
     distance = (problem.flat[:, 0] @ (truth - most_probable)).abs() / found.std
+    assert_calibrated(distance)
+
+
+def assert_calibrated(distance):
+    """Check that normal distances, in standard deviations, are so distributed."""
+    n = len(distance)
     for within in (1.0, 2.0):
         chance = math.erf(within / math.sqrt(2.0))
         hits = int((distance <= within).sum())
         assert scipy.stats.binom.ppf(1e-6, n, chance) <= hits
         assert hits <= scipy.stats.binom.ppf(1 - 1e-6, n, chance)
+
+
+def test_truth_of_a_born_problem_lies_where_it_should(generator):
+    survey, n = waves.survey(n_shots=2), 50
+    start = waves.models_of("scalar", generator)[0]
+    mask = torch.zeros(start.shape, dtype=torch.bool)
+    mask[7:11, 4:10] = True
+    space = ModelSpace(start, mask=mask)
+    prior = MaternPrior(space, length=15.0, std=100.0, spacing=(5.0, 6.0))
+    at_start = survey.simulate(start)
+    truth = prior.sample(n, seed=int(torch.randint(10**6, (), generator=generator)))
+
+    def born(step):
+        h = 1e-3 / float(step.abs().max())
+        ends = [survey.simulate(start + s * h * step) for s in (1.0, -1.0)]
+        return (ends[0] - ends[1]) / (2.0 * h)
+
+    data = [born(space.step_to_model(column.contiguous())) for column in truth.unbind(1)]
+    std = 0.3 * float(torch.stack(data).square().mean().sqrt())
+    noise, centres = Noise(std, at_start.numel()), []
+    hessian = WaveformMisfit(survey, at_start).hessian(start, "gauss-newton", space=space)
+    dense = hessian.to_dense()
+    precision = prior.precision(torch.eye(space.size, dtype=F64))
+    covariance = torch.linalg.inv(0.5 * (precision + precision.mT) + noise.weight * dense)
+    for clean in data:
+        errors = torch.randn(clean.shape, generator=generator, dtype=F64)
+        misfit = WaveformMisfit(survey, at_start + clean + std * errors)
+        _, gradient = misfit.value_and_gradient(start)
+        pulled = -noise.weight * space.gradient_to_vector(gradient)
+        centres.append(covariance @ pulled)
+    question = torch.zeros_like(start)
+    question[8:10, 5:8] = 1 / 6
+    found = functional_variance(hessian, prior, noise, question, tol=1e-6)
+    # noise and prior decide both: neither is the answer already
+    assert 0.02 < float(found.std / found.prior_std) < 0.98
+    flat = space.gradient_to_vector(question)
+    assert_calibrated((flat @ (truth - torch.stack(centres, 1))).abs() / found.std)
 
 
 def test_posterior_of_waveforms_at_the_end_of_minimize(generator):

@@ -116,7 +116,7 @@ def test_state_is_plain_and_bounded(generator, options):
     assert len(states) > 3
     assert all(plain(state) for state in states)
     kept = states[-1].preconditioner
-    assert len(kept.step_pairs) <= options.get("pairs", 0)
+    assert len(kept.step_pairs) <= options.get("memory", 0)
     assert len(kept.solve_pairs) <= options.get("cg_pairs", 0)
     assert kept.base.diagonal.shape == (10,)
 

@@ -181,6 +181,63 @@ def test_noise_of_residuals_and_of_quiet_samples(generator):
     assert Noise.of_likelihood().weight == 1.0
 
 
+def autoregressive(n_traces, n_times, phi, generator):
+    """Traces of ``e_t = φ e_{t−1} + w_t`` of variance 1, from a stationary start."""
+    white = torch.randn(n_traces, n_times, generator=generator, dtype=F64)
+    noise = [white[:, 0]]
+    for t in range(1, n_times):
+        noise.append(phi * noise[-1] + math.sqrt(1 - phi**2) * white[:, t])
+    return torch.stack(noise, 1)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.6, -0.6])
+def test_correlated_noise_counts_by_the_peak_of_its_spectrum(phi, generator):
+    data = 0.3 * autoregressive(60, 400, phi, generator)
+    plain = Noise.from_quiet(data, n_samples=10)
+    found = Noise.from_quiet(data, n_samples=10, correlated=True)
+    factor = (found.std / plain.std) ** 2
+    peak = (1 + abs(phi)) / (1 - abs(phi))
+    # the largest of hundreds of averages of 60 and more: rather too large
+    assert 0.9 * peak < factor < 2.2 * peak
+    assert "correlated" in found.source
+    residuals = Noise.from_residuals({"p": data, "v": data}, correlated=True)
+    assert (residuals.std / plain.std) ** 2 == pytest.approx(factor, rel=SOLVE)
+
+
+def test_error_bars_with_the_peak_are_never_too_small(generator):
+    n, times, phi = 12, 40, 0.7
+    gaps = (torch.arange(times)[:, None] - torch.arange(times)).abs()
+    covariance = phi ** gaps.to(F64)
+    peak = (1 + phi) / (1 - phi)
+    jacobian = torch.randn(times, n, generator=generator, dtype=F64)
+    for smooth in (False, True):
+        if smooth:  # at the frequencies where the noise is strongest
+            jacobian = covariance @ jacobian
+        precision = torch.eye(n, dtype=F64)
+        stated = torch.linalg.inv(precision + jacobian.mT @ jacobian / peak)
+        pulled = stated @ jacobian.mT / peak
+        true = stated @ precision @ stated + pulled @ covariance @ pulled.mT
+        white = jacobian.mT @ torch.linalg.solve(covariance, jacobian)
+        best = torch.linalg.inv(precision + white)
+        for exact in (true, best):
+            least = torch.linalg.eigvalsh(stated - exact)[0]
+            assert float(least) > -SOLVE
+    # the check can fail: of the mean of all samples an unweighted bar is far too small
+    stated = 1 / (1 + times)
+    true = (1 + float(covariance.sum())) / (1 + times) ** 2
+    assert true > 3 * stated
+
+
+def test_noise_without_arguments_says_what_to_pass():
+    for make in (Noise, lambda: Noise(0.1), lambda: Noise(n_samples=3)):
+        with pytest.raises(TypeError, match=r"pass Noise\(std, n_samples\)"):
+            make()
+    with pytest.raises(TypeError, match="correlated"):
+        Noise.from_quiet(torch.ones(4), n_samples=1, correlated="yes")
+    with pytest.raises(ValueError, match="20 stretches of 8"):
+        Noise.from_quiet(torch.ones(3, 20), n_samples=1, correlated=True)
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -199,6 +199,34 @@ def test_lengths_are_within_their_error_as_often_as_they_say(generator):
     assert float(hits.sum()) < 0.99 * RUNS * hits.numel()
 
 
+def test_lengths_of_samples_are_within_their_error_as_often_as_they_say(generator):
+    shape, window, n_parts = (10, 12), 2.0, 12
+    space, model = (
+        ModelSpace(torch.zeros(shape, dtype=F64)),
+        torch.zeros(shape, dtype=F64),
+    )
+    root = spread_matrix(*shape, metric_of([0.8, 1.2], 0.4))
+    rows = torch.randn(n_parts, 40, space.size, generator=generator, dtype=F64)
+    parts = Parts(rows @ root / math.sqrt(40 * n_parts))
+    matrix = torch.einsum("sij,sik->jk", parts.jacobians, parts.jacobians)
+    truth = expected_lengths(matrix, grids_of(space)["model"], window)
+    first, told, hits = random_seed(generator), torch.zeros(2), torch.zeros(2)
+    for run in range(RUNS):
+        probes = random_probes(parts, model, space=space, seed=first + run)
+        found = resolution_lengths(probes, window=window, confidence=CONFIDENCE)
+        low, high = found.interval
+        known = ~found.value.isnan()
+        inside = known & (low <= truth) & (truth <= high)
+        told += known.flatten(1).double().mean(1)
+        hits += inside.flatten(1).double().mean(1)
+    # mean over the cells where a length was told
+    for axis in range(2):
+        assert told[axis] > 0.3 * RUNS
+        share = float(hits[axis] / told[axis])
+        assert within_binomial_limits(share * RUNS)
+        assert share < 0.985  # the margins are no wider than they need be
+
+
 def test_lengths_along_one_and_three_axes(generator):
     for shape, length in (((60,), 2.0), ((8, 8, 9), 1.2)):
         at = torch.cartesian_prod(*[torch.arange(n, dtype=F64) for n in shape])

@@ -1,5 +1,6 @@
 """SciPy both ways: hvpopt in scipy.optimize, and SciPy on hvpopt's objectives."""
 
+import inspect
 import warnings
 
 import numpy as np
@@ -279,11 +280,13 @@ def test_functions_cannot_change_what_the_method_holds(x0):
 
 
 def test_method_serves_basinhopping(seed):
+    known = inspect.signature(scipy.optimize.basinhopping).parameters
+    random = "rng" if "rng" in known else "seed"  # its name before SciPy 1.15
     result = scipy.optimize.basinhopping(
         lambda x: float((x**4 - 3 * x**2 + x).sum()),
         np.array([1.1]),
         niter=10,
-        rng=np.random.default_rng(seed),
+        **{random: np.random.default_rng(seed)},
         minimizer_kwargs={
             "jac": lambda x: 4 * x**3 - 6 * x + 1,
             "hessp": lambda x, p: (12 * x**2 - 6) * p,

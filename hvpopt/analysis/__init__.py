@@ -1,10 +1,6 @@
 """Analysis of objectives and Hessians: checks, traces, spectra, each with its error."""
 
-from hvpopt.analysis.density import (
-    SpectralDensity,
-    log_determinant,
-    spectral_density,
-)
+from hvpopt.analysis.density import SpectralDensity, spectral_density
 from hvpopt.analysis.derivatives import (
     CheckReport,
     check_gradient,
@@ -12,16 +8,16 @@ from hvpopt.analysis.derivatives import (
     check_symmetry,
 )
 from hvpopt.analysis.design import ShotInformation, shot_information
+from hvpopt.analysis.draws import PosteriorSamples
 from hvpopt.analysis.eigenpairs import Eigenpairs, eigenpairs
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
+from hvpopt.analysis.functionals import FunctionalVariance
+from hvpopt.analysis.log_determinant import log_determinant
 from hvpopt.analysis.noise import Noise
 from hvpopt.analysis.point_spread import PointSpread, point_spread, regularised_spread
+from hvpopt.analysis.pointwise import PointwiseVariance
 from hvpopt.analysis.posterior import (
-    FunctionalVariance,
-    PointwiseVariance,
     Posterior,
-    PosteriorSamples,
-    WhitenedHessian,
     functional_variance,
     pointwise_variance,
     posterior_of,
@@ -37,6 +33,7 @@ from hvpopt.analysis.resolution import (
 )
 from hvpopt.analysis.responses import Probes, random_probes
 from hvpopt.analysis.trace import trace
+from hvpopt.analysis.whitened import WhitenedHessian
 from hvpopt.krylov.diagonal import (
     DiagonalEstimate,
     estimate_diagonal,

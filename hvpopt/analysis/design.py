@@ -25,8 +25,8 @@ from torch import Tensor
 from hvpopt import checks
 from hvpopt.analysis.estimate import Estimate
 from hvpopt.analysis.noise import Noise, checked_noise
-from hvpopt.analysis.posterior import WhitenedHessian
 from hvpopt.analysis.prior import MaternPrior, white_block
+from hvpopt.analysis.whitened import WhitenedHessian
 from hvpopt.model.counts import metered
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 

@@ -21,12 +21,8 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
-from hvpopt.analysis.responses import (
-    ParameterGrid,
-    ProductSource,
-    grids_of,
-    random_signs,
-)
+from hvpopt.analysis.probes import random_signs
+from hvpopt.analysis.responses import ParameterGrid, ProductSource, grids_of
 from hvpopt.krylov.cg import CGStatus, flat_cg
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model
@@ -127,8 +123,10 @@ def point_spread(
             exact = source.whole and len(comb) == 1
             draws = []
             for _ in range(1 if exact else n_draws):
-                signs = random_signs(len(comb), generator, source.space)
                 z = torch.zeros(n, dtype=source.space.dtype, device=source.space.device)
+                signs = random_signs(
+                    (len(comb),), generator, device=z.device, dtype=z.dtype
+                )
                 z[places[comb].to(z.device)] = signs
                 draws.append((signs[:, None] * source.product(z)[None]).cpu())
             stacked = torch.stack(draws)

@@ -4,53 +4,48 @@ With G the Gauss-Newton matrix of a misfit, R = C⁻¹ the prior's precision and
 
     (R + ωG)⁻¹ = L (I + A)⁻¹ Lᵀ,    A = ω Lᵀ G L ≥ 0,    ω = N / (2σ²)
 
-is the posterior covariance, and uᵀ (I + A)⁻¹ u with u = Lᵀ t the variance of t·m. For
-every x, whatever it comes from,
-
-    2 u·x − x·(I + A) x  ≤  uᵀ (I + A)⁻¹ u  ≤  ‖u − A x‖² + x·A x
-
-with equality at x = (I + A)⁻¹ u. Both sides are quadratic in x, so that the best x of a
-subspace needs the products with its basis alone. In a Krylov space of u they are Gauss's
-rule below and Gauss-Radau's above, with the node 1 (Golub and Meurant, Matrices, Moments
-and Quadrature, 2010); here they hold for any space, so that every question reads what
-others found.
-
-The best upper bound is the variance after replacing A by its Nyström approximation
-F Fᵀ = A Q (QᵀA Q)⁻¹ QᵀA ≤ A, for all t at once: a posterior of low rank whose variance is
-never too small. In the other direction A ≤ F Fᵀ + μ (I − Q Qᵀ) for μ at least the largest
-eigenvalue of A − F Fᵀ, which a Lanczos run from a random start bounds with a stated
-probability.
+is the posterior covariance, and uᵀ (I + A)⁻¹ u with u = Lᵀ t the variance of t·m. One
+subspace keeps all products with A (``subspace.py``); from it follow brackets of the
+variance of any functional (``functionals.py``) and of every cell (``pointwise.py``), and
+samples of a posterior of low rank whose variance is never too small (``draws.py``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.analysis.estimate import Estimate
+from hvpopt.analysis.draws import PosteriorSamples, sum_of
+from hvpopt.analysis.functionals import (
+    FunctionalVariance,
+    Questions,
+    answer,
+    block_of,
+    bracket,
+)
 from hvpopt.analysis.noise import Noise, checked_noise
+from hvpopt.analysis.pointwise import (
+    PointwiseVariance,
+    pointwise_answer,
+    remainder_bound,
+)
 from hvpopt.analysis.prior import MaternPrior, white_block
+from hvpopt.analysis.subspace import Subspace
+from hvpopt.analysis.whitened import WhitenedHessian
 from hvpopt.krylov.cg import flat_cg
 from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
-from hvpopt.krylov.eigenvalue import smallest_eigenvalue
 from hvpopt.model.counts import Counts, metered
-from hvpopt.model.tensors import Model, named_tensors, rebuild
+from hvpopt.model.tensors import Model
 from hvpopt.operators.symmetric import (
-    DerivedOperator,
     FunctionOperator,
     SymmetricOperator,
     checked_operator,
 )
 from hvpopt.problem.objective import Objective
 from hvpopt.run.result import MinimizeResult
-
-Questions: TypeAlias = "Model | list[Any]"
 
 #: Ratio of the bounds of a standard deviation at which a bracket is narrow enough.
 TOLERANCE = 0.1
@@ -63,84 +58,6 @@ INNER_TOLERANCE, INNER_PRODUCTS = 1e-2, 1000
 #: ``benchmarks/error_bars.py`` the bounds after 60 products were 28, 8, 3.8, 2.6 and
 #: 2.2 % apart for smoothing over 1, 2, 4, 6 and 9 cells.
 SKETCHES, SMOOTH, FLOOR = 8, 6.0, 1e-3
-#: Eigenvalues of QᵀAQ under this, relative to the largest, are dropped: the bounds then
-#: are those of the other directions.
-CUTOFF = 1e-13
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class FunctionalVariance(Estimate[Tensor]):
-    """The posterior variance of linear functionals of the model, one entry for each.
-
-    ``value`` is the geometric mean of ``lower`` and ``upper``, which bound the variance
-    with certainty, up to the rounding of the products.
-
-    Attributes:
-        prior: Their variance before any data, ``[k]``.
-        rounding: Estimated error of the bounds by the rounding of the products, ``[k]``,
-            from how far these are from symmetric.
-    """
-
-    prior: Tensor
-    rounding: Tensor
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviation ``[k]``, in the units of t·m."""
-        return torch.as_tensor(self.value).sqrt()
-
-    @property
-    def std_bounds(self) -> tuple[Tensor, Tensor]:
-        """Lower and upper bound of the standard deviation, each ``[k]``."""
-        lower, upper = torch.as_tensor(self.lower), torch.as_tensor(self.upper)
-        return lower.sqrt(), upper.sqrt()
-
-    @property
-    def prior_std(self) -> Tensor:
-        """Standard deviation before any data ``[k]``."""
-        return self.prior.sqrt()
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PointwiseVariance(Estimate[Tensor]):
-    """The posterior variance of every cell, with a bracket for every cell.
-
-    ``value`` is the geometric mean of the bounds. ``upper`` holds with certainty;
-    ``lower`` for all cells together with probability ``confidence``.
-
-    Attributes:
-        prior: Variance before any data ``[n]``.
-        rank: Rank of what is known of the data's information.
-        remainder: Upper bound μ of what the data may say along any direction outside it,
-            relative to the prior, with probability ``confidence``.
-        std_model: Standard deviation of every cell, shaped like the model.
-    """
-
-    prior: Tensor
-    rank: int
-    remainder: float
-    std_model: Model
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PosteriorSamples(Estimate[Tensor]):
-    """Models drawn from the posterior of low rank, whose variance is never too small.
-
-    ``value`` has the samples as columns ``[n, k]``, deviations from the mean where no
-    mean was given.
-
-    Attributes:
-        models: The samples, shaped like the model.
-        rank: Rank of what is known of the data's information.
-        remainder: Upper bound μ of what the data may say beyond it along any direction,
-            relative to the prior, with probability ``confidence``: the variance of no
-            functional is more than ``1 + μ`` times the true one. Infinity if it was not
-            estimated.
-    """
-
-    models: list[Model]
-    rank: int
-    remainder: float
 
 
 class Posterior:
@@ -193,7 +110,7 @@ class Posterior:
         self.diagonal = diagonal
         self.setup = Counts()
         self._operator = WhitenedHessian(self.hessian, self.prior, self.noise)
-        self._space = _Subspace(self._operator)
+        self._space = Subspace(self._operator)
         self._remainder: tuple[float, float] | None = None
 
     @property
@@ -236,23 +153,23 @@ class Posterior:
         tol = checks.number("tol", tol, above=0.0, below=math.inf)
         max_products = checks.integer("max_products", max_products, least=0)
         right = self.prior.factor_transposed(
-            _block_of(t, self.prior).to(self._operator.device)
+            block_of(t, self.prior).to(self._operator.device)
         )
         norms = right.square().sum(0)
         if not bool((norms > 0.0).all()):
             raise ValueError("a question weighs no free cell; give t that is not zero")
         with metered(self.hessian.counts) as spent:
-            bracket = self._space.bracket(right)
+            found = bracket(self._space, right)
             before = self._space.size
             while self._space.size - before < max_products:
-                ratio = bracket.upper / bracket.lower
+                ratio = found.upper / found.lower
                 worst = int(ratio.argmax())
                 if float(ratio[worst]) <= (1.0 + tol) ** 2:
                     break
-                if not self._space.add(self._direction(bracket.residual[:, worst])):
+                if not self._space.add(self._direction(found.residual[:, worst])):
                     break
-                bracket = self._space.bracket(right)
-        return self._answer(bracket, norms, tol, spent)
+                found = bracket(self._space, right)
+        return answer(found, norms, self.noise, tol, spent)
 
     def _direction(self, residual: Tensor) -> Tensor:
         """Return (I + ω Lᵀ D L)⁻¹ times a residual ``[m]``, roughly."""
@@ -269,34 +186,6 @@ class Posterior:
         )
         step: Tensor = found.x
         return step
-
-    def _answer(
-        self, bracket: _Bracket, prior: Tensor, tol: float, spent: Counts
-    ) -> FunctionalVariance:
-        lower, upper = bracket.lower, bracket.upper
-        value = (lower * upper).sqrt()
-        wide = float((upper / lower).sqrt().max()) - 1.0
-        message = (
-            f"the bounds of each standard deviation are within {100 * wide:.2g} % of "
-            f"each other after {spent.products} products; {self.noise.source}"
-        )
-        if wide > tol:
-            message += f"; {100 * tol:.2g} % was asked for: allow more products"
-        if float((bracket.rounding / lower).max()) > 0.1 * wide:
-            message += (
-                "; the rounding of the products may shift them by "
-                f"{50 * float((bracket.rounding / lower).max()):.2g} %: use float64"
-            )
-        return FunctionalVariance(
-            value=value,
-            lower=lower,
-            upper=upper,
-            n_products=spent.products,
-            n_propagations=spent.propagations,
-            message=message,
-            prior=prior,
-            rounding=bracket.rounding,
-        )
 
     # -- all cells --------------------------------------------------------------
 
@@ -333,25 +222,9 @@ class Posterior:
             seed: Of the random start, other than that of ``explore``.
         """
         n_products = checks.integer("n_products", n_products, least=1)
-        low_rank, operator = self._space.low_rank, self._operator
-
-        def negated(vector: Tensor) -> Tensor:
-            return low_rank @ (low_rank.mT @ vector) - operator.matvec(vector) - vector
-
-        # shifted by the prior's 1, beside which smaller eigenvalues do not matter
-        rest = FunctionOperator(negated, operator.size, device=operator.device)
-        rest.noise = operator.noise * (1.0 + self._space.norm_estimate)
-        if self._space.size >= operator.size:
-            self._remainder = 0.0, 1.0
-            return 0.0
-        found = smallest_eigenvalue(
-            rest,
-            tol=0.05,
-            max_products=min(n_products, operator.size),
-            confidence=confidence,
-            seed=seed + 1,
+        remainder, confidence = remainder_bound(
+            self._space, self._operator, n_products, confidence, seed
         )
-        remainder = max(-found.lower - 1.0, 0.0)
         self._remainder = remainder, confidence
         return remainder
 
@@ -381,28 +254,8 @@ class Posterior:
         with metered(self.hessian.counts) as spent:
             self.explore(n_products, seed=seed)
             remainder = self.bound_remainder(n_bound, confidence=confidence, seed=seed)
-        prior = self.prior.standard_deviation.square()
-        lower, upper = self._space.diagonal_bounds(self.prior, prior, remainder)
-        value = (lower * upper).sqrt()
-        ratio = (upper / lower).sqrt()
-        return PointwiseVariance(
-            value=value,
-            lower=lower,
-            upper=upper,
-            confidence=confidence,
-            n_products=spent.products,
-            n_propagations=spent.propagations,
-            message=(
-                f"rank {self._space.size} leaves directions in which the data may say up "
-                f"to {remainder:.3g} times what the prior does; the bounds of a cell's "
-                f"standard deviation differ by {100 * (float(ratio.median()) - 1):.2g} % "
-                f"in the middle and {100 * (float(ratio.max()) - 1):.2g} % at most; "
-                f"{self.noise.source}"
-            ),
-            prior=prior,
-            rank=self._space.size,
-            remainder=remainder,
-            std_model=self.prior.space.step_to_model(value.sqrt()),
+        return pointwise_answer(
+            self._space, self.prior, self.noise, remainder, confidence, spent
         )
 
     def samples(
@@ -432,7 +285,7 @@ class Posterior:
         if mean is not None:
             centre = space.to_vector(space.arrange(mean))
             value = steps + centre[:, None]
-            models = [_sum_of(space.arrange(mean), step) for step in models]
+            models = [sum_of(space.arrange(mean), step) for step in models]
         remainder, confidence = self._remainder or (math.inf, 1.0)
         return PosteriorSamples(
             value=value,
@@ -607,199 +460,3 @@ def posterior_of(
     posterior = Posterior(hessian, prior, noise, diagonal=diagonal)
     posterior.setup = setup
     return posterior
-
-
-class WhitenedHessian(DerivedOperator):
-    """A = ω Lᵀ G L: what the data say relative to the prior, ``[m, m]``.
-
-    Args:
-        hessian: G, of a mean of squares.
-        prior: L.
-        noise: ω.
-    """
-
-    def __init__(
-        self, hessian: SymmetricOperator, prior: MaternPrior, noise: Noise
-    ) -> None:
-        super().__init__([hessian], size=prior.latent_size)
-        self._prior, self._weight = prior, noise.weight
-
-    def _product(self, vector: Tensor) -> Tensor:
-        (hessian,) = self.operators
-        image = hessian.matvec(self._prior.factor(vector))
-        found: Tensor = self._weight * self._prior.factor_transposed(image)
-        return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Bracket:
-    """Bounds of uᵀ (I + A)⁻¹ u for the columns u of a block.
-
-    Attributes:
-        lower, upper: The bounds ``[k]``.
-        rounding: Estimated error of them by the rounding of the products ``[k]``.
-        residual: u − (I + A) x of the lower bound's x, ``[m, k]``, orthogonal to the
-            space.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    rounding: Tensor
-    residual: Tensor
-
-
-class _Subspace:
-    """An orthonormal basis Q and its images A Q, as rows, and what follows from them."""
-
-    def __init__(self, operator: SymmetricOperator) -> None:
-        self._operator = operator
-        self._rows = torch.empty(
-            0, operator.size, dtype=torch.float64, device=operator.device
-        )
-        self._images = self._rows.clone()
-        self._projected = self._rows.new_empty(0, 0)
-        self._factor: Tensor | None = None
-        self.size = 0
-
-    @property
-    def rows(self) -> Tensor:
-        """Q as rows ``[k, m]``."""
-        return self._rows[: self.size]
-
-    @property
-    def images(self) -> Tensor:
-        """A Q as rows ``[k, m]``."""
-        return self._images[: self.size]
-
-    def add(self, direction: Tensor) -> bool:
-        """Add a direction, at one product; return False if the space has it already."""
-        length = float(direction.norm())
-        if self.size == self._operator.size or not length:
-            return False
-        q = direction / length
-        for _ in range(2):
-            q = q - self.rows.mT @ (self.rows @ q)
-            rest = float(q.norm())
-            if rest < 1e-10:
-                return False
-            q = q / rest
-        image = self._operator.matvec(q)
-        k = self.size
-        if len(self._rows) == k:
-            room = torch.empty_like(self._rows).resize_(max(16, k), self._operator.size)
-            self._rows = torch.cat([self._rows, room])
-            self._images = torch.cat([self._images, room])
-        self._rows[k], self._images[k] = q, image
-        self.size = k + 1
-        # as the products are: entry (i, j) is q_i · A q_j
-        grown = self._projected.new_empty(k + 1, k + 1)
-        grown[:k, :k] = self._projected
-        grown[:, k] = self.rows @ image
-        grown[k, :k] = self.images[:k] @ q
-        self._projected, self._factor = grown, None
-        return True
-
-    @property
-    def norm_estimate(self) -> float:
-        """The largest entry of the diagonal of QᵀA Q, at most ‖A‖."""
-        return float(self._projected.diagonal().max()) if self.size else 0.0
-
-    @property
-    def low_rank(self) -> Tensor:
-        """F ``[m, r]`` of the Nyström approximation F Fᵀ ≤ A."""
-        if self._factor is None:
-            theta, vectors = torch.linalg.eigh(
-                0.5 * (self._projected + self._projected.mT)
-            )
-            kept = theta > CUTOFF * float(theta.abs().max()) if self.size else theta > 0.0
-            self._factor = self.images.mT @ (vectors[:, kept] / theta[kept].sqrt())
-        return self._factor
-
-    def bracket(self, right: Tensor) -> _Bracket:
-        """Return the best bounds for columns u ``[m, k]`` that the space has."""
-        norms = right.square().sum(0)
-        if not self.size:
-            # x = 0 below; (I + A)⁻¹ ≤ I above
-            return _Bracket(0.0 * norms, norms, 0.0 * norms, right)
-        symmetric = 0.5 * (self._projected + self._projected.mT)
-        eye = torch.eye(self.size).to(symmetric)
-        coordinates = self.rows @ right
-        y = torch.linalg.solve(symmetric + eye, coordinates)
-        lower = (coordinates * y).sum(0)
-        factor = self.low_rank
-        inner = torch.linalg.cholesky(
-            factor.mT @ factor + torch.eye(factor.shape[1]).to(factor)
-        )
-        reduced = torch.linalg.solve_triangular(inner, factor.mT @ right, upper=False)
-        upper = norms - reduced.square().sum(0)
-        skew = (self._projected - self._projected.mT) @ y
-        rounding = 3.0 * y.norm(dim=0) * skew.norm(dim=0)
-        residual = right - self.rows.mT @ y - self.images.mT @ y
-        return _Bracket(lower, torch.maximum(upper, lower), rounding, residual)
-
-    def shrink(self, white: Tensor) -> Tensor:
-        """Return (I + F Fᵀ)^(−1/2) times a block ``[m, k]``."""
-        u, sigma, _ = torch.linalg.svd(self.low_rank, full_matrices=False)
-        change = (1.0 + sigma.square()).rsqrt() - 1.0
-        shrunk: Tensor = white + u @ (change[:, None] * (u.mT @ white))
-        return shrunk
-
-    def diagonal_bounds(
-        self, prior: MaternPrior, variance: Tensor, remainder: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return bounds of the diagonal of L (I + A)⁻¹ Lᵀ, for A ≤ F Fᵀ + μ (I − Q Qᵀ).
-
-        Args:
-            prior: L.
-            variance: The diagonal of L Lᵀ, ``[n]``.
-            remainder: μ.
-        """
-        if not self.size:
-            return variance / (1.0 + remainder), variance
-        factor = self.low_rank
-        upper = variance - _row_squares(
-            prior.factor(factor),
-            factor.mT @ factor + torch.eye(factor.shape[1]).to(factor),
-        )
-        # all of F and Q lie in the span of W
-        basis, _ = torch.linalg.qr(torch.cat([factor, self.rows.mT], 1))
-        inside_factor, inside = basis.mT @ factor, basis.mT @ self.rows.mT
-        middle = inside_factor @ inside_factor.mT - remainder * inside @ inside.mT
-        most = 1.0 + remainder
-        middle = middle + most * torch.eye(middle.shape[0]).to(middle)
-        images = prior.factor(basis)
-        outside = (variance - images.square().sum(1)).clamp(min=0.0)
-        lower = outside / most + _row_squares(images, middle)
-        return lower, torch.maximum(upper, lower)
-
-
-def _row_squares(rows: Tensor, matrix: Tensor) -> Tensor:
-    """Return rᵀ M⁻¹ r for each row r ``[n]`` of a block, M positive definite."""
-    root = torch.linalg.cholesky(matrix)
-    found: Tensor = torch.linalg.solve_triangular(root, rows.mT, upper=False)
-    return found.square().sum(0)
-
-
-def _sum_of(model: Model, step: Model) -> Model:
-    pairs = zip(named_tensors(model).values(), named_tensors(step).values(), strict=True)
-    return rebuild(model, [entry.detach() + change for entry, change in pairs])
-
-
-def _block_of(t: Questions, prior: MaternPrior) -> Tensor:
-    """Return questions as the columns of a block ``[n, k]`` of flat vectors."""
-    space = prior.space
-    if isinstance(t, list):
-        checks.integer("the number of questions", len(t), least=1)
-        return torch.cat([_block_of(one, prior) for one in t], 1)
-    if isinstance(t, (tuple, Mapping)) or (isinstance(t, Tensor) and space.accepts(t)):
-        return space.gradient_to_vector(t)[:, None]
-    checks.tensor("t", t)
-    if t.ndim not in (1, 2) or t.shape[0] != space.size:
-        raise ValueError(
-            f"t has shape {tuple(t.shape)}; expected the model's shape, ({space.size},) "
-            f"or ({space.size}, k)"
-        )
-    block = t.detach().to(space.device, torch.float64)
-    if not bool(torch.isfinite(block).all()):
-        raise ValueError("t has NaN or infinite entries")
-    return block[:, None] if block.ndim == 1 else block

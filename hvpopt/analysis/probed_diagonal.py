@@ -28,8 +28,8 @@ from hvpopt.analysis.probes import (
     independent_seeds,
     jackknife,
     leave_one_out,
-    random_signs,
     sampled_operators,
+    sign_probes,
 )
 from hvpopt.analysis.trace import exact_diagonal, model_of, without_model
 from hvpopt.model._scale import unit_of
@@ -95,7 +95,7 @@ def diagonal(
                 rounding = operator.noise * float(value.abs().max())
                 message = f"one product for each of the {operator.size} entries"
             else:
-                probes = random_signs(operator, n_samples, seed)
+                probes = sign_probes(operator, n_samples, seed)
                 found = leave_one_out(operator, probes)
                 value, error = _exchangeable(found)
                 rounding = operator.noise * found.norm
@@ -165,7 +165,7 @@ def _of_samples(
     estimates, rounding = [], 0.0
     operators = sampled_operators(objective, model, kind, space, seeds[::2])
     for operator, own in zip(operators, seeds[1::2], strict=True):
-        (z,) = random_signs(operator, 1, own).unbind(1)
+        (z,) = sign_probes(operator, 1, own).unbind(1)
         estimates.append(z * operator.matvec(z))
         rounding = max(rounding, operator.noise * float(estimates[-1].norm() / z.norm()))
     stacked = torch.stack(estimates)

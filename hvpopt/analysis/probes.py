@@ -48,7 +48,26 @@ def independent_seeds(seed: int, n: int) -> list[int]:
     return [int(s) for s in torch.randint(0, SEEDS, (n,), generator=generator)]
 
 
-def random_signs(operator: SymmetricOperator, n_probes: int, seed: int) -> Tensor:
+def random_signs(
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Return independent random signs, drawn on the host.
+
+    Args:
+        shape: Of the tensor.
+        generator: On the host.
+        device: Where the signs are returned.
+        dtype: Of the signs. Default float64.
+    """
+    signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
+    return 2.0 * signs.to(device, dtype) - 1.0
+
+
+def sign_probes(operator: SymmetricOperator, n_probes: int, seed: int) -> Tensor:
     """Return probes ``[n, m]`` of independent entries ±1, in float64.
 
     Args:
@@ -58,8 +77,7 @@ def random_signs(operator: SymmetricOperator, n_probes: int, seed: int) -> Tenso
     """
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     shape = (n_probes, operator.size)
-    signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
-    return (2.0 * signs.to(operator.device, torch.float64) - 1.0).mT.contiguous()
+    return random_signs(shape, generator, device=operator.device).mT.contiguous()
 
 
 def random_normals(operator: SymmetricOperator, n_probes: int, seed: int) -> Tensor:
@@ -161,8 +179,10 @@ def jackknife(without: Tensor) -> Tensor:
     """Return a standard error from the estimates that each leave one probe out.
 
     Args:
-        without: T_j along the last axis, ``[…, m]``.
+        without: T_j along the last axis, ``[…, m]``; one alone has no error, NaN.
     """
+    if without.shape[-1] < 2:
+        return torch.full_like(without[..., 0], torch.nan)
     unit = unit_of(without)  # squares of small numbers underflow
     scaled = without / unit
     return unit * (scaled - scaled.mean(-1, keepdim=True)).square().sum(-1).sqrt()

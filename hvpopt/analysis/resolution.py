@@ -20,7 +20,7 @@ same autocorrelation at one cell, which weights its finest structure most.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
+from hvpopt.analysis.probes import jackknife
 from hvpopt.analysis.responses import ParameterGrid, Probes, mean_of_products
 
 #: Least autocorrelation at one cell that is told from none: a length of 0.29 cells.
@@ -116,10 +117,11 @@ def resolution_lengths(
 
     total = [part.sum(1) for part in curvatures]
     value, metric = lengths_of(total)
-    error = _jackknife(
-        probes.n_probes,
-        lambda k: lengths_of([part.sum(1) - part[:, k] for part in curvatures])[0],
-    )
+    without = [
+        lengths_of([part.sum(1) - part[:, k] for part in curvatures])[0]
+        for k in range(probes.n_probes)
+    ]
+    error = jackknife(torch.stack(without, -1))
     if not probes.whole:
         # the sums of squares along the first axis stand for those along all
         lost = _relative_error(curvatures[0][1]) > UNCERTAIN
@@ -142,7 +144,9 @@ def resolution_lengths(
     return ResolutionLengths(
         value=value,
         standard_error=error,
-        margin=error * _factor(confidence, probes),
+        # Lengths scatter more upwards than downwards, and where they come out too short
+        # so does their error: the interval is that of the logarithm, its upper side.
+        margin=value * torch.expm1(error * _factor(confidence, probes) / value),
         confidence=confidence,
         n_products=probes.n_products,
         n_propagations=probes.n_propagations,
@@ -213,9 +217,10 @@ def cross_talk(
         return 0.5 * (sums + sums.mT) / (own[:, None] * own[None, :]).sqrt()
 
     squared = squared_coupling(energy.sum(-1))
-    variance = _jackknife(
-        probes.n_probes, lambda k: squared_coupling(energy.sum(-1) - energy[..., k])
-    )
+    without = [
+        squared_coupling(energy.sum(-1) - energy[..., k]) for k in range(probes.n_probes)
+    ]
+    variance = jackknife(torch.stack(without, -1))
     value = squared.clamp(min=0.0).sqrt()
     # of a root: half the relative error of the square, or its root where that is zero
     error = (squared.clamp(min=0.0) + variance).sqrt() - value
@@ -342,19 +347,6 @@ def _smooth(fields: Tensor, window: float, d: int) -> Tensor:
     widths = [0.0] * (fields.ndim - d) + [window] * d
     smoothed = gaussian_filter(fields.numpy(), widths, mode="constant", truncate=3.0)
     return torch.from_numpy(np.ascontiguousarray(smoothed))
-
-
-def _jackknife(n: int, without: Callable[[int], Tensor]) -> Tensor:
-    """Return the jackknife's standard error of what n probes gave; NaN for one probe.
-
-    Args:
-        n: Number of probes.
-        without: The estimate without probe k.
-    """
-    if n < 2:
-        return torch.full_like(without(0), torch.nan)
-    left = torch.stack([without(k) for k in range(n)])
-    return ((n - 1) / n * (left - left.mean(0)).square().sum(0)).sqrt()
 
 
 def _factor(confidence: float, probes: Probes) -> float:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.analysis.probes import random_signs
 from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace, checked_space
 from hvpopt.model.tensors import Model, named_tensors
@@ -204,18 +205,6 @@ class ProductSource:
                 self._operator.close()
 
 
-def random_signs(n: int, generator: torch.Generator, like: ModelSpace) -> Tensor:
-    """Return independent random signs ``[n]`` in a space's dtype, on its device.
-
-    Args:
-        n: How many.
-        generator: On the CPU.
-        like: The space.
-    """
-    signs = torch.randint(0, 2, (n,), generator=generator, dtype=torch.int8)
-    return 2.0 * signs.to(like.device, like.dtype) - 1.0
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Probes:
     """Products with random vectors in one parameter each.
@@ -312,7 +301,9 @@ def random_probes(
         for i, grid in enumerate(grids.values()):
             for k in range(n_probes):
                 z = torch.zeros(n, dtype=source.space.dtype, device=source.space.device)
-                z[grid.cells] = random_signs(grid.size, generator, source.space)
+                z[grid.cells] = random_signs(
+                    (grid.size,), generator, device=z.device, dtype=z.dtype
+                )
                 for r in range(repeats):
                     found[i, k, r] = source.product(z)
     return Probes(

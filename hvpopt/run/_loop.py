@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from itertools import pairwise, takewhile
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hvpopt.errors import BadPartError, SecondOrderError, StateError
+from hvpopt.errors import BadPartError, SecondOrderError
 from hvpopt.methods.convergence import (
     Iterate,
-    Tolerance,
     next_step,
     relative_size,
-    without_products,
 )
 from hvpopt.methods.method import (
     Method,
@@ -36,25 +30,24 @@ from hvpopt.methods.method import (
     Stationary,
     Step,
 )
-from hvpopt.methods.points import Budget, Point, Problem
-from hvpopt.model.counts import Counts, metered
+from hvpopt.methods.points import Point, Problem
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model
-from hvpopt.problem.objective import Objective
 from hvpopt.problem.processes import ALONE, Processes
+from hvpopt.run._account import Account
 from hvpopt.run._checkpoint import Checkpoint
-from hvpopt.run._fingerprint import check_same_value
+from hvpopt.run._current import Current
 from hvpopt.run._limits import (
     CallbackError,
-    Limits,
     RefusedError,
     Stop,
     Watch,
     check_range,
     check_repeatable,
 )
-from hvpopt.run._saved_products import ProductLog
-from hvpopt.run._stages import RECENT, Entry, Stage, about_samples
+from hvpopt.run._samples import Best, about_samples
+from hvpopt.run._saving import Saving
+from hvpopt.run._stages import Stage
 from hvpopt.run._state import RunState
 from hvpopt.run.history import HistoryFile
 from hvpopt.run.result import (
@@ -124,41 +117,56 @@ class Run:
         self.stages = stages
         self.space = space
         self.first = first
-        self.method = stages[0].method
-        self.watch = watch
-        self.max_cost = max_cost
         self.fallback = fallback
-        self.checkpoint: Checkpoint | None = None
-        self.saving = saving
-        self.state: RunState | None = None
         self.point: Point
-        self.problem: Problem
-        self.history: list[IterationRecord] = []
         self.history_file: HistoryFile | None = None
         self._callback = callback
-        self._stage, self._dropped = 0, dict[str, str]()
         self._gradients_alone = ""
         self._negative_curvature: Tensor | None = None
         self._pending: tuple[Tensor, float] | None = None
-        # of a sampled stage: the best model by its whole value
-        self._best: tuple[Tensor, float] | None = None
-        self._entry = Entry()
-        self._meters = ExitStack()
-        self._meter, self._earlier = Counts(), Counts()
-        self._resumed = Counts()
-        self._began = time.monotonic()
+        self._best = Best()
         self._processes = processes
-        self._products = ProductLog(keeps=saving and processes.is_main)
-        # A step that the clock cuts short differs from that of an uninterrupted run and
-        # from that of another process. The clock then ends the run within the step.
-        self._cut_short = not saving and processes.count == 1
+        self._account = Account(
+            stages,
+            watch,
+            max_cost,
+            # A step that the clock cuts short differs from that of an uninterrupted run
+            # and from that of another process. The clock then ends the run within the
+            # step.
+            cut_short=not saving and processes.count == 1,
+            reserve=lambda: self._saving.reserve(),
+        )
+        self._saving = Saving(self._account, saves=saving, processes=processes)
+        self._current = Current(
+            space, self._account, self._saving, self._best, self._after_evaluation
+        )
 
     def __enter__(self) -> Run:
         self._begin_stage(0)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._meters.close()
+        self._account.close()
+
+    @property
+    def history(self) -> list[IterationRecord]:
+        """All records so far."""
+        return self._account.history
+
+    @property
+    def method(self) -> Method:
+        """The method that takes the steps."""
+        return self._account.method
+
+    @property
+    def problem(self) -> Problem:
+        """The objective of the stage, without dropped parts, in flat coordinates."""
+        return self._current.problem
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """Writes the saved state; None where this process writes none."""
+        return self._saving.checkpoint
 
     # -- beginning --------------------------------------------------------------
 
@@ -170,8 +178,8 @@ class Run:
                 that were dropped for it. Called in the process that saves.
         """
         value = self._enter(self.first)
-        if self.saving and self._processes.is_main:
-            self.checkpoint = checkpoint(value, dict(self._dropped))
+        if self._saving.saves and self._processes.is_main:
+            self._saving.checkpoint = checkpoint(value, dict(self._current.dropped))
 
     def restore(self, state: RunState, checkpoint: Checkpoint | None) -> None:
         """Continue from a saved state.
@@ -180,66 +188,33 @@ class Run:
             state: The saved state.
             checkpoint: The checkpoint to save to; None if another process saves.
         """
-        extra = self._spent
+        account = self._account
+        extra = account.spent
         self._begin_stage(state.stage)
-        if state.dropped:
-            self._become(self.problem.objective.without(state.dropped))
-        self._dropped = dict(state.dropped)
+        self._current.go_on_without(state.dropped)
         if state.stage > 0:
-            self._check_same_stage(state)
-        self.first, self.history = state.first, list(state.history)
-        self._best = state.best
-        self._entry = Entry.so_far(self.stages, self._stage, self.history)
+            self._current.check_same(state)
+        self.first = state.first
+        account.history = list(state.history)
+        account.look_back()
+        self._best.known = state.best
         self._negative_curvature = state.negative_curvature
         if state.gradients_alone and self.fallback is not None:
-            self.method, self.fallback = self.fallback, None
+            account.method, self.fallback = self.fallback, None
             self._gradients_alone = state.gradients_alone
-        self._began = time.monotonic() - state.seconds
-        self._earlier = state.counts
+        self._saving.count_seconds_from(state.seconds)
+        account.earlier = state.counts
         self.point = self._ready(state.point)
-        extra = extra + self._meter
-        self._earlier = state.counts - self._meter
-        self._resumed = state.resumed + extra
-        self._products.clear(state.products)
-        self.state, self.checkpoint = state, checkpoint
-
-    def _check_same_stage(self, state: RunState) -> None:
-        """Raise StateError if a later stage's loss is not that of the saved run."""
-        model = self.space.to_model(state.point.vector)
-        try:
-            value = self._evaluated(state.method).objective.value(model)
-        except BadPartError as error:
-            message = f"the loss of stage {state.stage + 1} cannot be evaluated: {error}"
-            raise StateError(message) from error
-        check_same_value(
-            state.point.value, value, where=f"where stage {state.stage + 1} was saved"
-        )
+        extra = extra + account.meter
+        account.earlier = state.counts - account.meter
+        self._saving.resumed = state.resumed + extra
+        self._saving.go_on(state, checkpoint)
 
     def _begin_stage(self, number: int) -> None:
-        """Make a stage's objective the current one, and count its evaluations."""
-        stage = self.stages[number]
-        same = number > 0 and stage.objective is self.stages[number - 1].objective
-        objective = stage.objective
-        if same and self._dropped:
-            objective = objective.without(self._dropped)
-        else:
-            self._dropped = {}
-        self._stage = number
-        self._entry = Entry.so_far(self.stages, self._stage, self.history)
+        """Make a stage the current one, with its method."""
         if not self._gradients_alone:
-            self.method = stage.method
-        self._meters.close()
-        self._earlier = self._spent
-        self._meter = self._meters.enter_context(metered(stage.objective.counts))
-        self._become(objective)
-
-    def _become(self, objective: Objective) -> None:
-        """Make an objective the current one."""
-        self.problem = Problem(objective, self.space, self._meter)
-        self.problem.after = self._after_evaluation
-        self.problem.check_kept = self._check_kept
-        if self.saving:
-            self.problem.wrap = self._products.wrap
+            self._account.method = self.stages[number].method
+        self._current.begin_stage(number)
 
     def _enter(
         self,
@@ -268,101 +243,48 @@ class Run:
             SecondOrderError: If the loss has no second derivative, and the method needs
                 one.
         """
-        begins = not self.history or self.history[-1].stage != self._stage
+        begins, state = self._account.begins, self._saving.state
         before, known = self.first, None
-        if self.state is not None:
-            before, known = self.state.point.vector, self.state.method
+        if state is not None:
+            before, known = state.point.vector, state.method
         while True:
             try:
                 if begins and math.isnan(value):
-                    value = self._value_at(vector)
+                    value = self._current.first_value(vector)
                 if handed is not None:
                     method = handed
                 elif known is None:
                     method = self.method.start(self.problem)
-                    if self.saving:
+                    if self._saving.saves:
                         check_storable(method, "the method's state")
                 else:
                     method = self.method.next_stage(self.problem, known)
-                problem = self._evaluated(method)
+                problem = self._current.sampled(method)
                 again = value
                 if begins and self.method.samples:
                     again = problem.objective.value(self.space.to_model(vector))
-                kind = None if self._at_limit(int(step is not None)) else self.method.kind
+                kind = (
+                    None
+                    if self._account.at_limit(int(step is not None))
+                    else self.method.kind
+                )
                 self.point = problem.linearise(vector, kind)
                 break
             except BadPartError as error:
                 value = math.nan
-                self._drop(self._located(error, vector))
+                self._current.drop(self._current.located(error, vector))
             except SecondOrderError as error:
                 self._fall_back(error, stacklevel=5)
                 known = None
         if begins:
             check_repeatable(again, self.point.value, self.space.eps)
             check_range(vector, self.point.gradient)
-            self._best = (vector, value) if self.method.samples else None
+            self._best.known = (vector, value) if self.method.samples else None
         moved = vector - before
         size = relative_size(self.space, self.first, before, moved) if step else 0.0
         self._record(step, before, size, method)
         self._commit(method)
         return value
-
-    def _evaluated(self, state: Any) -> Problem:
-        """Return the problem at which a state's point is evaluated: of its sample."""
-        if isinstance(self.method, SampledMethod):
-            return self.method.sample(self.problem, state)
-        return self.problem
-
-    def _located(self, error: BadPartError, vector: Tensor) -> BadPartError:
-        """Return an error that names the bad parts that an encoded sample has met.
-
-        Args:
-            error: What the sample raised.
-            vector: Where ``[n]``.
-        """
-        if error.parts or not self.method.samples:
-            return error
-        problem = self.problem
-        try:
-            point = problem.linearise(vector, None)
-            with problem.hessian(point, problem.preferred_kind) as hessian:
-                hessian.matvec(point.gradient)
-        except BadPartError as whole:
-            return whole
-        return error
-
-    def _value_at(self, vector: Tensor) -> float:
-        """Return the loss where a stage begins; raise ValueError if it is not finite."""
-        value = self.problem.objective.value(self.space.to_model(vector))
-        if not math.isfinite(value):
-            raise ValueError(
-                f"the loss is {value} at the starting model; start where it is finite"
-            )
-        return value
-
-    def _drop(self, error: BadPartError) -> None:
-        """Replace the objective by one without its bad parts.
-
-        Args:
-            error: Names the bad parts.
-
-        Raises:
-            BadPartError: If the run must not continue without them.
-        """
-        if error.parts.keys() <= self._dropped.keys():
-            raise error  # none, or none that is not dropped yet
-        objective = self.problem.objective.without(error.parts)
-        for part, why in error.parts.items():
-            message = f"{part} is dropped from the objective from now on: {why}"
-            logger.warning(message)
-            warnings.warn(message, RuntimeWarning, stacklevel=5)
-        self._dropped = {**self._dropped, **error.parts}
-        self._become(objective)
-        best, self._best = self._best, None
-        if best is not None and self.method.samples:
-            # its value is of another objective
-            value = self.problem.value(best[0])
-            self._best = (best[0], value) if math.isfinite(value) else None
 
     def _fall_back(self, error: SecondOrderError, *, stacklevel: int) -> None:
         """Replace the method by the fallback, which needs no products.
@@ -381,7 +303,7 @@ class Run:
             f"{error.cause}",
             stacklevel=stacklevel,
         )
-        self.method, self.fallback = self.fallback, None
+        self._account.method, self.fallback = self.fallback, None
         self._gradients_alone = error.cause
 
     # -- the loop ---------------------------------------------------------------
@@ -420,28 +342,30 @@ class Run:
             discard = fresh and isinstance(error, RefusedError)
             raise error.error from None
         except Exception as error:
-            if self.history[-1].iteration == 0 == self._stage and self._pending is None:
+            begun = self.history[-1].iteration > 0 or self._account.number > 0
+            if not begun and self._pending is None:
                 # The caller's input is the likely cause, and the saved start is useless
                 # unless products of the first step are saved or a process was lost.
                 ended = getattr(error, "ends_run", False)
-                discard = fresh and not ended and not self._products.known()
+                discard = fresh and not ended and not self._saving.products.known()
                 raise
             return self._result(Status.FAILED, f"{type(error).__name__}: {error}")
         finally:
             self._release()
-            self._finish(discard=discard)
+            self._saving.finish(discard=discard)
 
     def _step(self, bar: tqdm[Any]) -> None:
         """Take a step, or raise Stop; at a bad part begin a stage without it."""
-        assert self.state is not None
+        state = self._saving.state
+        assert state is not None
         taken: Step | None = None
         try:
-            taken = self._accepted(self._next_step(self.state.method))
-            self._advance(taken, self.state.method)
+            taken = self._accepted(self._next_step(state.method))
+            self._advance(taken, state.method)
         except BadPartError as error:
             end = self.point.vector if taken is None else taken.vector
             assert end is not None
-            self._drop(self._located(error, end))
+            self._current.drop(self._current.located(error, end))
             self._release()
             self._enter(end, taken)
             self._pending = None
@@ -461,21 +385,23 @@ class Run:
 
     def _next_step(self, state: Any) -> Step | Stationary:
         """Return the method's step, or what is known of a point that needs none."""
+        account = self._account
         if self.method.samples:
-            self._check_limits(None)
-            if self.history[-1].gradient_norm <= self._limits.gtol * self._entry.steepest:
+            account.raise_if_over(None)
+            steepest = account.entry.steepest
+            if self.history[-1].gradient_norm <= account.limits.gtol * steepest:
                 # the next stage tells whether the whole objective has converged
                 raise Stop(Status.NO_DECREASE, "the gradient of a sample vanishes")
-            return self.method.step(self.problem, self.point, state, self._budget())
+            return self.method.step(self.problem, self.point, state, account.budget())
         at = Iterate(
             self.problem,
             self.method,
             self.point,
             state,
-            self._tolerance(),
-            self._budget(),
+            account.tolerance(self.first),
+            account.budget(),
         )
-        self._check_limits(at)
+        account.raise_if_over(at)
         return next_step(at)
 
     def _accepted(self, step: Step | Stationary) -> Step:
@@ -484,21 +410,9 @@ class Run:
             status = Status.CONVERGED if step.minimum else Status.STATIONARY
             raise Stop(status, step.reason)
         if step.vector is None:
-            self._raise_bad_part()
+            self._current.raise_bad_part(self.point.vector)
             raise Stop(Status.NO_DECREASE, step.reason)
         return step
-
-    def _raise_bad_part(self) -> None:
-        """Raise BadPartError if a part that failed in the trials fails here too."""
-        error = self.problem.last_error
-        # a RankError that does not end the run: some processes rejected the trial model
-        refused = getattr(error, "ends_run", None) is False
-        if not (refused or isinstance(error, FloatingPointError)):
-            return
-        model = self.space.to_model(self.point.vector)
-        if self.method.samples:  # whose trials are by gradients too
-            self.problem.objective.value_and_gradient(model)
-        self.problem.objective.value(model)
 
     def _advance(self, step: Step, state: Any) -> None:
         """Move to the step's end, and evaluate what the next iteration needs there."""
@@ -519,12 +433,10 @@ class Run:
 
     def _judge_where_it_grew(self, state: Any) -> None:
         """Evaluate the whole where the sample has grown, and keep the best model."""
-        if not isinstance(self.method, SampledMethod) or self._best is None:
-            return
-        if self.method.sample_size(state) > self.history[-1].sample:
-            value = self.problem.value(self.point.vector)
-            if value < self._best[1]:
-                self._best = self.point.vector, value
+        if isinstance(self.method, SampledMethod) and (
+            self.method.sample_size(state) > self.history[-1].sample
+        ):
+            self._best.compare(self.point.vector, self.problem.value)
 
     def _following(self, status: Status) -> int | None:
         """Return the number of the stage that follows; None if the run ends.
@@ -534,48 +446,32 @@ class Run:
         """
         if status in ENDING:
             return None
-        entry = self.stages[self._stage].entry
-        for number in range(self._stage + 1, len(self.stages)):
+        for number in range(self._account.number + 1, len(self.stages)):
             stage = self.stages[number]
-            over = stage.entry == entry and status in LIMITS
+            over = stage.entry == self._account.stage.entry and status in LIMITS
             if not over and not (self._gradients_alone and stage.method.samples):
                 return number
         return None
 
     def _next_stage(self, number: int) -> None:
-        assert self.state is not None
+        state = self._saving.state
+        assert state is not None
         self._release()
         vector, value, handed = self.point.vector, math.nan, None
-        stage, before = self.stages[number], self.stages[self._stage]
+        stage, before = self.stages[number], self._account.stage
         if isinstance(self.method, SampledMethod):
-            self._best = vector, value = self._judged()
+            vector, value = self._best.judge(vector, self._current.whole_value)
+            self._best.known = vector, value
             if stage.objective is not before.objective:
                 value = math.nan
             if not stage.method.samples:
-                handed = self.method.handed_on(self.state.method)
+                handed = self.method.handed_on(state.method)
                 if stage.entry != before.entry:
                     handed = stage.method.next_stage(self.problem, handed)
         self._begin_stage(number)
         self.first = vector
         self._enter(vector, value=value, handed=handed)
         self._announce()
-
-    def _judged(self) -> tuple[Tensor, float]:
-        """Return the best model of a sampled stage by its whole value, and that value."""
-        vector = self.point.vector
-        if self._best is not None and torch.equal(vector, self._best[0]):
-            return self._best
-        while True:
-            value = self.problem.value(vector)
-            error = self.problem.last_error if value == math.inf else None
-            if not isinstance(error, BadPartError):
-                break
-            self._drop(error)
-        if self._best is not None and not value < self._best[1]:
-            return self._best
-        if error is not None:
-            raise error
-        return vector, value
 
     def _without_products(self, error: SecondOrderError) -> None:
         """Restart with the fallback, or stop if the method's steps need no products.
@@ -594,21 +490,22 @@ class Run:
             if not self._gradients_alone:
                 detail += f", since the loss has no second derivative: {error.cause}"
             raise Stop(Status.STATIONARY, detail)
-        if self._steps > 0:
+        if self._account.steps > 0:
             raise error
         self._fall_back(error, stacklevel=6)
         self._release()
         self.point = replace(self.point, hessian=None)
-        assert self.state is not None
-        self.state = replace(self.state, method=self.method.start(self.problem))
+        state = self._saving.state
+        assert state is not None
+        state = replace(state, method=self.method.start(self.problem))
+        self._saving.state = state
         if self.history[-1].sample:  # the point is one of a sample
             number = self._following(Status.STATIONARY)
             assert number is not None
             self._next_stage(number)
             return
-        self._commit(self.state.method)
-        if self.checkpoint is not None:
-            self.checkpoint.save(self._to_be_saved())
+        self._commit(state.method)
+        self._saving.save()
 
     def _linearised(
         self, vector: Tensor, known: Point | None = None, *, steps: int = 0
@@ -616,142 +513,21 @@ class Run:
         """Return a point with value and gradient; with a Hessian if a step can follow."""
         if known is not None:
             return self._ready(known, steps=steps)
-        kind = None if self._at_limit(steps) else self.method.kind
+        kind = None if self._account.at_limit(steps) else self.method.kind
         return self.problem.linearise(vector, kind)
 
     def _ready(self, point: Point, *, steps: int = 0) -> Point:
-        kind = None if self._at_limit(steps) else self.method.kind
+        kind = None if self._account.at_limit(steps) else self.method.kind
         return self.problem.with_hessian(point, kind)
-
-    # -- stopping ---------------------------------------------------------------
-
-    @property
-    def _limits(self) -> Limits:
-        return self.stages[self._stage].limits
-
-    def _start_of_stage(self) -> IterationRecord | None:
-        """Return the first record of the stage; None before it is made."""
-        return next((r for r in self.history if r.stage == self._stage), None)
-
-    @property
-    def _steps(self) -> int:
-        """Number of steps of this stage so far; on samples, of passes over all parts."""
-        if self.method.samples:
-            return self._entry.sampled // self.stages[self._stage].objective.n_parts
-        start = self._start_of_stage()
-        return 0 if start is None else self.history[-1].iteration - start.iteration
-
-    @property
-    def _spent(self) -> Counts:
-        """Cost of the run so far."""
-        return self._earlier + self._meter
-
-    @property
-    def _cost(self) -> float:
-        """Cost of the run so far, in gradients of each stage's objective."""
-        objective = self.stages[self._stage].objective
-        return self._entry.cost + objective.cost(self._spent - self._entry.counted)
-
-    def _over_cost(self) -> bool:
-        if self.max_cost == math.inf:
-            return False
-        # a sampled stage ends with a whole value, which costs half a gradient
-        spare = 0.5 if self.method.samples else 0.0
-        return self._cost + spare >= self.max_cost
-
-    def _check_limits(self, at: Iterate | None) -> None:
-        """Raise Stop if a limit is reached.
-
-        Args:
-            at: Where the run is, to say if it has converged; None on a sample.
-
-        Raises:
-            Stop: If one is.
-        """
-        self.watch.raise_if_signalled()
-        if at is not None and self._at_limit():
-            known = without_products(at)
-            if known is not None:
-                status = Status.CONVERGED if known.minimum else Status.STATIONARY
-                raise Stop(status, known.reason)
-        if self._entry.steps + self._steps >= self._limits.max_iter:
-            raise Stop(Status.MAX_ITERATIONS)
-        if self._out_of_products():
-            raise Stop(Status.MAX_PRODUCTS)
-        if self._over_cost():
-            raise Stop(Status.MAX_COST)
-        if self._out_of_time():
-            raise Stop(Status.MAX_SECONDS)
 
     def _after_evaluation(self) -> None:
         """Save if a save is due, and raise Stop if the time is over or a signal came."""
-        if self.state is None:
+        if self._saving.state is None:
             return
-        if self.checkpoint is not None:
-            self.checkpoint.within_step(self._to_be_saved)
-        if not self._cut_short and self._out_of_time():
-            raise Stop(Status.MAX_SECONDS)
-        self.watch.raise_if_signalled()
+        self._saving.within_step()
+        self._account.raise_if_late()
 
-    def _at_limit(self, steps: int = 0) -> bool:
-        """Return True if a limit allows no further step after ``steps`` more."""
-        taken = self._entry.steps + self._steps + steps
-        last = taken >= self._limits.max_iter
-        limits = (self._out_of_products, self._over_cost, self._out_of_time)
-        return last or any(reached() for reached in limits)
-
-    def _out_of_time(self) -> bool:
-        saver = self.checkpoint
-        return self.watch.late(0.0 if saver is None else 2.0 * saver.slowest)
-
-    def _out_of_products(self) -> bool:
-        return self.method.needs_products and self._budget().products <= 0
-
-    def _budget(self) -> Budget:
-        deadline = self.watch.deadline if self._cut_short else math.inf
-        spent = self._spent.products
-        entry = self.stages[self._stage].entry
-        begun = next(n for n, stage in enumerate(self.stages) if stage.entry == entry)
-        if begun > 0:  # the cost of this entry alone, which may have no record yet
-            there = (r for r in self.history if begun <= r.stage <= self._stage)
-            start = next(there, None)
-            spent -= spent if start is None else start.counts.products
-        return Budget(self._limits.max_products - spent, deadline)
-
-    def _tolerance(self) -> Tolerance:
-        """Return the stage's tolerance, a function of its records alone.
-
-        The records are the same in a resumed run, and so is the tolerance.
-        """
-        records = [r for r in self.history if r.stage == self._stage]
-        last = records[-1]
-        before = Counts() if self._stage == 0 else records[0].counts
-        gtol = self._limits.gtol
-        return Tolerance.after(
-            self._steps,
-            last.counts - before,
-            looked=sum(
-                later.counts.products - earlier.counts.products
-                for earlier, later in pairwise(records)
-                if later.curvature_step
-            ),
-            gtol=gtol,
-            certify=self._limits.certify,
-            start=self.first,
-            # of the same objective: a dropped part may have dominated the gradient
-            largest=max(
-                r.gradient_norm for r in records if r.objective == last.objective
-            ),
-            rests=sum(
-                1
-                for _ in takewhile(
-                    lambda r: r.step_norm > 0.0 and r.relative_step <= gtol,
-                    reversed(records),
-                )
-            ),
-        )
-
-    # -- reports and saves ------------------------------------------------------
+    # -- records, states and the result -----------------------------------------
 
     def _record(self, step: Step | None, before: Tensor, size: float, state: Any) -> None:
         sample = 0
@@ -766,71 +542,39 @@ class Run:
             before,
             iteration=steps + taken,
             relative_step=size,
-            counts=self._spent,
-            seconds=time.monotonic() - self._began,
-            stage=self._stage,
-            dropped=dict(self._dropped),
+            counts=self._account.spent,
+            seconds=self._saving.seconds,
+            stage=self._account.number,
+            dropped=dict(self._current.dropped),
             sample=sample,
         )
-        self._entry = self._entry.after(record, is_step=step is not None)
+        self._account.add(record, is_step=step is not None)
         if step is not None and step.direction.negative_curvature is not None:
             self._negative_curvature = step.direction.negative_curvature
-        self.history.append(record)
 
     def _commit(self, method: Any) -> None:
         """Make a completed step the state from which the run is saved."""
-        self._check_kept(method)
-        self._products.clear()
-        self.state = RunState(
+        self._saving.check_kept(method)
+        state = RunState(
             point=replace(self.point, hessian=None),
             method=method,
             first=self.first,
             history=tuple(self.history),
-            counts=self._spent,
-            stage=self._stage,
-            dropped=dict(self._dropped),
-            best=self._best,
+            counts=self._account.spent,
+            stage=self._account.number,
+            dropped=dict(self._current.dropped),
+            best=self._best.known,
             negative_curvature=self._negative_curvature,
             gradients_alone=self._gradients_alone,
         )
-
-    def _check_kept(self, state: Any) -> None:
-        """Raise in the first steps if the method's state cannot be saved.
-
-        Later the run continues unsaved, with a warning.
-
-        Args:
-            state: The method's state, or a part of it.
-
-        Raises:
-            RefusedError: If the state cannot be saved.
-        """
-        if not self.saving or len(self.history) > 2:
-            return
-        try:
-            check_storable(state, "the method's state")
-        except TypeError as error:
-            raise RefusedError(error) from error
-
-    def _to_be_saved(self) -> RunState:
-        """Return the state after the last completed step, with the products since."""
-        assert self.state is not None
-        kept = self.state.counts + self._products.spent
-        return replace(
-            self.state,
-            products=self._products.known(),
-            # values and gradients of this step, which a resumed run evaluates again
-            resumed=self._resumed + (self._spent - kept),
-            seconds=time.monotonic() - self._began,
-        )
+        self._saving.commit(state)
 
     def _announce(self) -> None:
         """Pass the last record to the history file, the checkpoint and the callback."""
         record = self.history[-1]
         if self.history_file is not None:
             self.history_file.add(record)
-        if self.checkpoint is not None:
-            self.checkpoint.after_step(record.iteration, self._to_be_saved)
+        self._saving.after_step(record.iteration)
         if self._callback is None:
             return
         try:
@@ -842,42 +586,22 @@ class Run:
         if stop:
             raise Stop(Status.CALLBACK)
 
-    def _finish(self, *, discard: bool) -> None:
-        """Save the last state of the run, or remove the checkpoint."""
-        if self.checkpoint is None:
-            return
-        if discard:
-            self.checkpoint.discard()
-            return
-        try:
-            self.checkpoint.finish(self._to_be_saved())
-        except KeyboardInterrupt:
-            logger.warning(
-                "interrupted while saving: %s holds the state saved before",
-                self.checkpoint.path,
-            )
-
     def _release(self) -> None:
         if self.point.hessian is not None:
             self.point.hessian.close()
 
     def _best_of_samples(self, status: Status) -> tuple[Tensor, float, bool]:
         """Return the best model of a sampled stage, its value, and if that is a guess."""
-        last = self.history[-1]
-        if self._stage > last.stage and self._best is not None:
-            return (*self._best, False)  # judged before the next stage failed to begin
+        begun = self._account.number > self.history[-1].stage
+        if begun and self._best.known is not None:
+            return (*self._best.known, False)  # judged before the next stage failed
+        vector = self.point.vector
         if status not in AT_ONCE:
             try:
-                return (*self._judged(), False)
+                return (*self._best.judge(vector, self._current.whole_value), False)
             except (Stop, KeyboardInterrupt, Exception) as error:
                 logger.warning("the value of the whole objective failed: %s", error)
-        values = [r.value for r in self.history if r.objective == last.objective]
-        mean = sum(values[-RECENT:]) / len(values[-RECENT:])
-        if self._best is not None:
-            at_best = torch.equal(self.point.vector, self._best[0])
-            if at_best or not mean < self._best[1]:
-                return (*self._best, False)
-        return self.point.vector, mean, True
+        return self._best.guess(vector, self.history)
 
     def _result(self, status: Status, detail: str = "") -> MinimizeResult:
         vector, value = self.point.vector, self.point.value
@@ -898,25 +622,25 @@ class Run:
                 status=status,
                 message=sentence(status, detail, self.history),
                 nit=self.history[-1].iteration + (self._pending is not None),
-                counts=self._spent,
+                counts=self._account.spent,
                 history=self.history,
                 negative_curvature=(
                     None if curvature is None else self.space.step_to_model(curvature)
                 ),
-                resume_counts=self._resumed,
+                resume_counts=self._saving.resumed,
             )
         )
         message = result.message + about_samples(
-            self.history, self.stages[self._stage].objective, estimated
+            self.history, self._account.stage.objective, estimated
         )
-        for part, why in self._dropped.items():
+        for part, why in self._current.dropped.items():
             if not any(part in record.dropped for record in self.history):
                 message += f"; its value is without {part} ({why})"
         ended = self.history[-1].stage
         if ended < len(self.stages) - 1:
             message += f"; this was stage {ended + 1} of {len(self.stages)}"
-        if self._stage > ended:
-            message += f", and stage {self._stage + 1} could not begin"
+        if self._account.number > ended:
+            message += f", and stage {self._account.number + 1} could not begin"
         if not self.method.needs_products:
             message += "; its steps came from gradients alone"
             if self._gradients_alone:

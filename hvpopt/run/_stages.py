@@ -16,9 +16,6 @@ from hvpopt.problem.objective import Objective
 from hvpopt.run._limits import Limits
 from hvpopt.run.result import IterationRecord
 
-#: Last losses of samples whose mean is an estimate of the objective.
-RECENT = 5
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -102,33 +99,3 @@ class Entry:
 def _steps(records: Sequence[IterationRecord]) -> list[IterationRecord]:
     """Return the records of a stage that are of steps."""
     return [b for a, b in pairwise(records) if b.iteration > a.iteration]
-
-
-def about_samples(
-    history: Sequence[IterationRecord], objective: Objective, estimated: bool
-) -> str:
-    """Return a clause on the samples that steps were taken on; empty for none.
-
-    Args:
-        history: All records.
-        objective: That is sampled.
-        estimated: True if the value of the result is an estimate.
-    """
-    sizes = [r.sample for r in history if r.sample and r.step_norm > 0.0]
-    if not sizes:
-        return ""
-    made = "encoded" if objective.encodes else "drawn"
-    least, most = min(sizes), max(sizes)
-    many = f"{least}" if least == most else f"{least} to {most}"
-    clause = (
-        f"; {len(sizes)} steps were on samples of {many} {made} parts, since it is a sum "
-        f"of {objective.n_parts}"
-    )
-    if least < most:
-        clause += (
-            "; samples grew because their loss no longer fell, as it does where only "
-            "noise of the data or of the samples is left"
-        )
-    if estimated:
-        clause += f"; its value is an estimate, the mean of the last {RECENT} samples"
-    return clause

@@ -1,0 +1,121 @@
+"""Sampled stages: the best model by the whole objective, and what a result says of them.
+
+A step on a sample is judged by that sample. The whole objective is evaluated where the
+samples grow and where the stage ends, and the run keeps the best model that it has seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hvpopt.problem.objective import Objective
+from hvpopt.run.result import IterationRecord
+
+#: Last losses of samples whose mean is an estimate of the objective.
+RECENT = 5
+
+
+class Best:
+    """The best model of a sampled stage by its whole value.
+
+    Attributes:
+        known: The model ``[n]`` and its value; None outside a sampled stage.
+    """
+
+    def __init__(self) -> None:
+        self.known: tuple[Tensor, float] | None = None
+
+    def evaluate_again(self, value_of: Callable[[Tensor], float]) -> None:
+        """Take the value of another objective; forget the model if it is not finite.
+
+        Args:
+            value_of: Returns the other objective's value.
+        """
+        best, self.known = self.known, None
+        if best is not None and math.isfinite(value := value_of(best[0])):
+            self.known = best[0], value
+
+    def compare(self, vector: Tensor, value_of: Callable[[Tensor], float]) -> None:
+        """Keep another model if it is better; nothing outside a sampled stage.
+
+        Args:
+            vector: The model ``[n]``.
+            value_of: Returns the whole objective's value.
+        """
+        if self.known is not None:
+            value = value_of(vector)
+            if value < self.known[1]:
+                self.known = vector, value
+
+    def judge(
+        self, vector: Tensor, value_of: Callable[[Tensor], tuple[float, Exception | None]]
+    ) -> tuple[Tensor, float]:
+        """Return the better of another model and the best one, and its value.
+
+        Args:
+            vector: The other model ``[n]``.
+            value_of: Returns the whole objective's value, and the error for which it is
+                infinite.
+
+        Raises:
+            Exception: That error, if there is no best model.
+        """
+        if self.known is not None and torch.equal(vector, self.known[0]):
+            return self.known
+        value, error = value_of(vector)
+        if self.known is not None and not value < self.known[1]:
+            return self.known
+        if error is not None:
+            raise error
+        return vector, value
+
+    def guess(
+        self, vector: Tensor, history: Sequence[IterationRecord]
+    ) -> tuple[Tensor, float, bool]:
+        """Return what ``judge`` would, by the last samples; and if it is an estimate.
+
+        Args:
+            vector: The other model ``[n]``, where the last record was made.
+            history: All records.
+        """
+        values = [r.value for r in history if r.objective == history[-1].objective]
+        mean = sum(values[-RECENT:]) / len(values[-RECENT:])
+        if self.known is not None:
+            at_best = torch.equal(vector, self.known[0])
+            if at_best or not mean < self.known[1]:
+                return (*self.known, False)
+        return vector, mean, True
+
+
+def about_samples(
+    history: Sequence[IterationRecord], objective: Objective, estimated: bool
+) -> str:
+    """Return a clause on the samples that steps were taken on; empty for none.
+
+    Args:
+        history: All records.
+        objective: That is sampled.
+        estimated: True if the value of the result is an estimate.
+    """
+    sizes = [r.sample for r in history if r.sample and r.step_norm > 0.0]
+    if not sizes:
+        return ""
+    made = "encoded" if objective.encodes else "drawn"
+    least, most = min(sizes), max(sizes)
+    many = f"{least}" if least == most else f"{least} to {most}"
+    clause = (
+        f"; {len(sizes)} steps were on samples of {many} {made} parts, since it is a sum "
+        f"of {objective.n_parts}"
+    )
+    if least < most:
+        clause += (
+            "; samples grew because their loss no longer fell, as it does where only "
+            "noise of the data or of the samples is left"
+        )
+    if estimated:
+        clause += f"; its value is an estimate, the mean of the last {RECENT} samples"
+    return clause
