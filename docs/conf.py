@@ -32,7 +32,7 @@ html_theme_options = {
     "navigation_with_keys": True,
 }
 pygments_style = "friendly"
-highlight_language = "python"
+highlight_language = "default"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -97,11 +97,9 @@ def rewrite_links(_: Any, docname: str, source: list[str]) -> None:
         source[0] = source[0].replace(f"](../benchmarks/{name}.md)", f"]({page})")
 
 
-def show_blocks(_: Any, what: str, *given: Any) -> None:
+def show_blocks(*given: Any) -> None:
     """Show what a docstring indents after an empty line, formulas and code, as it is."""
     lines: list[str] = given[-1]
-    if what in ("attribute", "data", "property"):
-        lines.insert(0, "")  # or napoleon takes what stands before a colon for a type
     shown: list[str] = []
     before, block = 0, False
     for line in lines:
