@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Each holds a CUDA context, about half a gigabyte of the device's memory.
 GPU_PROCESSES ?= 8
 
-.PHONY: demo test faults bench lint package versions examples race gpu clean
+.PHONY: demo test faults bench lint package versions examples race docs gpu clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml constraints.txt
@@ -54,10 +54,16 @@ bench: $(STAMP)
 race: $(STAMP)
 	$(RUN) benchmarks/race.py
 
+docs: $(STAMP)
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(RUN) -m sphinx -W --keep-going -q docs docs/_build
+	@echo "docs/_build/index.html"
+
 # On a machine with an NVIDIA GPU: torch from PyPI, as installed above, is built for CUDA.
 gpu: $(STAMP)
 	HVPOPT_DEVICE=cuda $(RUN) -m pytest -n $(GPU_PROCESSES) --dist load $(PYTEST_OPTIONS)
 	$(RUN) benchmarks/gpu.py
 
 clean:
-	rm -rf $(VENV) .versions build dist output .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) .versions build dist output docs/_build docs/reference/generated \
+		.pytest_cache .mypy_cache .ruff_cache .coverage

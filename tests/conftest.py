@@ -50,6 +50,7 @@ CPU_ONLY = {
     "test_distributed": "ranks that share one machine exchange through its memory",
     "test_distributed_runs": "ranks that share one machine exchange through its memory",
     "test_io": "files are read to the CPU",
+    "test_docstrings": "it runs what docstrings print",
     "test_kill": "processes of their own, and files",
     "test_layers": "it reads sources",
     "test_plotting": "pictures are drawn from the CPU",
@@ -59,6 +60,7 @@ CPU_ONLY = {
     "test_resolution": "responses are kept, and compared, on the CPU",
     "test_signals": "processes of their own",
     "test_signals_in_scripts": "processes of their own",
+    "test_tutorials": "it runs the documentation as printed",
 }
 
 if DEVICE.type != "cpu":

@@ -152,6 +152,13 @@ def check_gradient(
     Raises:
         TypeError: For an unknown option, or one of the wrong type.
         ValueError: For a number out of range, or a direction that is zero.
+
+    Example:
+        >>> import torch
+        >>> from hvpopt import analysis
+        >>> x = torch.tensor([0.3, 0.7], dtype=torch.float64)
+        >>> analysis.check_gradient(lambda x: x.exp().sum(), x).passed
+        True
     """
     return _check_taylor(loss, model, 1, options)
 

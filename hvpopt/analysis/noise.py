@@ -51,6 +51,11 @@ class Noise:
     Raises:
         TypeError: If one is no number.
         ValueError: If one is not positive and finite.
+
+    Example:
+        >>> from hvpopt import analysis
+        >>> analysis.Noise(std=0.5, n_samples=1000).weight
+        2000.0
     """
 
     std: float = _MISSING
@@ -73,7 +78,7 @@ class Noise:
 
     @property
     def weight(self) -> float:
-        """N / (2σ²): what times the mean of squares is minus the log-likelihood."""
+        """What times the mean of squares is minus the log-likelihood, N / (2σ²)."""
         return 0.5 * self.n_samples / self.std**2
 
     @classmethod

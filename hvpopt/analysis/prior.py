@@ -70,6 +70,12 @@ class MaternPrior:
         TypeError: For an argument of the wrong type.
         ValueError: For a number out of range, a parameter that is not named, or a grid of
             more than three dimensions.
+
+    Example:
+        >>> from hvpopt import analysis
+        >>> prior = analysis.MaternPrior((20, 30), length=200.0, std=100.0, spacing=25.0)
+        >>> prior.size, round(float(prior.standard_deviation[0]), 6)
+        (600, 100.0)
     """
 
     def __init__(

@@ -77,6 +77,13 @@ def trace(
             operator with one.
         ValueError: For a number out of range, or an operator that is not positive
             semidefinite with ``positive=True``.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> from hvpopt import analysis
+        >>> H = hvpopt.MatrixOperator(torch.diag(torch.arange(5.0).double()))
+        >>> analysis.trace(H, n_products=6).value  # no more rows than products: exact
+        10.0
     """
     checks.flag("positive", positive)
     confidence = checks.number("confidence", confidence, above=0.0, below=1.0)

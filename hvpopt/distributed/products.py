@@ -56,7 +56,7 @@ class ShardedHessian(SymmetricOperator):
 
     @property
     def engine(self) -> str:
-        """How products are computed: ``"born"``, ``"double-backprop"`` or ``"eager"``."""
+        """Engine of the products, ``"born"``, ``"double-backprop"`` or ``"eager"``."""
         return self.part.engine
 
     @property

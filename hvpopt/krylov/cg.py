@@ -143,6 +143,15 @@ def cg(
         TypeError: For an argument of the wrong type.
         ValueError: If ``tol`` is not in (0, 1), the right-hand side or the start does not
             fit, or the preconditioner is not positive definite.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> A = hvpopt.MatrixOperator(torch.tensor([[2.0, 1.0], [1.0, 3.0]]).double())
+        >>> found = hvpopt.cg(A, torch.tensor([3.0, 4.0], dtype=torch.float64))
+        >>> found.status.name, found.n_products
+        ('CONVERGED', 2)
+        >>> found.x
+        tensor([1.0000, 1.0000], dtype=torch.float64)
     """
     checked_operator(operator)
     options: dict[str, Any] = {

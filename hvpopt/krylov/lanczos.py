@@ -95,7 +95,7 @@ class LanczosBasis:
         >>> basis = hvpopt.LanczosBasis(H, rhs=torch.tensor([2.0, 5.0]))
         >>> basis.extend(2)
         2
-        >>> basis.solve(shift=1.0).vector  # of (H + 1) h = b
+        >>> basis.solve(shift=1.0).vector.round(decimals=6)  # of (H + 1) h = b
         tensor([1., 1.], dtype=torch.float64)
     """
 

@@ -72,6 +72,14 @@ class QuasiNewton(SecondOrderMethod):
     Raises:
         ValueError: For a number out of range.
         TypeError: If ``initial`` measures no curvature, or for another globalisation.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> f = lambda x: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+        >>> method = hvpopt.QuasiNewton(initial=hvpopt.GradientScale())  # no products
+        >>> start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+        >>> hvpopt.minimize(f, start, method=method).x
+        tensor([1.0000, 1.0000], dtype=torch.float64)
     """
 
     kind = None

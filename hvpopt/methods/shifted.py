@@ -89,6 +89,14 @@ class ShiftedNewton(SecondOrderMethod):
     Raises:
         TypeError: For an option of the wrong type.
         ValueError: For an unknown solver or Hessian, or a number out of range.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> f = lambda x: (x**4 - x**2).sum()
+        >>> start = torch.tensor([0.1, 0.5], dtype=torch.float64)  # λ_min < 0 here
+        >>> result = hvpopt.minimize(f, start, method=hvpopt.ShiftedNewton())
+        >>> round(result.fun, 6), result.history[1].shift > 0
+        (-0.5, True)
     """
 
     def __init__(

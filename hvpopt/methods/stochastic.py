@@ -134,6 +134,14 @@ class StochasticQuasiNewton(SampledMethod):
     Raises:
         TypeError: For an option of the wrong type.
         ValueError: For a number out of range.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> method = hvpopt.StochasticQuasiNewton(size=2, seed=1)
+        >>> one = hvpopt.TorchObjective(lambda x: (x**2).sum())  # of one part
+        >>> start = torch.ones(3, dtype=torch.float64)
+        >>> hvpopt.minimize(one, start, method=method).success
+        True
     """
 
     def __init__(

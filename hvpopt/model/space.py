@@ -66,6 +66,14 @@ class ModelSpace:
         ValueError: For non-finite models, parameters on several devices, shapes that
             do not fit, scales that are not positive, crossed bounds, a model outside
             its bounds, or no free cell.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> model = {"vp": torch.tensor([1500.0, 2000.0]), "rho": torch.tensor([1000.0])}
+        >>> free = {"vp": torch.tensor([False, True]), "rho": torch.tensor([True])}
+        >>> space = hvpopt.ModelSpace(model, scale={"vp": 100.0, "rho": 10.0}, mask=free)
+        >>> space.to_vector(model)
+        tensor([ 20., 100.], dtype=torch.float64)
     """
 
     def __init__(

@@ -82,7 +82,7 @@ class Newton(torch.optim.Optimizer):
         >>> import torch, hvpopt
         >>> x = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
         >>> optimizer = hvpopt.optim.Newton([x])
-        >>> for _ in range(25):
+        >>> for _ in range(30):
         ...     loss = optimizer.step(
         ...         lambda: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2)
         >>> x.detach()

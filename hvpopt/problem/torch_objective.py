@@ -65,6 +65,15 @@ class TorchObjective(GraphObjective):
     Raises:
         TypeError: If ``loss`` cannot be called or is a class, or for another option of
             the wrong type.
+
+    Example:
+        >>> import torch, hvpopt
+        >>> fit = hvpopt.TorchObjective(lambda x: ((x - 3) ** 2).sum(), name="fit")
+        >>> small = hvpopt.TorchObjective(lambda x: (x**2).sum(), name="size")
+        >>> start = torch.zeros(2, dtype=torch.float64)
+        >>> parts = hvpopt.minimize(fit + 0.5 * small, start).history[-1].parts
+        >>> {name: round(value, 6) for name, value in parts.items()}
+        {'fit': 2.0, 'size': 4.0}
     """
 
     def __init__(

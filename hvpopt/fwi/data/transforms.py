@@ -36,7 +36,7 @@ class DataTransform(ABC):
 
     @property
     def same_for_every_shot(self) -> bool:
-        """True if it does the same to every shot: shots may then be mixed."""
+        """True if it does the same to every shot, so that shots may be mixed."""
         return False
 
     @abstractmethod

@@ -108,7 +108,7 @@ class SlownessSquared(_Cellwise):
 
     Example:
         >>> import torch
-        >>> from hvpopt.fwi.maps.parameterisation import SlownessSquared
+        >>> from hvpopt.fwi import SlownessSquared
         >>> SlownessSquared()(torch.tensor([2.5e-7], dtype=torch.float64))
         tensor([2000.], dtype=torch.float64)
     """

@@ -89,6 +89,20 @@ class WaveformMisfit(Objective):
         ValueError: For observed data of another shape, sampling, dtype or device, with
             NaN or for an unknown channel; a transform that does not fit, or leaves
             nothing; a misfit that does not add over shots; bad options.
+
+    Example:
+        >>> import torch
+        >>> from hvpopt import fwi
+        >>> survey = fwi.Survey(
+        ...     "scalar", grid_spacing=10.0, dt=0.001, max_vel=2000.0, pml_freq=20.0,
+        ...     sources={"u": (torch.ones(1, 1, 40), torch.tensor([[[2, 2]]]))},
+        ...     receivers={"u": torch.tensor([[[2, 7], [2, 8]]])}, pml_width=4)
+        >>> true, v = torch.full((6, 10), 1600.0), torch.full((6, 10), 1500.0)
+        >>> misfit = fwi.WaveformMisfit(survey, survey.simulate(true))
+        >>> misfit.value(true), misfit.value(v) > 0
+        (0.0, True)
+        >>> (misfit.hessian(v) @ torch.ones_like(v)).shape
+        torch.Size([6, 10])
     """
 
     def __init__(
@@ -153,7 +167,7 @@ class WaveformMisfit(Objective):
 
     @property
     def has_gauss_newton(self) -> bool:
-        """True: every data misfit has some curvature in the data."""
+        """True, since every data misfit has some curvature in the data."""
         return True
 
     @property

@@ -121,10 +121,14 @@ class Survey:
             shapes that do not fit, or a ``dt`` or ``max_vel`` that is not positive.
 
     Example:
-        >>> survey = Survey("scalar", grid_spacing=4.0, dt=0.004, max_vel=2000.0,
-        ...                 pml_freq=25.0, sources={"u": (amplitudes, locations)},
-        ...                 receivers={"u": locations}, pml_width=20)  # doctest: +SKIP
-        >>> observed = survey.simulate(v_true)  # doctest: +SKIP
+        >>> import torch
+        >>> from hvpopt import fwi
+        >>> survey = fwi.Survey(
+        ...     "scalar", grid_spacing=10.0, dt=0.001, max_vel=2000.0, pml_freq=20.0,
+        ...     sources={"u": (torch.ones(1, 1, 40), torch.tensor([[[2, 2]]]))},
+        ...     receivers={"u": torch.tensor([[[2, 7], [2, 8]]])}, pml_width=4)
+        >>> survey.simulate(torch.full((6, 10), 1600.0)).shape  # shot, receiver, time
+        torch.Size([1, 2, 40])
     """
 
     def __init__(
