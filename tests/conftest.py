@@ -23,6 +23,7 @@ used_seed = pytest.StashKey[int]()
 #: Files that take longest, longest first: begun in this order, before all others, so that
 #: no process waits for one at the end.
 LONGEST = (
+    "test_tutorials",
     "test_stochastic",
     "test_distributed",
     "test_published",
