@@ -156,7 +156,7 @@ def error_bars() -> None:
     save(plotting.plot_samples(v, samples.models, spacing=SPACING, unit="m/s"), "samples")
     whitened = analysis.WhitenedHessian(posterior.hessian, prior, noise)
     # a residual of 1 at most, the prior's line: the largest are ten thousand times that
-    found = analysis.eigenpairs(whitened, 48, tol=1e-4, max_products=100)
+    found = analysis.eigenpairs(whitened, 24, tol=1e-4, max_products=80)
     print(f"  {found.message}")
     most, last = (float(found.value[i]) for i in (0, -1))
     print(f"    the data say {most:.0f} to {last:.0f} times what the prior does")
