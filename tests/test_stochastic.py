@@ -217,9 +217,14 @@ def test_sample_on_which_no_step_goes_down_grows(generator, encoded):
 
 
 def test_without_noise_a_few_gradients_lower_the_whole(generator):
-    rows = rows_of(generator)
-    result = sampled(rows, max_cost=8.0)
-    assert result.fun < 0.3 * whole_value(rows, zeros(rows))
+    """Most of the time: in one of ten runs nothing falls before the samples grow."""
+    left = []
+    for _ in range(5):
+        rows = rows_of(generator)
+        first = whole_value(rows, zeros(rows))
+        left.append(sampled(rows, max_cost=8.0).fun / first)
+    assert max(left) <= 1.0
+    assert sorted(left)[2] < 0.3
 
 
 def test_falling_is_told_by_the_slope(generator):
