@@ -228,7 +228,6 @@ def block_products(misfit: WaveformMisfit, v: Tensor, block: Tensor) -> Tensor:
         {channel: d.detach() for channel, d in data.items()},
         {channel: d.detach() for channel, d in scattered.items()},
         rows,
-        "exact",
     )
     total = sum(
         (first[c] * scattered[c]).sum() + (second[c] * data[c]).sum() for c in data

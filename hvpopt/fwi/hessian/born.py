@@ -179,7 +179,7 @@ class BornHessian(WaveformHessian):
         with torch.enable_grad():
             data, scattered, fields = survey.propagate_born(inputs, pushes, group)
             r, q = self._waveforms.derivatives(
-                _detached(data), _detached(scattered), group, "exact"
+                _detached(data), _detached(scattered), group
             )
             outputs = [*scattered.values(), *data.values()]
             weights = [*r.values(), *q.values()]
@@ -196,7 +196,7 @@ class BornHessian(WaveformHessian):
         _clear(inputs, pushes)
         with torch.no_grad():
             data, scattered, _ = survey.propagate_born(inputs, pushes, group)
-        _, q = self._waveforms.derivatives(data, scattered, group, "gauss-newton")
+        q = self._waveforms.gauss_newton(data, scattered, group)
         with torch.enable_grad():
             data = survey.propagate(inputs, group)
             pull_back(list(data.values()), [q[channel] for channel in data], [])

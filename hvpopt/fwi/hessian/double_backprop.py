@@ -136,11 +136,10 @@ class DoubleBackpropHessian(WaveformHessian):
         if self.kind == "exact":
             return vjp(graph.back, graph.leaves, steps, retain_graph=keep)
         pushed = vjp(graph.back, graph.dummies, steps, retain_graph=True)
-        _, q = self._waveforms.derivatives(
+        q = self._waveforms.gauss_newton(
             {c: d.detach() for c, d in graph.data.items()},
             dict(zip(graph.data, pushed, strict=True)),
             graph.group,
-            "gauss-newton",
         )
         return vjp(
             list(graph.data.values()), graph.leaves, list(q.values()), retain_graph=keep

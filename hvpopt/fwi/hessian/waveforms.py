@@ -214,9 +214,21 @@ class Waveforms:
         )
 
     def derivatives(
-        self, data: Data, perturbation: Data, shots: Shots, kind: Kind
+        self, data: Data, perturbation: Data, shots: Shots
     ) -> tuple[Data, Data]:
         """Return ``Tᵀ∇ℓ(T d)`` and its derivative along δd, for some shots' rows."""
+        r, q, back = self._derivatives(data, perturbation, shots, "exact")
+        return (r, q) if back is None else (back(r), back(q))
+
+    def gauss_newton(self, data: Data, perturbation: Data, shots: Shots) -> Data:
+        """Return the Gauss-Newton curvature of ``ℓ(T d)`` times δd, for those rows."""
+        _, q, back = self._derivatives(data, perturbation, shots, "gauss-newton")
+        return q if back is None else back(q)
+
+    def _derivatives(
+        self, data: Data, perturbation: Data, shots: Shots, kind: Kind
+    ) -> tuple[Data, Data, Callable[[Data], Data] | None]:
+        """Return derivatives in ``T d``, and what applies ``Tᵀ``; None for no T."""
         rows = self.shots.rows_of(shots)
         processing, back = self.processing, None
         if processing.steps:
@@ -225,7 +237,7 @@ class Waveforms:
         r, q = self.data_misfit.derivatives(
             data, perturbation, self._rows(shots), rows, self.constants, kind
         )
-        return (r, q) if back is None else (back(r), back(q))
+        return r, q, back
 
     def residual(self, data: Data, shots: Shots) -> Data:
         """Return ρ with ``φ = Σ ρ²`` for the rows of some shots, with a graph.
