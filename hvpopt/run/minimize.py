@@ -124,7 +124,8 @@ def minimize(
             within steps. If the file exists, the run resumes from it: on the same
             machine and number of threads the iterates are bit for bit those of an
             uninterrupted run, on a CPU; on a GPU their last digits can differ. Loss,
-            model, method and options must be those of the saved run; limits and callbacks may differ (``max_iter`` includes the steps before).
+            model, method and options must be those of the saved run; limits and
+            callbacks may differ (``max_iter`` includes the steps before).
             The state before the last is kept as ``NAME.previous``. With a checkpoint,
             ``max_seconds`` ends the run within a step, early enough to save, instead of
             cutting the step short; and the products of the current step stay in memory,
