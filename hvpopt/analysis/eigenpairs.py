@@ -141,6 +141,8 @@ class _Search:
             0, operator.size, dtype=torch.float64, device=operator.device
         )
         self.values = np.zeros(0)
+        #: Of the deflated operator that each was found with, and of H itself.
+        self.own_residuals = np.zeros(0)
         self.residuals = np.zeros(0)
         self.norm = 0.0
         self.other_end = 0.0
@@ -153,9 +155,24 @@ class _Search:
     @property
     def allowed(self) -> float:
         """Largest residual that counts as converged."""
+        return max(self.tol, self._rounding * math.sqrt(self.k)) * self._size
+
+    @property
+    def own_allowed(self) -> float:
+        """Largest residual with which a space's Ritz vector is locked.
+
+        With what is locked before it, k of these make one of ``allowed``.
+        """
+        return max(self.tol / math.sqrt(self.k), self._rounding) * self._size
+
+    @property
+    def _rounding(self) -> float:
+        return 4 * self.operator.noise
+
+    @property
+    def _size(self) -> float:
         # of an operator that is zero, the size of what it is deflated with
-        size = self.norm or abs(self.other_end)
-        return max(self.tol, 4 * self.operator.noise) * size
+        return self.norm or abs(self.other_end)
 
     @property
     def edge(self) -> float:
@@ -178,7 +195,7 @@ class _Search:
                 self._note_range(basis.ritz_values)
             wanted = self._wanted(basis)
             residuals = np.array([basis.ritz_residual(i) for i in range(wanted)])
-            settled = bool((residuals <= self.allowed).all())
+            settled = bool((residuals <= self.own_allowed).all())
             certain = not wanted and self._certified(basis, confidence)
             full = basis.size >= min(left, room) or basis.invariant
             if certain or full or (wanted and settled):
@@ -221,13 +238,12 @@ class _Search:
         for _ in range(2):
             vectors = vectors - (vectors @ self.vectors.mT) @ self.vectors
         vectors = torch.linalg.qr(vectors.mT)[0].mT
+        # xᵀ H y of a new x and a locked y is x's part of y's own residual
+        totals = np.hypot(residuals, np.linalg.norm(self.own_residuals))
         order = np.argsort(np.concatenate([self.values, values]), kind="stable")
         self.values = np.concatenate([self.values, values])[order]
-        # the products of what is locked are known to within its own residuals
-        others = float(np.linalg.norm(self.residuals)) if len(self.residuals) else 0.0
-        self.residuals = np.concatenate([self.residuals, np.hypot(residuals, others)])[
-            order
-        ]
+        self.residuals = np.concatenate([self.residuals, totals])[order]
+        self.own_residuals = np.concatenate([self.own_residuals, residuals])[order]
         self.vectors = torch.cat([self.vectors, vectors])[torch.from_numpy(order)]
 
     def _restart(
@@ -246,7 +262,7 @@ class _Search:
             while space.size < room and space.products < left and not space.closed:
                 space.add(deflated)
             values, residuals = space.ritz()
-            done = bool((residuals[:wanted] <= self.allowed).all())
+            done = bool((residuals[:wanted] <= self.own_allowed).all())
             if done or space.products >= left or space.closed:
                 break
         if not len(self.values):
@@ -261,7 +277,7 @@ class _Search:
         values[:found], residuals[:found] = self.values[:k], self.residuals[:k]
         vectors = torch.full((n, k), math.nan, dtype=torch.float64, device=device)
         vectors[:, :found] = self.vectors[:found].mT
-        rounding = 4 * self.operator.noise * self.norm * math.sqrt(k)
+        rounding = self._rounding * self.norm * math.sqrt(k)
         distance = float(np.linalg.norm(self.residuals)) + rounding
         inner, outer = values + distance, np.minimum(values, self.rest) - distance
         lower, upper = (outer, inner) if self.sign > 0 else (-inner, -outer)
@@ -288,10 +304,11 @@ class _Search:
         elif found < self.k:
             text = f"only {found} of {self.k} eigenpairs were found"
         elif float(self.residuals[: self.k].max()) > self.allowed:
-            text = f"not converged: the largest residual is {self.residuals.max():.2g}"
+            largest = self.residuals[: self.k].max()
+            text = f"not converged: the largest residual is {largest:.2g}"
         else:
             text = "the residuals converged; whether one was missed is not known"
-        if 4 * self.operator.noise > self.tol:
+        if self._rounding * math.sqrt(self.k) > self.tol:
             text += "; the tolerance is below the products' own rounding"
         if self.restarted:
             text += "; restarted under the memory limit"
