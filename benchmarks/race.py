@@ -21,9 +21,10 @@ import argparse
 import json
 import os
 import signal
+import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -34,10 +35,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import race_report
 import torch
-from race_cost import measure, prices_from
+from race_cost import Prices, measure, prices_from
 from race_methods import ENTRANTS, entered, environment, find, race
 from race_problems import PROBLEMS, UNSEEDED, build
 from race_sampled import SEEDS, SURVEY_ENTRANTS, find_survey_entrant, race_survey
+from race_setup import Problem
 from race_survey_report import best_tries, load_surveys
 from race_surveys import MARMOUSI, SURVEYS, build_survey, encodable
 from tqdm import tqdm
@@ -47,6 +49,9 @@ RESULTS = HERE / "race"
 #: Surveys of many shots, and the problems that need Marmousi's file.
 MANY_SHOTS = (*SURVEYS, *MARMOUSI)
 OF_MARMOUSI = ("marmousi", *MARMOUSI)
+#: Processes that a price is the median of. Within one it hardly varies, but where its
+#: arrays lie in memory changes the time of a product by up to a quarter.
+PRICE_PROCESSES = 5
 
 
 @dataclass(frozen=True)
@@ -92,14 +97,17 @@ class Job:
             return True
         return bool(json.loads(self.path.read_text())["budget"] == self.budget)
 
+    def build(self) -> Problem:
+        """Return the problem."""
+        if self.problem in MANY_SHOTS:
+            return build_survey(self.problem, marmousi_path=self.marmousi)
+        return build(self.problem, self.seed, self.marmousi)
+
     def run(self) -> None:
         """Do the work and write the file, whole or not at all."""
         torch.set_num_threads(1)
         surveyed = self.problem in MANY_SHOTS
-        if surveyed:
-            problem = build_survey(self.problem, marmousi_path=self.marmousi)
-        else:
-            problem = build(self.problem, self.seed, self.marmousi)
+        problem = self.build()
         budget = problem.budget if self.budget is None else self.budget
         result: dict[str, Any]
         if self.method is None:
@@ -108,7 +116,7 @@ class Job:
                 "title": problem.title,
                 "size": problem.size,
                 "budget": problem.budget,
-                **asdict(measure(problem.misfit, problem.start, problem.true)),
+                **asdict(median_price(self)),
                 "environment": environment(),
             }
         elif surveyed:
@@ -123,6 +131,22 @@ class Job:
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(result, separators=(",", ":")) + "\n")
         part.replace(self.path)
+
+
+def price(job: Job) -> Prices:
+    """Return what the evaluations of a job's problem cost in this process."""
+    torch.set_num_threads(1)
+    problem = job.build()
+    return measure(problem.misfit, problem.start, problem.true)
+
+
+def median_price(job: Job) -> Prices:
+    """Return the median of each price over processes that run one after the other."""
+    if PRICE_PROCESSES == 1:
+        return price(job)
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        found = pool.map(price, [job] * PRICE_PROCESSES, chunksize=1)
+    return Prices(*map(statistics.median, zip(*map(astuple, found), strict=True)))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -154,7 +178,7 @@ def run_all(jobs: Sequence[Job], workers: int, told: Callable[[Job, int], None])
         while waiting or running:
             while waiting and len(running) < workers:
                 job = waiting.pop(0)
-                process = context.Process(target=work, args=(job,), daemon=True)
+                process = context.Process(target=work, args=(job,))
                 process.start()
                 running[process.sentinel] = job, process
             for sentinel in wait(list(running)):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from race_results import median
-from race_sampled import COSTS, MOMENTUM, SEEDS, SURVEY_ENTRANTS, TUNING_SEED
+from race_sampled import CHECKPOINTS, COSTS, MOMENTUM, SEEDS, SURVEY_ENTRANTS, TUNING_SEED
 from race_surveys import MARMOUSI, SURVEYS
 from race_tables import table
 
@@ -218,11 +218,12 @@ def survey_section(folder: Path, pictures: Sequence[Path] = ()) -> str:
 def _introduction(results: SurveyResults) -> str:
     tuning = [run for run in results.runs if run.is_try]
     spent = sum(run.data["cost"] for run in tuning)
+    others = ", ".join(f"{cost:g}" for cost in CHECKPOINTS if cost not in COSTS)
     return f"""## Surveys of many shots
 
 Cost is in gradients of the whole survey, as above: of a sample of k of n shots, drawn or
 encoded, a gradient costs k / n, and values and products their prices times k / n. A run
-is judged by the model that it holds when its cost reaches 2, 4 and 8 (0.5, 1, 3 and 6 as
+is judged by the model that it holds when its cost reaches 2, 4 and 8 ({others} as
 well, in the files): whole misfit and model error, relative to the start's, of the current
 iterate, not the best, by a misfit whose evaluations are not counted. Costs to a level are
 interpolated between these, linearly in the misfit's logarithm.

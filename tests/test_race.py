@@ -234,6 +234,12 @@ def test_prices_are_measured():
     assert prices.misfit_at_true == 0.0
 
 
+def test_a_price_is_the_median_of_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "PRICE_PROCESSES", 2)
+    prices = race.median_price(race.Job("published", 0, tmp_path))
+    assert 0 < prices.value < 1 < 5 * prices.product
+
+
 @pytest.mark.parametrize("name", [name for name in PROBLEMS if name != "published"])
 def test_problems_fit_their_bounds_and_follow_the_seed(name):
     first, other = build(name, 0), build(name, 1)
@@ -314,11 +320,13 @@ def test_a_run_is_judged_by_the_model_that_it_holds_at_a_cost():
     misfit.value_and_gradient(between)
     judge.hold(problem.true)
     judge.finish()
-    assert judge.rows[:2] == [[0.5, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    held = {cost: rest for cost, *rest in judge.rows}
     halfway = [pytest.approx(expected, rel=1e-4), pytest.approx(0.5)]
-    assert judge.rows[2] == [2.0, *halfway], "held from cost 1.25 to 2.25"
-    assert judge.rows[3] == [3.0, 0.0, model_error(problem.true)]
-    assert len(judge.rows) == 4, "none over the budget"
+    assert held[1.0] == [1.0, 1.0], "held from the start"
+    assert held[2.0] == halfway, "held from cost 1.25 to 2.25"
+    assert held[3.0] == [0.0, model_error(problem.true)]
+    expected_costs = [cost for cost in race_sampled.CHECKPOINTS if cost <= 3.0]
+    assert list(held) == expected_costs, "none over the budget"
     assert judge.meter.cost == 2.25, "a judgement costs nothing"
 
 
@@ -401,6 +409,7 @@ def test_a_race_on_a_survey_tunes_resumes_and_writes_its_section(tmp_path, monke
             told(job, 0)
 
     monkeypatch.setattr(race, "run_all", in_process)
+    monkeypatch.setattr(race, "PRICE_PROCESSES", 1)
     monkeypatch.setattr(race, "build_survey", lambda _name, **_: tiny())
     command = ["--only", "fixed-spread", "--out", str(tmp_path)]
     command += ["--methods", "Adam, 1 encoded", "L-BFGS-B", "minimize"]
@@ -486,6 +495,7 @@ def test_the_race_resumes_and_writes_its_page(tmp_path, monkeypatch):
             told(job, 0)
 
     monkeypatch.setattr(race, "run_all", in_process)
+    monkeypatch.setattr(race, "PRICE_PROCESSES", 1)
     monkeypatch.setattr(race, "build", lambda _name, seed, _path: tiny(seed))
     chosen = ["ShiftedNewton", "L-BFGS-B", "rate 0.1", "torch.func.grad"]
     command = ["--only", "published", "--out", str(tmp_path), "--methods", *chosen]
