@@ -34,7 +34,7 @@ from hvpopt.fwi.hessian.memory import PeakMemory
 from hvpopt.model.tensors import Model, copy_model
 
 #: Costs, in gradients of the whole survey, at which runs are judged.
-CHECKPOINTS = (0.5, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
+CHECKPOINTS = (0.5, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0, 10.0)
 #: Those of the tables, at which tries are judged too while a family is tuned.
 COSTS = (2.0, 4.0, 8.0)
 #: Of the samples, while a family is tuned, and of what it is compared with.

@@ -228,8 +228,8 @@ SURVEYS: dict[str, Callable[[int], Problem]] = {
     },
     "elastic-24": elastic,
 }
-#: Shots of Marmousi, by the problem's name.
-MARMOUSI = {"marmousi-48": 48, "marmousi-12": 12}
+#: Shots of Marmousi and the budget, by the problem's name.
+MARMOUSI = {"marmousi-48": (48, BUDGET), "marmousi-12": (12, 10.0)}
 
 
 def encodable(name: str) -> bool:
@@ -251,7 +251,8 @@ def build_survey(name: str, seed: int = 0, marmousi_path: Path | None = None) ->
     if name in MARMOUSI:
         if marmousi_path is None:
             raise ValueError(f"the problem {name!r} needs its file: --marmousi PATH")
-        return marmousi(marmousi_path, MARMOUSI[name], name, BUDGET)
+        n_shots, budget = MARMOUSI[name]
+        return marmousi(marmousi_path, n_shots, name, budget)
     if name not in SURVEYS:
         known = ", ".join([*SURVEYS, *MARMOUSI])
         raise ValueError(f"there is no survey {name!r}; there are {known}")

@@ -303,7 +303,8 @@ def test_every_method_of_surveys_is_judged_at_each_cost(entrant):
     result = race_survey(entrant, tiny(), PRICES, budget=8.0, seed=1)
     assert result["ended"] == "budget", result["message"]
     assert 8.0 < result["cost"] <= 8.0 + 1.5
-    assert [row[0] for row in result["judged"]] == list(race_sampled.CHECKPOINTS)
+    costs = [cost for cost in race_sampled.CHECKPOINTS if cost <= 8.0]
+    assert [row[0] for row in result["judged"]] == costs
     assert result["judged"][-1][1] < 1.0
     assert json.loads(json.dumps(result)) == result
 
