@@ -156,7 +156,7 @@ def test_grid_spacing_of_the_offsets_is_the_surveys():
 NAN = torch.full((2, 4), math.nan)
 WRONG = {
     "mute without time": (lambda: Mute(), ValueError, "give top=, bottom= or both"),
-    "mute text": (lambda: Mute("0.3"), TypeError, "top is a str '0.3'"),
+    "mute text": (lambda: Mute("0.3"), TypeError, "is a str; give seconds as a number"),
     "mute nan": (lambda: Mute(top=NAN), ValueError, "8 NaN; give inf"),
     "mute integers": (lambda: Mute(top=torch.ones(2, 4).int()), TypeError, "int32; give"),
     "mute negative taper": (lambda: Mute(0.1, taper=-1), ValueError, "taper is -1"),

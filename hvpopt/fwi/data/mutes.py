@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.data.transforms import Apply, DataTransform
 from hvpopt.fwi.survey._arguments import number, whole
 from hvpopt.fwi.survey.acquisition import Shots, take
@@ -341,6 +342,11 @@ def _check_times(name: str, times: Any) -> None:
     if times is None or isinstance(times, LinearMoveout):
         return
     if not isinstance(times, Tensor):
+        if not checks.is_number(times):
+            raise TypeError(
+                f"{name} of the mute is {checks.kind(times)}; give seconds as a number, "
+                "a tensor [receiver] or [shot, receiver], or a LinearMoveout"
+            )
         number(name, times)
         return
     if not times.is_floating_point():
