@@ -102,13 +102,14 @@ def _peer(name: str, run: Callable[[FlatFunction], str], **more: Any) -> Entrant
 
 
 REFERENCE = "scipy L-BFGS-B"
+DEFAULT = "hvpopt.minimize, default"
 #: Learning rates of Adam, in units of a problem's scale.
 ADAM_RATES = (0.03, 0.1, 0.3)
 ADAM = "torch Adam, rate "
 UNBOUNDED = "no bounds"
 
 ENTRANTS: tuple[Entrant, ...] = (
-    Entrant("hvpopt.minimize, default", _hvpopt(None), ours=True),
+    Entrant(DEFAULT, _hvpopt(None), ours=True),
     _own("QuasiNewton", memory=20),
     _own("LineSearchNewton"),
     _own("LineSearchNewton", hessian="gauss-newton"),

@@ -7,12 +7,14 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from race_methods import ADAM_RATES, REFERENCE
+from race_methods import ADAM_RATES, DEFAULT, REFERENCE
 from race_peers import HISTORY, REFUSED
 from race_results import COSTS, LEVELS, Results, Run, load, median, profile
 from race_survey_report import load_surveys, survey_section
 from race_tables import number, table
 
+#: Levels and cost of the first table.
+GLANCE_LEVELS, GLANCE_COST = (1e-2, 1e-3), 50.0
 #: Ratios of cost this near to 1, and errors this near to each other, are ties.
 TIE = 0.05
 #: Ratios to the best method at which the profiles' table reads them.
@@ -38,6 +40,7 @@ def write(folder: Path, beside: Path) -> Path:
         tuned = results.with_best_adam()
         pictures = draw(tuned, beside / "pictures")
         sections += [
+            at_a_glance(results),
             against_reference(results),
             profiles(tuned),
             *(f"![{path.stem}](pictures/{path.name})" for path in pictures),
@@ -64,9 +67,9 @@ Written by `python benchmarks/race.py` from the files in `benchmarks/race`.
 **Unknowns.** Every method searches in the same: the free cells of `model / scale`, in
 float64; waves run in the dtype that each problem states.
 
-**The default** of `hvpopt.minimize` is `QuasiNewton()` in every table down to "Surveys of
-many shots", also on Marmousi with 12 shots, which was run before `minimize` sampled
-surveys of 12 shots and more.
+**The default** of `hvpopt.minimize` is `QuasiNewton()` on problems of fewer than 12
+shots, which are all but Marmousi down to "Surveys of many shots"; of 12 and more it is
+`StochasticQuasiNewton()`.
 
 **Cost** is in gradients of the same problem: gradients + r_v · values + r_p · products.
 r_v and r_p are CPU time relative to a gradient's, medians measured for each problem
@@ -156,6 +159,41 @@ def _row(runs: list[Run]) -> list[str]:
         number(median(run.data["peak_bytes"] / 1e6 for run in runs)),
         ended + (f"; {refused} refused" if refused else ""),
     ]
+
+
+def at_a_glance(results: Results) -> str:
+    """Return a table of the default beside L-BFGS-B on every problem."""
+    lines = []
+    for problem in results.problems:
+        own, other = results.of(DEFAULT, problem), results.of(REFERENCE, problem)
+        if own and other:
+            costs = (
+                (median(run.cost_to(level) for run in runs) for runs in (own, other))
+                for level in GLANCE_LEVELS
+            )
+            errors = (
+                median(run.error_at(GLANCE_COST) for run in runs) for runs in (own, other)
+            )
+            cells = [
+                *("{} ({})".format(*map(number, pair)) for pair in costs),
+                "{} ({})".format(*(number(error, 2) for error in errors)),
+            ]
+            lines.append([problem, *cells])
+    if not lines:
+        return ""
+    head = [
+        "problem",
+        *(f"cost to {level:g}" for level in GLANCE_LEVELS),
+        f"error at {GLANCE_COST:g}",
+    ]
+    return "\n".join(
+        [
+            f"Cost to a fraction of the start's misfit and model error of {DEFAULT}, in "
+            f"brackets those of {REFERENCE}:",
+            "",
+            table(head, lines),
+        ]
+    )
 
 
 def against_reference(results: Results) -> str:

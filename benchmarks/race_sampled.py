@@ -24,7 +24,7 @@ import numpy as np
 import scipy.optimize
 import torch
 from race_cost import BudgetSpent, Meter, Prices
-from race_methods import Entrant, environment
+from race_methods import DEFAULT, Entrant, environment
 from race_peers import ENDLESS, HISTORY, FlatFunction
 from race_setup import Problem
 from torch import Tensor
@@ -434,7 +434,6 @@ def _tries(
     return tries
 
 
-DEFAULT = "hvpopt.minimize, default"
 SURVEY_ENTRANTS: tuple[SurveyEntrant, ...] = (
     SurveyEntrant(DEFAULT, _hvpopt(), ours=True),
     SurveyEntrant(

@@ -18,6 +18,8 @@ from race_tables import table
 LEVELS = (1e-1, 1e-2, 1e-3)
 #: A ratio to the best peer up to which a number is nearly as good.
 NEAR = 1.1
+#: The method that ``minimize`` takes for these surveys.
+SAMPLED = "StochasticQuasiNewton()"
 #: Names of the quantities that are judged, by their column.
 MISFIT, ERROR = 1, 2
 
@@ -209,7 +211,7 @@ def survey_section(folder: Path, pictures: Sequence[Path] = ()) -> str:
     results = load_surveys(folder)
     if not results.runs:
         return ""
-    parts = [_introduction(results), _summary(results)]
+    parts = [_introduction(results), _summary(results), at_a_glance(results)]
     parts += [f"![{path.stem}](pictures/{path.name})" for path in pictures]
     parts += [_problem(results, name) for name in results.problems]
     return "\n\n".join(part for part in parts if part)
@@ -286,22 +288,51 @@ def _summary(results: SurveyResults) -> str:
     )
 
 
-def _ratios(rows: Iterable[Row], name: str) -> list[float]:
+def _ratios(rows: Sequence[Row], name: str) -> list[float]:
     """Return a method's ratios to the best peer; infinite where it has no number."""
-    rows = list(rows)
     own = next((row for row in rows if row.runs[0].method == name), None)
-    peers = [row for row in rows if not row.ours]
-    if own is None or not peers:
+    if own is None:
         return []
     ratios = []
     for cost in COSTS:
         for column in (MISFIT, ERROR):
-            numbers = [row.at(cost, column) for row in peers]
-            best = min((n for n in numbers if math.isfinite(n)), default=math.nan)
+            best = best_peer(rows, cost, column)
             ratio = own.at(cost, column) / best
             if math.isfinite(best):
                 ratios.append(ratio if math.isfinite(ratio) else math.inf)
     return ratios
+
+
+def best_peer(rows: Iterable[Row], cost: float, column: int) -> float:
+    """Return the best peer's median at a checkpoint; NaN if there is none."""
+    numbers = [row.at(cost, column) for row in rows if not row.ours]
+    return min((n for n in numbers if math.isfinite(n)), default=math.nan)
+
+
+def at_a_glance(results: SurveyResults) -> str:
+    """Return a table of the sampled method beside the best peer for each number."""
+    lines = []
+    for problem in results.problems:
+        rows = results.rows(problem)
+        own = next((row for row in rows if row.runs[0].method == SAMPLED), None)
+        if own is not None:
+            cells = (
+                f"{own.at(cost, MISFIT):.1e} / {own.at(cost, ERROR):.2f} "
+                f"({best_peer(rows, cost, MISFIT):.1e} / "
+                f"{best_peer(rows, cost, ERROR):.2f})"
+                for cost in COSTS
+            )
+            lines.append([problem, *cells])
+    if not lines:
+        return ""
+    return "\n".join(
+        [
+            f"Misfit / model error of {SAMPLED}, medians over seeds; in brackets the "
+            "best peer's, of each number:",
+            "",
+            table(["survey", *(f"cost {cost:g}" for cost in COSTS)], lines),
+        ]
+    )
 
 
 def _problem(results: SurveyResults, name: str) -> str:
