@@ -4,7 +4,7 @@
     python docs/gallery.py samples        # one
 
 A page shows ``pictures/samples_models.png``, say, which is ``models.png`` of
-``examples/samples.py``, in 64 colours, so that the repository stays small.
+``examples/samples.py``, in 256 colours, so that the repository stays small.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
 PAGES = DOCS / "gallery"
-COLOURS = 64
+COLOURS = 256
 
 
 def shown(name: str) -> list[str]:
