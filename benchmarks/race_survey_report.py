@@ -130,11 +130,15 @@ class SurveyResults:
                 tries.setdefault(run.family, []).append(run)
         return tries
 
-    def rows(self, problem: str) -> list[Row]:
+    def rows(self, problem: str, *, every: bool = False) -> list[Row]:
         """Return a problem's lines, in the order of the race.
 
         Of a family there are the tries that ended best, with the runs of their own seeds;
         where those are missing, with the try itself.
+
+        Args:
+            problem: By name.
+            every: True for all tries of a family.
         """
         chosen: dict[str, tuple[str, str]] = {}
         for family, tries in self.families(problem).items():
@@ -149,7 +153,7 @@ class SurveyResults:
             ]
             if entrant.family:
                 runs = [run for run in runs if not run.is_try] or runs
-                if entrant.name not in chosen:
+                if entrant.name not in chosen and not every:
                     continue
             if runs:
                 title, label = chosen.get(entrant.name, (entrant.name, entrant.name))
@@ -254,7 +258,7 @@ def _summary(results: SurveyResults) -> str:
         ratios = [
             ratio
             for problem in results.problems
-            for ratio in _ratios(results.rows(problem), name)
+            for ratio in _ratios(results.rows(problem, every=True), name)
         ]
         if ratios:
             won = sum(ratio <= 1.0 for ratio in ratios)
@@ -280,8 +284,8 @@ def _summary(results: SurveyResults) -> str:
     return "\n".join(
         [
             "Misfit and model error at costs 2, 4 and 8 on every problem, against the "
-            "best of all tuned peers at that cost in that quantity, which need not be "
-            "the same peer from one comparison to the next:",
+            "best of all peers at that cost in that quantity, tries of the tuning "
+            "included, which need not be the same peer from one comparison to the next:",
             "",
             table(head, lines),
         ]
@@ -313,7 +317,7 @@ def at_a_glance(results: SurveyResults) -> str:
     """Return a table of the sampled method beside the best peer for each number."""
     lines = []
     for problem in results.problems:
-        rows = results.rows(problem)
+        rows = results.rows(problem, every=True)
         own = next((row for row in rows if row.runs[0].method == SAMPLED), None)
         if own is not None:
             cells = (
@@ -328,7 +332,7 @@ def at_a_glance(results: SurveyResults) -> str:
     return "\n".join(
         [
             f"Misfit / model error of {SAMPLED}, medians over seeds; in brackets the "
-            "best peer's, of each number:",
+            "best peer's of each number, tries included:",
             "",
             table(["survey", *(f"cost {cost:g}" for cost in COSTS)], lines),
         ]
