@@ -98,6 +98,53 @@ def test_rosenbrock_converges(generator, options):
     assert result.fun <= again.fun + 1e-9
 
 
+@pytest.mark.parametrize(("n", "at"), [(30, 0.0), (10, -0.5), (100, -1.2)])
+def test_a_gradient_that_grew_does_not_make_steepest_descents(n, at):
+    """With a cap of 0.9 the first of these ran into a cycle of two steps."""
+
+    def chained(x):
+        return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+    start = torch.full((n,), at, dtype=torch.float64)
+    result = hvpopt.minimize(chained, start, method=LineSearchNewton(), max_iter=600)
+    assert result.success, result.message
+    assert result.nit < 5 * n + 100
+
+
+NAN_BELOW = 5 - 1e-12
+
+
+def nan_below(x):
+    return (x**2).sum() + torch.where(x < NAN_BELOW, torch.nan, torch.zeros_like(x)).sum()
+
+
+class WrongSign(torch.autograd.Function):
+    """x², with minus its gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x**2).sum()
+
+    @staticmethod
+    def backward(ctx, weight):
+        (x,) = ctx.saved_tensors
+        return -2 * weight * x
+
+
+@pytest.mark.parametrize("globalisation", [hvpopt.Backtracking(), hvpopt.Wolfe()])
+def test_what_no_trial_lowered_is_told_by_its_cause(globalisation):
+    method = LineSearchNewton(globalisation=globalisation)
+    start = torch.tensor([5.0, 5.0], dtype=torch.float64)
+    refused = hvpopt.minimize(nan_below, start, method=method)
+    assert "(last refusal: ValueError: the loss is nan at this model)" in refused.message
+    assert "rounding" not in refused.message
+    method = LineSearchNewton()
+    wrong = hvpopt.minimize(WrongSign.apply, start, method=method)
+    assert "the gradient may be wrong (analysis.check_gradient tells)" in wrong.message
+    assert not wrong.success
+
+
 def test_quadratic_solved_exactly_takes_one_step(generator):
     n = 25
     matrix = symmetric(n, generator, 1 + torch.rand(n, generator=generator).double())

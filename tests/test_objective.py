@@ -255,6 +255,16 @@ def test_weights_multiply_through_nested_sums(model, terms):
     assert total.value(model) == pytest.approx(expected, rel=1e-14)
 
 
+def test_sums_are_written_as_python_writes_them(model, terms):
+    first, second = terms
+    total = sum([first, second * 3.0])
+    assert [weight for weight, _ in total.terms] == [1.0, 3.0]
+    assert total.value(model) == (first + 3.0 * second).value(model)
+    for wrong in (lambda: 5 + first, lambda: first + 5, lambda: first * "2"):
+        with pytest.raises(TypeError):
+            wrong()
+
+
 def test_names_that_repeat_are_numbered(model):
     total = TorchObjective(quartic) + TorchObjective(roughness) + TorchObjective(quartic)
     assert list(total.parts(model)) == ["quartic 1", "roughness", "quartic 3"]

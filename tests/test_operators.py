@@ -73,6 +73,7 @@ def test_right_hand_side_is_not_overwritten(matrix, generator):
     for H in (
         MatrixOperator(matrix),
         2.0 * MatrixOperator(matrix),
+        MatrixOperator(matrix) * 2.0,
         ShiftedOperator(MatrixOperator(matrix), 3.0),
     ):
         result = H @ block

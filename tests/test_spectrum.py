@@ -677,3 +677,22 @@ def test_float32_eigenpairs_stop_at_their_rounding(generator):
 def test_bad_input_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call(MatrixOperator(torch.eye(8, dtype=D)))
+
+
+# -- what a result looks like -------------------------------------------------------
+
+
+def test_results_fit_a_screen(generator):
+    operator = MatrixOperator(symmetric(40, generator, decaying(40)))
+    for found in (
+        trace(operator),
+        eigenpairs(operator, 3),
+        spectral_density(operator),
+        log_determinant(operator, shift=1.0, lowest=0.0),
+    ):
+        lines = repr(found).splitlines()
+        assert len(lines) < 30
+        assert max(map(len, lines)) <= 100
+        assert lines[0].startswith(f"{type(found).__name__}: ")
+    assert "vectors: float64 [40, 3]" in repr(eigenpairs(operator, 3))
+    assert "inf" not in repr(trace(operator))

@@ -28,7 +28,7 @@ from hvpopt.operators.symmetric import SymmetricOperator
 N_POINTS = 200
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SpectralDensity(Estimate[Tensor]):
     """How the eigenvalues are distributed.
 

@@ -31,7 +31,7 @@ from hvpopt.model.counts import metered
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ShotInformation(Estimate[Tensor]):
     """What each shot tells, and an order in which to add shots; in nats.
 

@@ -10,7 +10,7 @@ from hvpopt.analysis.estimate import Estimate
 from hvpopt.model.tensors import Model, named_tensors, rebuild
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class PosteriorSamples(Estimate[Tensor]):
     """Models drawn from the posterior of low rank, whose variance is never too small.
 

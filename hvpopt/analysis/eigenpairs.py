@@ -52,7 +52,7 @@ MISSED = 1e-2
 SMALL = 1e-100
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Eigenpairs(Estimate[Tensor]):
     """The eigenvalues at one end of the spectrum.
 

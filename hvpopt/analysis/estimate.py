@@ -8,7 +8,7 @@ of a quadrature says nothing of the probes that were not drawn.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
 import scipy.stats
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.model._shown import entry, screen
 
 Value = TypeVar("Value", float, Tensor)
 
@@ -23,7 +24,7 @@ Value = TypeVar("Value", float, Tensor)
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Estimate(Generic[Value]):
     """A value, how far it may be off, and what it cost.
 
@@ -52,6 +53,17 @@ class Estimate(Generic[Value]):
     n_products: int = 0
     n_propagations: int = 0
     message: str = ""
+
+    def __repr__(self) -> str:
+        """Return a text that fits a screen: of tensors dtype, shape and range."""
+        rows = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            # what was not sampled has no error, and what was not bounded no bound
+            unset = isinstance(value, (int, float)) and value == field.default
+            if field.name != "message" and not unset:
+                rows[field.name] = entry(value)
+        return screen(f"{type(self).__name__}: {self.message}", rows)
 
     @property
     def interval(self) -> tuple[Value, Value]:

@@ -32,7 +32,7 @@ from hvpopt.model.tensors import Model
 Questions: TypeAlias = "Model | list[Any]"
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class FunctionalVariance(Estimate[Tensor]):
     """The posterior variance of linear functionals of the model, one entry for each.
 

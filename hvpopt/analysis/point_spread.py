@@ -35,7 +35,7 @@ Cell = tuple[int, ...] | tuple[str, tuple[int, ...]]
 OTHER_PARAMETER = 0.5
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class PointSpread(Estimate[Tensor]):
     """Answers to a change of one unit in each of m cells.
 

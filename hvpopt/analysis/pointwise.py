@@ -22,7 +22,7 @@ from hvpopt.model.tensors import Model
 from hvpopt.operators.symmetric import FunctionOperator, SymmetricOperator
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class PointwiseVariance(Estimate[Tensor]):
     """The posterior variance of every cell, with a bracket for every cell.
 

@@ -45,7 +45,7 @@ UNCERTAIN = 0.35
 ABOVE_ROUNDING = 10.0
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ResolutionLengths(Estimate[Tensor]):
     """Resolution lengths of one parameter around each of its cells.
 
@@ -159,7 +159,7 @@ def resolution_lengths(
     )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CrossTalk(Estimate[Tensor]):
     """How parameters of one model trade off.
 

@@ -71,7 +71,7 @@ class Backtracking:
         Returns:
             The step; without a vector if no trial was acceptable.
         """
-        length = 1.0
+        length, promised = 1.0, 0.0
         problem.last_error = None
         # where this much decrease is all there is to expect, the gradient is asked too
         hidden = 0.0 if direction.curvature_step else rounding_of(problem, point)
@@ -79,6 +79,7 @@ class Backtracking:
             vector = problem.space.project(point.vector + length * direction.vector)
             moved = vector - point.vector
             expected = self._expected_change(point, direction, moved)
+            promised = max(promised, -expected)
             end: Point | None = None
             value = math.inf
             below_rounding = -hidden < expected < 0.0
@@ -99,9 +100,9 @@ class Backtracking:
                 # shorter steps would pass by rounding, and the run would not advance
                 break
             length *= self._factor(point.value, value, expected)
-        return Step(
-            None, point.value, 0.0, trial, direction, self._reason(problem, point, trial)
-        )
+        tried = f"none of {trial} trials along the direction"
+        reason = problem.why_none_lowered(point, tried, promised=promised)
+        return Step(None, point.value, 0.0, trial, direction, reason)
 
     def _expected_change(
         self, point: Point, direction: Direction, moved: Tensor
@@ -118,15 +119,6 @@ class Backtracking:
         if not math.isfinite(trial) or expected >= 0.0:
             return math.sqrt(low * high)
         return float(np.clip(-0.5 * expected / (trial - start - expected), low, high))
-
-    def _reason(self, problem: Problem, point: Point, trials: int) -> str:
-        reason = (
-            f"none of {trials} trials along the direction lowered the loss "
-            f"{point.value:.6g}; it may be at the rounding of its values"
-        )
-        if problem.last_failure:
-            reason += f" (last refusal: {problem.last_failure})"
-        return reason
 
 
 def rounding_of(problem: Problem, point: Point) -> float:

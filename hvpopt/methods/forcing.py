@@ -94,7 +94,8 @@ class EisenstatWalker2(Forcing):
         gamma: γ, in (0, 1]. Default 0.9.
         alpha: α, in (1, 2]. Default 2.
         initial: η of the first solve. Default 0.5.
-        cap: Largest η. Default 0.9.
+        cap: Largest η. Default 0.5: with 0.9, as in the paper, a solve after the gradient
+            grew is a single steepest-descent step, which can let it grow again, for ever.
         floor: Smallest η; products that round allow no less. Default 1e-8.
 
     Raises:
@@ -105,7 +106,7 @@ class EisenstatWalker2(Forcing):
     alpha: float = 2.0
     _: KW_ONLY
     initial: float = 0.5
-    cap: float = 0.9
+    cap: float = 0.5
     floor: float = 1e-8
 
     def __post_init__(self) -> None:

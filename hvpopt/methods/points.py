@@ -20,6 +20,9 @@ from hvpopt.problem.objective import Kind, Linearisation, Objective
 
 logger = logging.getLogger(__name__)
 
+#: A decrease of up to this many roundings of the loss may be hidden in its values.
+MANY_ROUNDINGS = 1e4
+
 
 @dataclass(frozen=True)
 class Point:
@@ -182,6 +185,9 @@ class Problem:
             value = self.objective.value(self.space.to_model(vector))
         except (ValueError, ArithmeticError, RuntimeError) as error:
             self._refuse(error)
+        else:
+            if not math.isfinite(value):
+                self._refuse(ValueError(f"the loss is {value} at this model"))
         self.after()
         return value if math.isfinite(value) else math.inf
 
@@ -201,6 +207,26 @@ class Problem:
             self._refuse(error)
         self.after()
         return point
+
+    def why_none_lowered(self, point: Point, tried: str, *, promised: float) -> str:
+        """Return in words why no trial was acceptable.
+
+        Args:
+            point: Where the trials began.
+            tried: What was, such as ``"none of 20 trials along the direction"``.
+            promised: Decrease of the loss that the first trial promised.
+        """
+        reason = f"{tried} lowered the loss {point.value:.6g}"
+        if promised <= MANY_ROUNDINGS * self.space.eps * abs(point.value):
+            reason += "; it may be at the rounding of its values"
+        elif not self.last_failure:
+            reason += (
+                f", of which the first promised {promised:.2g} less; the gradient may be "
+                "wrong (analysis.check_gradient tells), or the loss noisier than its dtype"
+            )
+        if self.last_failure:
+            reason += f" (last refusal: {self.last_failure})"
+        return reason
 
     def _refuse(self, error: Exception) -> None:
         """Note why a trial was refused, or raise what is no refusal of this model."""

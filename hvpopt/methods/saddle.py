@@ -140,7 +140,7 @@ class SecondOrderMethod(Method):
             return self._fall(problem, point, free, estimate)
         if not estimate.converged:
             reason = (
-                f"no negative curvature was met in {basis.size} products, and λ_min is "
+                f"no negative curvature was met in {_products(basis)}, and λ_min is "
                 f"{estimate.message}"
             )
             return Stationary(False, reason, unfinished=True)
@@ -150,7 +150,10 @@ class SecondOrderMethod(Method):
                 return step
         if basis.norm_estimate == 0.0:
             return Stationary(False, "its Hessian vanishes, which says nothing")
-        reason = f"no negative curvature was found here, in {basis.size} products"
+        reason = (
+            f"no negative curvature was found here: λ_min ≥ {estimate.lower:.2g} with "
+            f"probability {self.confidence:g}, in {_products(basis)}"
+        )
         return Stationary(True, reason)
 
     def _estimate(self, basis: LanczosBasis, budget: Budget) -> EigenvalueEstimate:
@@ -244,6 +247,10 @@ def _measured_noise(problem: Problem, point: Point) -> float:
         vector = problem.space.project(point.vector * (1.0 + tiny))
         noise = max(noise, abs(problem.value(vector) - point.value))
     return noise
+
+
+def _products(basis: LanczosBasis) -> str:
+    return f"{basis.size} product{'s' if basis.size != 1 else ''}"
 
 
 def _reach(point: Point) -> float:

@@ -253,6 +253,7 @@ class _RadiusSearch:
         self.rounding = self.free.operator.noise * abs(point.value)
         self.slack = 0.0 if strict else self.rounding
         self.trials = 0
+        self.promised = 0.0  # largest decrease that a trial promised
         self.refused = math.inf  # length of the shortest step that was not accepted
 
     def run(self, radius: float | None) -> Step:
@@ -353,6 +354,7 @@ class _RadiusSearch:
             predicted = -slope + part * (step.decrease + own_slope)
         # what a trial is accepted by; for a whole step that is its ratio
         asked = ACCEPT * (-slope if cut else predicted)
+        self.promised = max(self.promised, predicted)
         actual = point.value - value
         lifted = max(predicted, 0.0) + self.slack
         return _Trial(
@@ -439,12 +441,8 @@ class _RadiusSearch:
         return self.basis.solve().norm / trial.step.norm
 
     def _give_up(self, trial: _Trial, status: InnerStatus) -> Step:
-        reason = (
-            f"none of {self.trials} radii down to {trial.radius:.3g} lowered the loss "
-            f"{self.point.value:.6g} enough; it may be at the rounding of its values"
-        )
-        if self.problem.last_failure:
-            reason += f" (last refusal: {self.problem.last_failure})"
+        tried = f"none of {self.trials} radii down to {trial.radius:.3g}"
+        reason = self.problem.why_none_lowered(self.point, tried, promised=self.promised)
         direction = self._direction(trial, status)
         return Step(None, self.point.value, 0.0, self.trials, direction, reason)
 

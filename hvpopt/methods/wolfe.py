@@ -133,12 +133,9 @@ class _Search:
             # enough decrease, if not the flatness: better than no step
             accepted = self.best
         if accepted is None:
-            reason = (
-                f"none of {self.trials} trials along the direction lowered the loss "
-                f"{self.point.value:.6g}; it may be at the rounding of its values"
-            )
-            if self.problem.last_failure:
-                reason += f" (last refusal: {self.problem.last_failure})"
+            tried = f"none of {self.trials} trials along the direction"
+            promised = -self.start.slope
+            reason = self.problem.why_none_lowered(self.point, tried, promised=promised)
             return self._step(None, reason)
         return self._step(accepted, "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from hvpopt.model.tensors import Model
 WIDTH, LINES = 88, 4
 #: Most parameters of a model to list.
 PARAMETERS = 4
+#: Most numbers of an entry to list.
+FEW = 6
 
 
 def screen(title: str, rows: Mapping[str, str]) -> str:
@@ -36,6 +39,27 @@ def screen(title: str, rows: Mapping[str, str]) -> str:
                 placeholder=" …",
             )
     return "\n".join(lines)
+
+
+def entry(value: object) -> str:
+    """Return the text of one entry of a result.
+
+    Args:
+        value: A tensor or several by name or number, a number, or anything else.
+    """
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Tensor):
+        few = value.ndim < 2 and 0 < value.numel() <= FEW
+        return ", ".join(f"{v:.6g}" for v in value.reshape(-1)) if few else _tensor(value)
+    parts = list(value.values() if isinstance(value, Mapping) else [])
+    if isinstance(value, (tuple, list)):
+        parts = list(value)
+    if parts and all(isinstance(part, Tensor) for part in parts):
+        return summarised(cast("Model", value))
+    if len(parts) > FEW or (parts and not isinstance(parts[0], (int, float, str))):
+        return f"{len(parts)} of {type(parts[0]).__name__}"
+    return str(value)
 
 
 def summarised(model: Model | None) -> str:

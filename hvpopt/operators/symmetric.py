@@ -170,6 +170,8 @@ class SymmetricOperator(ABC):
     def __rmul__(self, factor: float) -> SymmetricOperator:
         return SumOperator([(factor, self)])
 
+    __mul__ = __rmul__
+
     def to_dense(
         self,
         *,

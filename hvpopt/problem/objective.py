@@ -200,9 +200,15 @@ class Objective(ABC):
             return SumObjective([*_weighted_terms(self), *_weighted_terms(other)])
         return NotImplemented
 
+    def __radd__(self, other: object) -> Objective:
+        """Return itself for ``0 + objective``, with which ``sum`` begins."""
+        return self if checks.is_number(other) and other == 0 else NotImplemented
+
     def __rmul__(self, weight: float) -> SumObjective:
         weight = checks.number(f"the weight of {self.name!r}", weight)
         return SumObjective([(weight * w, o) for w, o in _weighted_terms(self)])
+
+    __mul__ = __rmul__
 
 
 class SumObjective(Objective):

@@ -638,7 +638,10 @@ class Run:
                 message += f"; its value is without {part} ({why})"
         ended = self.history[-1].stage
         if ended < len(self.stages) - 1:
-            message += f"; this was stage {ended + 1} of {len(self.stages)}"
+            if self.stages[ended].entry == self.stages[-1].entry:
+                message += "; it ended before its steps on all parts"
+            else:
+                message += f"; this was stage {ended + 1} of {len(self.stages)}"
         if self._account.number > ended:
             message += f", and stage {self._account.number + 1} could not begin"
         if not self.method.needs_products:
