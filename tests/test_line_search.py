@@ -403,7 +403,8 @@ def test_bad_options_are_refused(options, error):
 def test_next_stage_keeps_the_preconditioner_and_asks_for_a_rough_solve_again(generator):
     start = torch.randn(8, generator=generator, dtype=F64)
     problem = Problem(TorchObjective(rosenbrock), hvpopt.ModelSpace(start))
-    method = LineSearchNewton(memory=3, cg_pairs=3)
+    forcing = EisenstatWalker2(initial=0.3)
+    method = LineSearchNewton(tol=forcing, memory=3, cg_pairs=3)
     point, state = problem.linearise(start, "exact"), method.start(problem)
     for _ in range(4):
         step = method.step(problem, point, state, Budget())

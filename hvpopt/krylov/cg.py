@@ -209,6 +209,8 @@ def flat_cg(
     if start is not None:
         _check_flat("the start", start, operator)
     limit = 2 * operator.size if most is None else most
+    if start is not None and limit < 1:
+        start = None  # its residual takes a product
     if not bool(rhs.any()):
         zero = torch.zeros_like(rhs)
         return CGResult(zero, CGStatus.CONVERGED, 0.0, 0, residual=zero)

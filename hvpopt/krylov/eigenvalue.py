@@ -192,6 +192,11 @@ def eigenvalue_converged(
         floor: Relative size of an eigenvalue that counts as zero.
     """
     allowed = tolerance_at(basis, tol, floor)
+    if basis.invariant and not basis.complete:
+        # what the start has less of than this would not have extended the basis
+        component = math.exp(_log_component(basis, confidence))
+        unseen = 10 * math.sqrt(basis.operator.size) * basis.rounding
+        allowed = max(allowed, min(unseen / component, tol * basis.norm_estimate))
     if basis.ritz_residual() > allowed:
         return False
     return excludes_below(basis, float(basis.ritz_values[0]) - allowed, confidence)
@@ -212,7 +217,7 @@ def estimate_from(
             f"{basis.ritz_residual():.3g}, bounds {theta - lower:.3g} apart, asymmetry "
             f"of the products {basis.asymmetry:.1g} of ‖H‖"
         )
-    elif tol * abs(theta) < rounding_at(basis):
+    elif theta - lower > tol * abs(theta) or tol * abs(theta) < rounding_at(basis):
         message = "converged to the rounding of the products, which is above tol·|λ|"
     else:
         message = f"converged to tol={tol:g}"

@@ -20,6 +20,8 @@ from hvpopt.methods.points import Point, Problem
 from hvpopt.model._scale import euclidean_norm
 
 _EPS = float(np.finfo(np.float64).eps)
+#: Trials after which a step is shortened by growing factors.
+PATIENCE = 6
 #: A trial that is judged by its gradient must lower its norm to this fraction.
 GRADIENT_PROGRESS = 0.9
 
@@ -99,7 +101,7 @@ class Backtracking:
             if self.decrease * abs(expected) < _EPS * abs(point.value):
                 # shorter steps would pass by rounding, and the run would not advance
                 break
-            length *= self._factor(point.value, value, expected)
+            length *= self._factor(point.value, value, expected, trial)
         tried = f"none of {trial} trials along the direction"
         reason = problem.why_none_lowered(point, tried, promised=promised)
         return Step(None, point.value, 0.0, trial, direction, reason)
@@ -114,11 +116,27 @@ class Backtracking:
             return min(slope, 0.0) + 0.5 * curvature * length * length
         return slope
 
-    def _factor(self, start: float, trial: float, expected: float) -> float:
+    def _factor(self, start: float, value: float, expected: float, trials: int) -> float:
         low, high = self.shrink
-        if not math.isfinite(trial) or expected >= 0.0:
-            return math.sqrt(low * high)
-        return float(np.clip(-0.5 * expected / (trial - start - expected), low, high))
+        factor = math.sqrt(low * high)
+        if math.isfinite(value) and expected < 0.0:
+            factor = float(
+                np.clip(-0.5 * expected / (value - start - expected), low, high)
+            )
+        return factor * hurry(trials, low)
+
+
+def hurry(trials: int, low: float) -> float:
+    """Return a further factor of a step's length once several trials have failed.
+
+    A step by a curvature that is rounding can be too long by more than any power of
+    ``low`` in so many trials.
+
+    Args:
+        trials: Failed so far.
+        low: Least factor between two trials.
+    """
+    return low ** max(trials - PATIENCE, 0)
 
 
 def rounding_of(problem: Problem, point: Point) -> float:

@@ -260,9 +260,12 @@ def _at_rest(at: Iterate) -> str:
 
 def _small(at: Iterate, direction: Direction, *, or_hidden: bool = True) -> str:
     """Say in words that a step is small and how small; empty if it is not."""
-    if not math.isfinite(direction.unbounded):
-        return ""
     space, point, tolerance = at.problem.space, at.point, at.tolerance
+    if not math.isfinite(direction.unbounded):
+        left = euclidean_norm(point.projected_gradient) / tolerance.largest
+        if left > VANISHED:
+            return ""
+        return f"its norm is {left:.2g} of the largest met, which is its rounding"
     # of the step that the trust region would not have cut
     moved = space.project(point.vector + direction.vector) - point.vector
     size = direction.unbounded * relative_size(
@@ -300,6 +303,7 @@ def _examine(at: Iterate, spent: int, reason: str, negative: bool) -> Step | Sta
     problem, tolerance = at.problem, at.tolerance
     budget = at.budget.without(spent)
     known = tolerance.steps > 0 and not negative
+    cut = False  # by the run's own limit of products
     if not tolerance.certify:
         if problem.objective.has_gauss_newton and at.point.value == 0.0:
             return Stationary(True, f"{reason}, and so is the misfit")
@@ -308,15 +312,21 @@ def _examine(at: Iterate, spent: int, reason: str, negative: bool) -> Step | Sta
             return Stationary(True, reason)
         # at the start the products of a step were no proof, and the first look is whole
         used = spent if tolerance.steps else 0
-        budget = budget.at_most(max(tolerance.allowance - used, 0))
+        allowance = max(tolerance.allowance - used, 0)
+        cut = budget.products < allowance
+        budget = budget.at_most(allowance)
     found = at.method.escape(problem, at.point, at.state, budget)
     if isinstance(found, Step):
         return found
     minimum = found.minimum
     reason = f"{reason}; {found.reason}"
     if not tolerance.certify and found.unfinished:
-        minimum = known
-        reason += ", and certify=True would go on"
+        minimum = known and not cut
+        reason += (
+            "; the limit of products leaves no more"
+            if cut
+            else ", and certify=True would go on"
+        )
     return Stationary(minimum, reason)
 
 

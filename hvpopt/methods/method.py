@@ -65,8 +65,8 @@ class Direction:
         radius: Of the trust region that bounds the direction.
         negative_curvature: A unit vector ``[n]`` along which the Hessian is negative, if
             one was met.
-        unbounded: How many times longer the step would be without the trust region;
-            infinite where the model has no minimum.
+        unbounded: How many times longer the step may be without the trust region or the
+            shift; infinite where the model has no minimum, or a flat one.
     """
 
     vector: Tensor

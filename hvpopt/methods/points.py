@@ -221,8 +221,9 @@ class Problem:
             reason += "; it may be at the rounding of its values"
         elif not self.last_failure:
             reason += (
-                f", of which the first promised {promised:.2g} less; the gradient may be "
-                "wrong (analysis.check_gradient tells), or the loss noisier than its dtype"
+                f", of which the first promised {promised:.2g} less; the gradient may "
+                "be wrong (analysis.check_gradient tells), or the loss noisier than its "
+                "dtype"
             )
         if self.last_failure:
             reason += f" (last refusal: {self.last_failure})"

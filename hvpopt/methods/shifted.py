@@ -205,6 +205,13 @@ class ShiftedNewton(SecondOrderMethod):
             return shift
         return shift + (max(2 * rounding, least) or 1.0)
 
+    @staticmethod
+    def _without_shift(smallest: float, shift: float, rounding: float) -> float:
+        """Return how many times longer a step may be without its shift."""
+        if shift == 0.0 or smallest < -rounding:  # negative curvature is told apart
+            return 1.0
+        return (smallest + shift) / smallest if smallest > rounding else math.inf
+
     def _by_lanczos(self, free: FreeCells, budget: Budget, tol: float) -> Direction:
         operator, gradient = free.operator, free.gradient
         tol = min(tol, budget.accuracy)
@@ -221,16 +228,18 @@ class ShiftedNewton(SecondOrderMethod):
             status = self._basis_status(basis, norm, tol)
         smallest = float(basis.ritz_values[0])
         rounding = rounding_at(basis)
-        step = basis.solve(self._basis_shift(basis))
+        shift = self._basis_shift(basis)
+        step = basis.solve(shift)
         return Direction(
             vector=step.vector,
             status=status,
-            shift=self._basis_shift(basis),
+            shift=shift,
             smallest_eigenvalue=smallest,
             lower_bound=lower_bound(basis, self.confidence),
             residual=step.residual_norm / norm,
             inner_iterations=basis.size,
             negative_curvature=basis.ritz_vector() if smallest < -rounding else None,
+            unbounded=self._without_shift(smallest, shift, rounding),
         )
 
     def _basis_shift(self, basis: LanczosBasis) -> float:
@@ -306,6 +315,9 @@ class ShiftedNewton(SecondOrderMethod):
             residual=solution.residual_norm / euclidean_norm(gradient),
             inner_iterations=solution.n_products,
             negative_curvature=estimate.vector if estimate.upper < 0.0 else None,
+            unbounded=self._without_shift(
+                estimate.value, shift, estimate.upper - estimate.value
+            ),
         )
 
     def _restricted_preconditioner(self, free: FreeCells) -> Preconditioner | None:
@@ -338,4 +350,5 @@ class ShiftedNewton(SecondOrderMethod):
             smallest_eigenvalue=smallest,
             lower_bound=smallest - rounding,
             residual=relative,
+            unbounded=self._without_shift(smallest, shift, rounding),
         )

@@ -29,7 +29,7 @@ from torch import Tensor
 from hvpopt import checks
 from hvpopt.krylov.eigenvalue import lower_bound, rounding_at
 from hvpopt.krylov.lanczos import KrylovStep, LanczosBasis
-from hvpopt.methods.backtracking import GRADIENT_PROGRESS
+from hvpopt.methods.backtracking import GRADIENT_PROGRESS, hurry
 from hvpopt.methods.forcing import (
     Forcing,
     ForcingState,
@@ -268,6 +268,7 @@ class _RadiusSearch:
         self.problem.last_error = None
         first = radius = self._first_radius() if radius is None else radius
         asked, status = self.tol, InnerStatus.RESIDUAL
+        failed = 0
         while True:
             reached = self._extend(radius)
             # of a refinement that nobody asked for nothing is reported
@@ -276,14 +277,15 @@ class _RadiusSearch:
             if trial.accepted:
                 return self._finish(*self._larger(trial), status)
             self.refused = min(self.refused, trial.step.norm)
-            radius = self._shorter(trial)
+            failed += 1
+            radius = self._shorter(trial) * hurry(failed, SHRINK[0])
             too_small = trial.below_rounding or self._vanishes(radius)
             if self.trials >= self.method.max_trials or (
                 too_small and not self._refine(first)
             ):
                 return self._give_up(trial, status)
             if too_small:
-                radius, self.refused = first, math.inf
+                radius, self.refused, failed = first, math.inf, 0
 
     # -- the Krylov space -------------------------------------------------------
 
@@ -353,7 +355,7 @@ class _RadiusSearch:
             part = (length / step.norm) ** 2
             predicted = -slope + part * (step.decrease + own_slope)
         # what a trial is accepted by; for a whole step that is its ratio
-        asked = ACCEPT * (-slope if cut else predicted)
+        asked = ACCEPT * (-slope if cut else max(predicted, 0.0))
         self.promised = max(self.promised, predicted)
         actual = point.value - value
         lifted = max(predicted, 0.0) + self.slack
@@ -367,7 +369,8 @@ class _RadiusSearch:
             predicted=predicted,
             cut=cut,
             ratio=(actual + self.slack) / lifted if lifted > 0.0 else -math.inf,
-            below_rounding=not cut and predicted <= self.rounding,
+            # far below zero it is what cancellation left
+            below_rounding=not cut and abs(predicted) <= self.rounding,
             accepted=actual + self.slack >= asked + ACCEPT * self.slack,
         )
 
