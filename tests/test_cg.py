@@ -348,3 +348,12 @@ def test_methods_solve_for_flat_vectors_of_a_scaled_line(method, generator):
     )
     # the first step of Newton's method is the minimum of a quadratic
     assert float((result.x - wanted).norm() / wanted.norm()) < 1e-8
+
+
+def test_no_product_means_none():
+    """A start's residual takes a product: without one the solve begins at zero."""
+    matrix = hvpopt.MatrixOperator(torch.eye(3, dtype=torch.float64))
+    rhs = torch.ones(3, dtype=torch.float64)
+    found = hvpopt.cg(matrix, rhs, start=0.5 * rhs, max_products=0)
+    assert found.n_products == matrix.counts.products == 0
+    assert found.status is not CGStatus.CONVERGED

@@ -172,3 +172,17 @@ def test_probe_below_rounding_certifies_nothing():
     assert basis.invariant
     assert lower_bound(basis, 0.99) < -1.0
     assert not excludes_below(basis, 0.0, 0.99)
+
+
+@pytest.mark.parametrize("n", [20, 160])
+def test_a_matrix_of_few_directions_converges_at_every_start(n, generator):
+    """Its Krylov space closes early; what the start lacked is bounded by its rounding."""
+    for seed in range(20):
+        factor = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        matrix = factor @ factor.mT
+        found = hvpopt.smallest_eigenvalue(hvpopt.MatrixOperator(matrix), seed=seed)
+        assert found.converged, found.message
+        assert "rounding" in found.message
+        norm = float(torch.linalg.matrix_norm(matrix, 2))
+        assert abs(found.value) < 1e-12 * norm
+        assert -1e-6 * norm < found.lower <= 1e-12 * norm

@@ -9,7 +9,7 @@ was really moved; the next t minimises the parabola through value, slope and tri
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -73,7 +73,7 @@ class Backtracking:
         Returns:
             The step; without a vector if no trial was acceptable.
         """
-        length, promised = 1.0, 0.0
+        length, promised, refused = 1.0, 0.0, 1.0
         problem.last_error = None
         # where this much decrease is all there is to expect, the gradient is asked too
         hidden = 0.0 if direction.curvature_step else rounding_of(problem, point)
@@ -92,7 +92,8 @@ class Backtracking:
                 value = problem.value(vector)
             # differences, since a sum with the value would round what is asked away
             if value - point.value <= self.decrease * expected:
-                return Step(vector, value, length, trial, direction, point=end)
+                step = Step(vector, value, length, trial, direction, point=end)
+                return self._lengthened(problem, point, step, refused)
             if below_rounding and end is not None and value - point.value <= hidden:
                 before = euclidean_norm(point.projected_gradient)
                 after = euclidean_norm(end.projected_gradient)
@@ -101,10 +102,38 @@ class Backtracking:
             if self.decrease * abs(expected) < _EPS * abs(point.value):
                 # shorter steps would pass by rounding, and the run would not advance
                 break
+            refused = length
             length *= self._factor(point.value, value, expected, trial)
         tried = f"none of {trial} trials along the direction"
         reason = problem.why_none_lowered(point, tried, promised=promised)
         return Step(None, point.value, 0.0, trial, direction, reason)
+
+    def _lengthened(
+        self, problem: Problem, point: Point, step: Step, refused: float
+    ) -> Step:
+        """Return a step as long as that of trials between it and one that was refused.
+
+        Where no more than the least factor lies between the two, the step itself.
+
+        Args:
+            problem: For values and bounds.
+            point: Where the direction starts.
+            step: The first that was acceptable.
+            refused: Length of the trial before it.
+        """
+        while step.length < self.shrink[0] * refused and step.trials < self.max_trials:
+            length = math.sqrt(step.length) * math.sqrt(refused)
+            vector = problem.space.project(point.vector + length * step.direction.vector)
+            expected = self._expected_change(point, step.direction, vector - point.vector)
+            value = problem.value(vector)
+            step = replace(step, trials=step.trials + 1)
+            if value < step.value and value - point.value <= self.decrease * expected:
+                step = replace(
+                    step, vector=vector, value=value, length=length, point=None
+                )
+            else:
+                refused = length
+        return step
 
     def _expected_change(
         self, point: Point, direction: Direction, moved: Tensor

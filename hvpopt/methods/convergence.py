@@ -198,7 +198,8 @@ def next_step(at: Iterate) -> Step | Stationary:
         # a step of no decrease is no proof either, unless one before it was small or
         # nothing is left of the gradient
         norm = euclidean_norm(point.projected_gradient)
-        vanished = norm <= VANISHED * tolerance.largest
+        rounding = max(VANISHED, 4 * at.problem.space.eps)
+        vanished = norm <= rounding * tolerance.largest
         spent_out = step.vector is None and (tolerance.rested(1) or vanished)
         return examine(reason, negative=False) if reason and spent_out else step
     if at.assumes_minimum and not tolerance.certify:

@@ -20,10 +20,11 @@ import logging
 import math
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.methods.backtracking import Backtracking
+from hvpopt.methods.backtracking import Backtracking, hurry
 from hvpopt.methods.method import Direction, Step
 from hvpopt.methods.points import Point, Problem
 from hvpopt.model._scale import power_of_two
@@ -164,7 +165,12 @@ class _Search:
             width = abs(high.length - low.length)
             if width <= NARROW * max(high.length, low.length):
                 return None
-            trial = self._try(_minimiser(low, high))
+            length = _minimiser(low, high)
+            if low is self.start:
+                length *= hurry(self.trials, 0.1)
+            if torch.equal(self._end(length), self.point.vector):
+                return None  # rounding leaves nothing of a step as short as this
+            trial = self._try(length)
             if not self._decreases(trial) or trial.value >= low.value:
                 high = trial
                 continue
@@ -191,11 +197,7 @@ class _Search:
 
     def _try(self, length: float) -> _Trial:
         self.trials += 1
-        # rounding may put the end of the longest step past its bound
-        vector = self.problem.space.project(
-            self.point.vector + length * self.direction.vector
-        )
-        point = self.problem.trial(vector)
+        point = self.problem.trial(self._end(length))
         if point is None:
             return _Trial(length, math.inf, math.nan)
         slope = float(point.gradient @ self.direction.vector)
@@ -204,6 +206,12 @@ class _Search:
         if best and self._decreases(trial):
             self.best = trial
         return trial
+
+    def _end(self, length: float) -> Tensor:
+        # rounding may put the end of the longest step past its bound
+        return self.problem.space.project(
+            self.point.vector + length * self.direction.vector
+        )
 
     def _step(self, trial: _Trial | None, reason: str) -> Step:
         if trial is None or trial.point is None:
