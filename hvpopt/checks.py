@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
@@ -47,7 +49,9 @@ def shown(value: object) -> str:
 
 
 def kind(value: object) -> str:
-    """Return a description of a value's class for a message."""
+    """Return a description of a value's class for a message; None is ``None``."""
+    if value is None:
+        return "None"
     return shown(value) if isinstance(value, type) else f"a {type(value).__name__}"
 
 
@@ -111,6 +115,7 @@ def _checked(
         and (least is None or plain >= least)
         and (below is None or plain < below)
         and (most is None or plain <= most)
+        and (below != math.inf or plain != -math.inf)
     )
     if not inside:
         says = says or _range(above, least, below, most)
@@ -226,6 +231,29 @@ def per_axis(name: str, value: Any, n_axes: int) -> tuple[float, ...]:
     return tuple(float(number(name, e, above=0.0, below=math.inf)) for e in entries)
 
 
+def lengths(name: str, value: Any, *, least: int = 1) -> tuple[int, ...]:
+    """Return the lengths of a grid's axes, as Python ints.
+
+    Args:
+        name: Name of the option.
+        value: A sequence of whole numbers, or a tensor or array of one axis.
+        least: Smallest length allowed. Default 1.
+
+    Raises:
+        TypeError: If the value is not a sequence of numbers.
+        ValueError: If a length has a fraction or is below ``least``.
+    """
+    given = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(value, Tensor):
+        given = None if value.is_meta else value.tolist()
+    unordered = isinstance(given, (str, bytes, Mapping, Set))
+    if unordered or not isinstance(given, Iterable):
+        raise TypeError(
+            f"{name} is {shown(value)}; pass a tuple with a length for each axis"
+        )
+    return tuple(integer(f"an entry of {name}", entry, least=least) for entry in given)
+
+
 def flag(name: str, value: Any) -> bool:
     """Return True or False; 0 and 1 are accepted too.
 
@@ -239,7 +267,8 @@ def flag(name: str, value: Any) -> bool:
     """
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    if isinstance(value, (Tensor, np.ndarray)) and not value.ndim:
+    on_meta = isinstance(value, Tensor) and value.is_meta
+    if isinstance(value, (Tensor, np.ndarray)) and not value.ndim and not on_meta:
         return flag(name, value.item())
     if isinstance(value, int) and value in (0, 1):
         return bool(value)
@@ -316,6 +345,36 @@ def choice(name: str, value: Any, names: Iterable[str]) -> str:
     allowed = " or ".join(map(repr, known)) if len(known) < 3 else f"one of {known}"
     error = ValueError if isinstance(value, str) else TypeError
     raise error(f"{name} is {shown(value)}; it must be {allowed}")
+
+
+def text(name: str, value: Any) -> str:
+    """Return a string.
+
+    Args:
+        name: Name of the option.
+        value: The value to check.
+
+    Raises:
+        TypeError: If the value is not a string.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {shown(value)}; pass a text")
+    return value
+
+
+def path(name: str, value: Any) -> Path:
+    """Return a path of a file or folder, which need not exist.
+
+    Args:
+        name: Name of the option.
+        value: A string or an ``os.PathLike`` such as ``pathlib.Path``.
+
+    Raises:
+        TypeError: If the value is neither.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} is {shown(value)}; pass a string or a pathlib.Path")
+    return Path(value)
 
 
 def function(name: str, value: Any, use: str = "pass a function") -> Any:

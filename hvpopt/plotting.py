@@ -69,7 +69,7 @@ def draw_image(
     )
     signed = checks.flag("signed", signed)
     for name, words in (("title", title), ("unit", unit)):
-        checks.instance(name, words, str, "pass a text")
+        checks.text(name, words)
     checks.instance("axes", axes, Axes, "pass the axes of a figure to draw in")
     if limits is None and signed:
         reach = float(data.abs().flatten().quantile(0.99)) or 1.0

@@ -3,6 +3,7 @@
 import math
 import os
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,7 +270,7 @@ OBJECTS = [
     (lambda: minimize(method=hvpopt.Wolfe()), T, "method is a Wolfe; pass an instance"),
     (lambda: minimize(loss=QN), T, "the loss is the class QuasiNewton"),
     (lambda: minimize(loss=torch.nn.MSELoss), T, "the loss is the class MSELoss"),
-    (lambda: minimize(loss=None), T, "the loss is a NoneType, which cannot be called"),
+    (lambda: minimize(loss=None), T, "the loss is None, which cannot be called"),
     (lambda: minimize(callback="print"), T, "callback is a str, which cannot be called"),
     (lambda: minimize(callback=[print]), T, "callback is a list, which cannot be called"),
     (lambda: minimize(callback=QN), T, "callback is the class QuasiNewton"),
@@ -308,7 +309,7 @@ OBJECTS = [
     (lambda: QN(initial=0), T, "initial is a int; pass an InitialCurvature"),
     (lambda: hvpopt.Wolfe(backtracking=hvpopt.Backtracking), T, "is the class Backtr"),
     (lambda: hvpopt.TorchObjective(QN), T, "the loss is the class QuasiNewton"),
-    (lambda: hvpopt.TorchObjective(loss, name=3), T, "name is a int; pass a text"),
+    (lambda: hvpopt.TorchObjective(loss, name=3), T, "name is 3; pass a text"),
     (lambda: hvpopt.TorchObjective(loss, convex="yes"), T, "convex is 'yes'; pass True"),
     (lambda: objective().hessian(X, ARRAY), T, "kind is a ndarray"),
     (lambda: objective().hessian(X, space=X), T, "space is a Tensor; pass hvpopt.ModelS"),
@@ -330,7 +331,7 @@ OBJECTS = [
         V,
         r"returned has shape \(2,\), expected",
     ),
-    (lambda: hvpopt.FunctionOperator(None, 3), T, "the product is a NoneType, which can"),
+    (lambda: hvpopt.FunctionOperator(None, 3), T, "the product is None, which can"),
     (lambda: hvpopt.FunctionOperator(X, 3), T, "the product is a Tensor, which cannot"),
     (
         lambda: hvpopt.FunctionOperator(torch.clone, 3, dtype=float),
@@ -355,7 +356,7 @@ OBJECTS = [
     ),
     (lambda: hvpopt.scipy_method(TR), T, "method is the class TrustRegionNewton"),
     (lambda: hvpopt.scipy_method("bfgs"), T, "method is a str"),
-    (lambda: scipy(fun=None), T, "fun is a NoneType, which cannot be called"),
+    (lambda: scipy(fun=None), T, "fun is None, which cannot be called"),
     (
         lambda: scipy(fun=lambda _: None),
         T,
@@ -374,7 +375,7 @@ OBJECTS = [
     (lambda: distributed.any_rank("no"), T, "flag is 'no'; pass True or False"),
     (lambda: session(backend=3), T, "backend is a int; pass 'gloo' or 'nccl'"),
     (lambda: draw(axes=3), T, "axes is a int; pass the axes of a figure"),
-    (lambda: draw(title=3), T, "title is a int; pass a text"),
+    (lambda: draw(title=3), T, "title is 3; pass a text"),
     (lambda: draw(signed="no"), T, "signed is 'no'"),
     (lambda: plotting.plot_images([X]), T, "images is a list; pass images by their tit"),
     (lambda: plotting.plot_convergence([1]), T, "histories is a list; pass MinimizeRes"),
@@ -516,7 +517,7 @@ def test_wrong_call_is_refused_in_words(call, error, words):
         (np.eye(3), r"is a ndarray; pass hvpopt.MatrixOperator\(torch.from_numpy\(a\)\)"),
         (torch.clone, r"pass hvpopt.FunctionOperator\(f, n\)"),
         (hvpopt.MatrixOperator, "is the class MatrixOperator; pass a SymmetricOperator"),
-        (None, "is a NoneType; pass a SymmetricOperator"),
+        (None, "is None; pass a SymmetricOperator"),
         ([[1.0]], "is a list; pass a SymmetricOperator"),
     ],
     ids=["tensor", "array", "function", "class", "nothing", "list"],
@@ -625,10 +626,58 @@ def test_whole_floats_become_integers_and_others_do_not():
             checks.integer("n", wrong)
 
 
+@pytest.mark.parametrize("limits", [{}, {"above": 0.0}, {"least": 0.0}], ids=repr)
+def test_finite_number_is_neither_infinite_nor_nan(limits):
+    for wrong in (INF, -INF, NAN, 10**400, -(10**400)):
+        with pytest.raises(ValueError, match=r"x is .*; it must be .*finite"):
+            checks.number("x", wrong, below=INF, **limits)
+
+
+LENGTHS = [[3, 4.0], np.array([3, 4]), torch.Size([3, 4]), torch.tensor([3.0, 4.0])]
+
+
+@pytest.mark.parametrize("given", [*LENGTHS, range(3, 5)], ids=repr)
+def test_lengths_of_axes_become_integers(given):
+    found = checks.lengths("shape", given)
+    assert found == (3, 4)
+    assert all(type(length) is int for length in found)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [3, None, "34", b"34", {3, 4}, {3: 4}, torch.tensor(3), np.array(3)],
+    ids=repr,
+)
+def test_what_is_no_sequence_of_lengths_is_refused(wrong):
+    with pytest.raises(TypeError, match=r"shape is .*; pass a tuple with a length"):
+        checks.lengths("shape", wrong)
+
+
+def test_wrong_lengths_texts_and_paths_are_refused():
+    for wrong, error in (([3, True], T), (["3"], T), ([0], V), ([2.5], V), ([NAN], V)):
+        with pytest.raises(error, match="an entry of shape is"):
+            checks.lengths("shape", wrong)
+    assert checks.lengths("shape", [0], least=0) == (0,)
+    for wrong in (3, None, b"a", str):
+        with pytest.raises(T, match=r"name is .*; pass a text"):
+            checks.text("name", wrong)
+        with pytest.raises(T, match=r"path is .*; pass a string or a pathlib\.Path"):
+            checks.path("path", wrong)
+    assert checks.path("path", "a") == checks.path("path", Path("a")) == Path("a")
+
+
 @pytest.mark.parametrize("yes", [True, 1, np.bool_(True), torch.tensor(True)], ids=repr)
 def test_truth_values_of_any_kind_are_taken(yes):
     assert checks.flag("flag", yes) is True
     assert hvpopt.TorchObjective(loss, convex=yes).convex is True
+
+
+@pytest.mark.parametrize(
+    "wrong", ["no", 2, 1.0, None, torch.empty((), device="meta")], ids=repr
+)
+def test_other_truth_values_are_refused(wrong):
+    with pytest.raises(T, match=r"flag is .*; pass True or False"):
+        checks.flag("flag", wrong)
 
 
 def test_what_was_valid_still_is():

@@ -193,7 +193,7 @@ WRONG = {
     "a survey": (
         lambda: frequency_stages(survey(), [3]),
         TypeError,
-        "misfit is a Survey; it must be a hvpopt.fwi.WaveformMisfit",
+        "misfit is a Survey; pass a hvpopt.fwi.WaveformMisfit",
     ),
     "a function": (
         lambda: frequency_stages(lambda v: v, [3]),
@@ -201,8 +201,8 @@ WRONG = {
         "misfit is a function",
     ),
     "one number": (lambda: frequency_stages(small(), 6.0), TypeError, r"such as \[3, 6"),
-    "text": (lambda: frequency_stages(small(), "3 6"), TypeError, "bands is str '3 6'"),
-    "texts": (lambda: frequency_stages(small(), ["3"]), TypeError, "a band is a str '3'"),
+    "text": (lambda: frequency_stages(small(), "3 6"), TypeError, "bands is '3 6'; giv"),
+    "texts": (lambda: frequency_stages(small(), ["3"]), TypeError, "a band is '3'; pass"),
     "none": (lambda: frequency_stages(small(), []), ValueError, "there are no bands"),
     "negative": (lambda: frequency_stages(small(), [-3]), ValueError, "a band is -3"),
     "three corners": (

@@ -581,7 +581,7 @@ WRONG = [
     (
         lambda t: t.misfit.jacobian(t.model, weighted="no"),
         TypeError,
-        "weighted is .*; it must be True or False",
+        "weighted is .*; pass True or False",
     ),
     (
         lambda t: WaveformMisfit(t.survey, t.observed, "huber").jacobian(t.model),

@@ -343,7 +343,7 @@ def test_wrong_arguments_are_refused(start, pair):
         Newton([x, a], lower=[0.0] * 3)
     with pytest.raises(ValueError, match="outside its bounds"):
         Newton([x], lower=10.0)
-    with pytest.raises(TypeError, match="closure is a NoneType"):
+    with pytest.raises(TypeError, match="closure is None"):
         optimizer.step(None)
     with pytest.raises(ValueError, match=r"not the state of an hvpopt\.optim\.Newton"):
         optimizer.load_state_dict(torch.optim.SGD([x], lr=0.1).state_dict())

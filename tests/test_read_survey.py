@@ -582,7 +582,7 @@ WRONG = {
     "shots not told apart": (
         {"shot_key": "TraceNumber"}, ValueError, "several source positions"
     ),
-    "samples": ({"nt": 91}, ValueError, "nt is 91; it must be from 1 to 90"),
+    "samples": ({"nt": 91}, ValueError, r"nt is 91; it must lie in \[1, 90\]"),
     "dtype": ({"dtype": torch.int32}, (TypeError, ValueError), "dtype"),
     "halfwidth": ({"halfwidth": 11}, ValueError, "halfwidth is 11"),
     "option": ({"pml_widht": 3}, TypeError, "no option 'pml_widht'"),

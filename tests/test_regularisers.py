@@ -566,7 +566,7 @@ WRONG = [
         ValueError,
         "scale must be positive and finite in every cell",
     ),
-    (lambda: hvpopt.Tikhonov(spacing=H, name=3), TypeError, "name is a int; pass a text"),
+    (lambda: hvpopt.Tikhonov(spacing=H, name=3), TypeError, "name is 3; pass a text"),
     (
         lambda: hvpopt.Tikhonov(spacing=(1.0, 2.0, 3.0)).value(V),
         ValueError,

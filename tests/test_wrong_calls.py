@@ -132,7 +132,7 @@ WRONG = {
     "step without closure": (
         lambda: NEWTON(parameters()).step(),
         TypeError,
-        "the closure is a NoneType, which cannot be called; step needs a function that "
+        "the closure is None, which cannot be called; step needs a function that "
         "returns the loss, without calling backward",
     ),
     "optimiser as method": (

@@ -185,6 +185,7 @@ class ShardedMisfit(Objective):
         """
         n_all, waveforms = len(self.numbers), self.part.waveforms
         drawn = self.survey.draw(n_shots, seed=seed)
+        n_shots = len(drawn)
         return self._of(
             drawn,
             *self._part_of(drawn),

@@ -84,7 +84,7 @@ class TorchObjective(GraphObjective):
         convex: bool = False,
     ) -> None:
         checks.function("the loss", loss)
-        checks.optional(checks.instance, "name", name, str, "pass a text")
+        checks.optional(checks.text, "name", name)
         super().__init__(name or str(getattr(loss, "__name__", type(loss).__name__)))
         self._loss = loss
         self._works_in_place = False

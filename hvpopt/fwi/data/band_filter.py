@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.data.transforms import Apply, DataTransform
-from hvpopt.fwi.survey._arguments import instance, number, whole
 from hvpopt.fwi.survey.acquisition import Shots
 from hvpopt.fwi.survey.survey import Data, Survey
 
@@ -43,7 +43,7 @@ class BandFilter(DataTransform):
         order: Of the Butterworth filter. Default 4.
 
     Raises:
-        TypeError: If corners are no numbers, or the order no integer.
+        TypeError: If corners or the order are no numbers.
         ValueError: For no corner, one that is not positive, or corners in another order;
             when it meets the survey, for a corner at or above the Nyquist frequency, or
             a band so narrow that it rings for millions of samples.
@@ -67,13 +67,14 @@ class BandFilter(DataTransform):
             raise ValueError("a band filter needs a corner; give low=, high= or both")
         for name, corner in (("low", self.low), ("high", self.high)):
             if corner is not None:
-                number(name, corner, positive=True)
+                corner = checks.number(name, corner, above=0.0, below=math.inf)
+                checks.put(self, **{name: corner})
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(
                 f"low is {self.low:g} Hz and high {self.high:g} Hz; give (low, high) "
                 "with low below high"
             )
-        whole("order", self.order, 1, 20)
+        checks.put(self, order=checks.integer("order", self.order, least=1, most=20))
 
     @property
     def same_for_every_shot(self) -> bool:
@@ -102,13 +103,13 @@ class BandFilter(DataTransform):
             ValueError: For a corner at or above the Nyquist frequency, or a band that
                 rings for too long.
         """
-        instance("series", series, Tensor, "a torch.Tensor [..., time]")
+        checks.instance("series", series, Tensor, "pass a torch.Tensor [..., time]")
         if not series.is_floating_point() or series.ndim == 0:
             raise TypeError(
                 f"series are a tensor of {series.dtype} with {series.ndim} dimensions; "
                 "give floating-point numbers [..., time]"
             )
-        nt, dt = series.shape[-1], number("dt", dt, positive=True)
+        nt, dt = series.shape[-1], checks.number("dt", dt, above=0.0, below=math.inf)
         return self._convolution(nt, dt, series.dtype, series.device).convolve(series)
 
     def _convolution(

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.survey._arguments import kind_of, number
+from hvpopt import checks
 from hvpopt.fwi.survey.acquisition import Shots, take
 from hvpopt.fwi.survey.survey import Data
 from hvpopt.model._copies import GraphCopies
@@ -408,7 +408,7 @@ class Huber(_Weighted):
     ) -> None:
         super().__init__(trace_weights, sample_weights)
         if delta is not None:
-            delta = number("delta", delta, positive=True)
+            delta = float(checks.number("delta", delta, above=0.0, below=math.inf))
         self._delta = delta
 
     def constants(self, observed: Data) -> Constants:
@@ -465,8 +465,8 @@ def _check_weights(
         return
     if not isinstance(tensor, Tensor) or tensor.is_complex():
         raise TypeError(
-            f"{kind} weights of channel {channel!r} are {kind_of(tensor)}; give a real "
-            "torch.Tensor"
+            f"{kind} weights of channel {channel!r} are {checks.shown(tensor)}; give a "
+            "real torch.Tensor"
         )
     if tuple(tensor.shape) not in allowed:
         raise ValueError(

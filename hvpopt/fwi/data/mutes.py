@@ -18,7 +18,6 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.fwi.data.transforms import Apply, DataTransform
-from hvpopt.fwi.survey._arguments import number, whole
 from hvpopt.fwi.survey.acquisition import Shots, take
 from hvpopt.fwi.survey.survey import Data, Survey
 
@@ -42,8 +41,11 @@ class LinearMoveout:
     time: float = 0.0
 
     def __post_init__(self) -> None:
-        number("velocity", self.velocity, positive=True)
-        number("time", self.time)
+        checks.put(
+            self,
+            velocity=checks.number("velocity", self.velocity, above=0.0, below=math.inf),
+            time=checks.number("time", self.time, below=math.inf),
+        )
 
 
 #: Seconds: for every trace, ``[receiver]``, ``[shot, receiver]``, or a line over offset.
@@ -116,7 +118,8 @@ class Mute(_Factors):
         for name, times in (("top", self.top), ("bottom", self.bottom)):
             for value in times.values() if isinstance(times, Mapping) else [times]:
                 _check_times(name, value)
-        number("taper", self.taper, least=0)
+        taper = checks.number("taper", self.taper, least=0.0, below=math.inf)
+        checks.put(self, taper=taper)
 
     @property
     def same_for_every_shot(self) -> bool:
@@ -208,15 +211,17 @@ class OffsetLimits(_Factors):
     def __post_init__(self) -> None:
         if self.nearest is None and self.farthest is None:
             raise ValueError("offset limits need one; give nearest=, farthest= or both")
-        near = 0.0 if self.nearest is None else number("nearest", self.nearest, least=0)
-        far = math.inf
-        if self.farthest is not None:
-            far = number("farthest", self.farthest, positive=True)
-        if not near < far:
+        near, far = self.nearest, self.farthest
+        if near is not None:
+            near = checks.number("nearest", near, least=0.0, below=math.inf)
+        if far is not None:
+            far = checks.number("farthest", far, above=0.0, below=math.inf)
+        if near is not None and far is not None and not near < far:
             raise ValueError(
                 f"nearest is {near:g} m and farthest {far:g} m; it must be farther"
             )
-        number("taper", self.taper, least=0)
+        taper = checks.number("taper", self.taper, least=0.0, below=math.inf)
+        checks.put(self, nearest=near, farthest=far, taper=taper)
 
     def factors(self, survey: Survey, channel: str) -> Callable[[Shots], Tensor]:
         """Return the factors ``[shot, receiver, 1]``."""
@@ -243,9 +248,10 @@ class CosineTaper(_Factors):
         last: Traces at its end. Default 0.
 
     Raises:
-        TypeError: If they are no numbers, or numbers of traces no integers.
-        ValueError: If one is negative, or all are zero; when it meets the survey, if the
-            two ramps do not fit beside each other.
+        TypeError: If they are no numbers.
+        ValueError: If one is negative, all are zero, or a number of traces has a
+            fraction; when it meets the survey, if the two ramps do not fit beside each
+            other.
     """
 
     start: float = 0.0
@@ -256,13 +262,14 @@ class CosineTaper(_Factors):
     name = "cosine taper"
 
     def __post_init__(self) -> None:
-        lengths = [
-            number("start", self.start, least=0),
-            number("end", self.end, least=0),
-            whole("first", self.first, 0),
-            whole("last", self.last, 0),
-        ]
-        if not any(lengths):
+        checks.put(
+            self,
+            start=checks.number("start", self.start, least=0.0, below=math.inf),
+            end=checks.number("end", self.end, least=0.0, below=math.inf),
+            first=checks.integer("first", self.first, least=0),
+            last=checks.integer("last", self.last, least=0),
+        )
+        if not any((self.start, self.end, self.first, self.last)):
             raise ValueError(
                 "a cosine taper needs a length; give start= or end= in seconds, first= "
                 "or last= in traces"
@@ -347,7 +354,7 @@ def _check_times(name: str, times: Any) -> None:
                 f"{name} of the mute is {checks.kind(times)}; give seconds as a number, "
                 "a tensor [receiver] or [shot, receiver], or a LinearMoveout"
             )
-        number(name, times)
+        checks.number(name, times, below=math.inf)
         return
     if not times.is_floating_point():
         raise TypeError(

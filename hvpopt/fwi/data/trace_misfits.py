@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.data.data_misfits import L2, Constants, DataMisfit, Huber
-from hvpopt.fwi.survey._arguments import kind_of, number
 from hvpopt.fwi.survey.acquisition import Shots
 from hvpopt.fwi.survey.survey import Data
 
@@ -68,7 +69,7 @@ class Envelope(DataMisfit):
     reads_only = True
 
     def __init__(self, damping: float = 1e-3) -> None:
-        self._damping = number("damping", damping, positive=True)
+        self._damping = checks.number("damping", damping, above=0.0, below=math.inf)
 
     def constants(self, observed: Data) -> Constants:
         """Return the number of samples, and ε of each channel."""
@@ -130,7 +131,7 @@ class FunctionMisfit(DataMisfit):
         name: str | None = None,
     ) -> None:
         if not callable(function):
-            raise TypeError(f"the misfit is a {type(function).__name__}, not a function")
+            raise TypeError(f"the misfit is {checks.shown(function)}, not a function")
         self._function = function
         self._takes_shots = _takes_shots(function)
         self.convex = convex
@@ -192,7 +193,7 @@ class DeepwaveMisfit(DataMisfit):
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         if not callable(function):
-            raise TypeError(f"the misfit is a {kind_of(function)}, not a function")
+            raise TypeError(f"the misfit is {checks.shown(function)}, not a function")
         self._function = function
         self.name = f"deepwave {function.__name__}"
         self.convex = function.__name__ == "l2"
@@ -241,7 +242,7 @@ def as_data_misfit(misfit: Any) -> DataMisfit:
         return NAMED[misfit]()
     if isinstance(misfit, type) and issubclass(misfit, (DataMisfit, torch.nn.Module)):
         raise TypeError(
-            f"misfit is the {kind_of(misfit)}; pass an instance, {misfit.__name__}()"
+            f"misfit is {checks.kind(misfit)}; pass an instance, {misfit.__name__}()"
         )
     if getattr(misfit, "__module__", None) == "deepwave.misfits":
         return DeepwaveMisfit(misfit)

@@ -14,8 +14,8 @@ from typing import TypeAlias
 
 import torch
 
+from hvpopt import checks
 from hvpopt.fwi.data.data_misfits import copied
-from hvpopt.fwi.survey._arguments import instance, kind_of
 from hvpopt.fwi.survey.acquisition import Shots
 from hvpopt.fwi.survey.survey import Data, Survey
 from hvpopt.model._copies import same
@@ -81,16 +81,18 @@ class Processing:
         """
         if isinstance(transforms, DataTransform) or not isinstance(transforms, Sequence):
             raise TypeError(
-                f"transforms is a {kind_of(transforms)}; give a list of them, such as "
+                f"transforms is {checks.kind(transforms)}; give a list of them, such as "
                 "[hvpopt.fwi.BandFilter(high=6.0)]"
             )
         for transform in transforms:
             if isinstance(transform, type) and issubclass(transform, DataTransform):
                 raise TypeError(
-                    f"a transform is the {kind_of(transform)}; pass an instance, "
+                    f"a transform is {checks.kind(transform)}; pass an instance, "
                     f"{transform.__name__}(...)"
                 )
-            instance("a transform", transform, DataTransform, "a DataTransform")
+            checks.instance(
+                "a transform", transform, DataTransform, "pass a DataTransform"
+            )
         return cls(tuple(transforms), tuple(one.fit(survey) for one in transforms))
 
     def then(self, other: Processing) -> Processing:
@@ -207,7 +209,7 @@ def _check_linear(name: str, step: Apply, observed: Data) -> None:
     with torch.enable_grad():
         total = step(leaves, [0])
     if not isinstance(total, Mapping) or set(total) != set(first):
-        found = list(total) if isinstance(total, Mapping) else f"a {kind_of(total)}"
+        found = list(total) if isinstance(total, Mapping) else checks.kind(total)
         raise ValueError(
             f"the {name} returned {found}; it must return a dict of the channels "
             f"{list(first)}"

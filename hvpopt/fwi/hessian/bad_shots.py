@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from hvpopt import checks
 from hvpopt.errors import BadShotError
-from hvpopt.fwi.survey._arguments import instance
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ShotNames:
             TypeError: If the parts are no such mapping.
             ValueError: If there is no such shot, or none would be left.
         """
-        instance("parts", parts, Mapping, "a dict such as {'shot 3': why}")
+        checks.instance("parts", parts, Mapping, "pass a dict such as {'shot 3': why}")
         indices = {f"{self.unit} {n}": i for i, n in enumerate(self.numbers)}
         if unknown := sorted(map(str, set(parts) - set(indices))):
             raise ValueError(

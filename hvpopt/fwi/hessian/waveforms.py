@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.data.data_misfits import Constants, DataMisfit
 from hvpopt.fwi.data.transforms import DataTransform, Processing
 from hvpopt.fwi.hessian.bad_shots import ShotNames
-from hvpopt.fwi.survey._arguments import kind_of
 from hvpopt.fwi.survey.acquisition import Shots, take
 from hvpopt.fwi.survey.survey import Data, Survey
 from hvpopt.model._copies import call_with_graph, new_leaves, writes
@@ -279,10 +279,12 @@ class Waveforms:
 def check_parameterisation(function: object) -> None:
     """Raise TypeError unless a parameterisation is None or can be called."""
     if function is not None and not callable(function):
-        raise TypeError(f"parameterisation is a {kind_of(function)}; it must be callable")
+        raise TypeError(
+            f"parameterisation is {checks.shown(function)}; it must be callable"
+        )
     if isinstance(function, type):
         raise TypeError(
-            f"parameterisation is the {kind_of(function)}; pass an instance, "
+            f"parameterisation is {checks.kind(function)}; pass an instance, "
             f"{function.__name__}(...)"
         )
 

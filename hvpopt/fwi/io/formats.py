@@ -37,8 +37,6 @@ from hvpopt.fwi.io.segy import (
     read_segy_model,
     write_segy,
 )
-from hvpopt.fwi.survey._arguments import flag, instance, lengths, text
-from hvpopt.fwi.survey._arguments import path as check_path
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 Order: TypeAlias = "Literal['C', 'F']"
@@ -143,7 +141,7 @@ def write_model(
         TypeError: If a tensor is not floating-point.
         ValueError: If suffix, units or values do not fit.
     """
-    check_path("path", path)
+    path = checks.path("path", path)
     array = as_array(model)
     factor = _factor(units)
     _check_shape("the model", array, None, MODEL)
@@ -201,10 +199,9 @@ def read_gathers(
         ValueError: If suffix, bytes, shape, sampling, headers or values do not fit.
     """
     file, shape = _existing(path, shape, dtype)
-    if dt is not None:
-        check_dt(dt)
-    text("shot_key", shot_key)
-    flag("pad", pad)
+    dt = checks.optional(check_dt, "dt", dt)
+    shot_key = checks.text("shot_key", shot_key)
+    pad = checks.flag("pad", pad)
     if _format_of(file) == "segy":
         gathers = read_segy_gathers(file, dt, byte_order, shot_key, dtype, pad=pad)
         _check_shape(file, gathers.data.numpy(), shape, GATHERS)
@@ -245,8 +242,9 @@ def write_gathers(
         TypeError: If a tensor is not floating-point.
         ValueError: If suffix, sampling, positions or values do not fit.
     """
-    check_path("path", path)
-    instance("gathers", gathers, Gathers, "hvpopt.fwi.Gathers: Gathers(data, dt)")
+    path = checks.path("path", path)
+    use = "pass hvpopt.fwi.Gathers: Gathers(data, dt)"
+    checks.instance("gathers", gathers, Gathers, use)
     array = as_array(gathers.data)
     _check_shape("the data", array, None, GATHERS)
     with _replacing(path, overwrite=overwrite) as file:
@@ -360,19 +358,18 @@ def _existing(
     path: PathLike, shape: Sequence[int] | None, dtype: torch.dtype
 ) -> tuple[Path, tuple[int, ...] | None]:
     """Return the file to read and the shape asked for, both checked as is the dtype."""
-    check_path("path", path)
-    file = Path(path)
+    file = checks.path("path", path)
     _format_of(file)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
     checks.floating("dtype", dtype)
-    return file, None if shape is None else lengths("shape", shape)
+    return file, None if shape is None else checks.lengths("shape", shape)
 
 
 @contextmanager
 def _replacing(path: PathLike, *, overwrite: bool) -> Iterator[Path]:
     """Yield a path to write to, moved to ``path`` once the block has succeeded."""
-    flag("overwrite", overwrite)
+    overwrite = checks.flag("overwrite", overwrite)
     target = Path(path)
     _format_of(target)
     if target.exists() and not overwrite:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.survey._arguments import instance, number
+from hvpopt import checks
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -44,13 +44,13 @@ class Gathers:
         for name in ("data", "sources", "receivers", "live"):
             tensor = getattr(self, name)
             if name == "data" or tensor is not None:
-                instance(name, tensor, Tensor, "a torch.Tensor")
+                checks.instance(name, tensor, Tensor, "pass a torch.Tensor")
         if self.data.ndim != 3 or self.data.numel() == 0:
             raise ValueError(
                 f"gathers have shape {tuple(self.data.shape)}, expected [shot, receiver, "
                 "time], none empty; add an axis to a single shot with data[None]"
             )
-        check_dt(self.dt)
+        checks.put(self, dt=check_dt("dt", self.dt))
         shots, receivers, _ = self.data.shape
         if self.receivers is not None and self.receivers.shape == (receivers, 3):
             object.__setattr__(self, "receivers", self.receivers.expand(shots, -1, -1))
@@ -69,19 +69,15 @@ class Gathers:
             raise TypeError(f"live is {self.live.dtype}; it must be torch.bool")
 
 
-def check_dt(dt: Any) -> None:
-    """Raise ValueError unless a sampling interval is plausible in seconds."""
-    if not isinstance(dt, float):
-        dt = number("dt", dt)
-    if not 0 < dt < 1:
-        raise ValueError(
-            f"dt={dt:g} is not plausible in seconds, which it must be in; 4 ms is 0.004"
-        )
+def check_dt(name: str, dt: Any) -> float:
+    """Return a sampling interval that is plausible in seconds."""
+    says = "it is in seconds and must lie in (0, 1); 4 ms is 0.004"
+    return float(checks.number(name, dt, above=0.0, below=1.0, says=says))
 
 
 def as_array(tensor: Tensor) -> Array:
     """Return a real tensor's numbers on the host, or raise TypeError."""
-    instance("a model or its data", tensor, Tensor, "a torch.Tensor")
+    checks.instance("a model or its data", tensor, Tensor, "pass a torch.Tensor")
     if not tensor.is_floating_point():
         raise TypeError(f"a tensor of {tensor.dtype} is no model or data; use .float()")
     array: Array = tensor.detach().cpu().numpy()

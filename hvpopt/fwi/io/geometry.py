@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.survey._arguments import lengths, number
+from hvpopt import checks
 from hvpopt.fwi.survey.interpolation import Interpolation
 
 #: Where the mirror plane of a face lies, in cells before the first: deepwave's scalar
@@ -358,13 +358,16 @@ def choose_grid(
     holds = chosen.large_enough(spots, margin, depth)
     grid = chosen
     if origin is not None:
-        given = tuple(number("a coordinate of origin", x) for x in origin)
+        given = tuple(
+            float(checks.number("a coordinate of origin", x, below=math.inf))
+            for x in origin
+        )
         _check_axes("origin", given, axes)
         grid = replace(blank, origin=given)
     if shape is None:
         grid = grid.large_enough(spots, margin, depth)
     else:
-        cells = lengths("shape", tuple(shape))
+        cells = checks.lengths("shape", shape)
         _check_axes("shape", cells, axes)
         grid = replace(grid, shape=cells)
     for group in spots:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from hvpopt import checks
 from hvpopt.fwi.io.formats import PathLike
 from hvpopt.fwi.io.gathers import Array
 from hvpopt.fwi.io.geometry import best_line
@@ -19,7 +20,6 @@ from hvpopt.fwi.io.segy import (
     segy_blocks,
 )
 from hvpopt.fwi.io.wavelets import SEGY
-from hvpopt.fwi.survey._arguments import path as check_path
 
 #: Number formats of SEG-Y revision 2, by their code.
 FORMATS = {
@@ -85,8 +85,7 @@ def segy_info(
         TypeError: If the path is none.
         ValueError: If it is no SEG-Y file, or there is no such header.
     """
-    check_path("path", path)
-    file = Path(path)
+    file = checks.path("path", path)
     if file.suffix.lower() not in SEGY:
         raise ValueError(f"{file} is no SEG-Y file: its name must end in .sgy or .segy")
     if not file.is_file():

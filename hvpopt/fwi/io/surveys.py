@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,6 @@ from hvpopt.fwi.io.geometry import (
 )
 from hvpopt.fwi.io.segy import ByteOrder, read_segy_shots
 from hvpopt.fwi.io.wavelets import SEGY, peak_frequency, read_wavelets
-from hvpopt.fwi.survey._arguments import number, text, whole
-from hvpopt.fwi.survey._arguments import path as check_path
 from hvpopt.fwi.survey._options import check_channels, spacing_of
 from hvpopt.fwi.survey.interpolation import Interpolation
 from hvpopt.fwi.survey.physics import find_propagator
@@ -171,7 +170,7 @@ def read_survey(
         >>> misfit = WaveformMisfit(found.survey, found.observed)  # doctest: +SKIP
     """
     checks.floating("dtype", torch.float32 if dtype is None else dtype)
-    n_dimensions = whole("n_dimensions", n_dimensions, 2, 3)
+    n_dimensions = checks.integer("n_dimensions", n_dimensions, least=2, most=3)
     spacing = tuple(spacing_of(grid_spacing, n_dimensions))
     gathers, starts = _read(path, dt, byte_order, shot_key, dtype)
     dtype = gathers.data.dtype if dtype is None else dtype
@@ -186,7 +185,7 @@ def read_survey(
     sources, receivers, exists = sources[shots, None], receivers[shots], exists[shots]
     observed, recorded = _from_time_zero(data, starts[shots], exists, gathers.dt)
     if nt is not None:
-        nt = whole("nt", nt, 1, observed.shape[2])
+        nt = checks.integer("nt", nt, least=1, most=observed.shape[2])
     observed = observed[..., :nt].to(device, dtype)
 
     if pml_freq is None:
@@ -201,11 +200,11 @@ def read_survey(
             receivers,
             exists,
             line,
-            number("max_off_line", limit, least=0.0),
+            checks.number("max_off_line", limit, least=0.0, below=math.inf),
             shots.tolist(),
         )
         told.append(sentence)
-    find_propagator(text("propagator", propagator))
+    find_propagator(checks.text("propagator", propagator))
     fired, fires_at = _channel("source", propagator, n_dimensions, source_channel)
     taken, taken_at = _channel("receiver", propagator, n_dimensions, receiver_channel)
     every = torch.ones(len(shots), 1, dtype=torch.bool)
@@ -220,13 +219,13 @@ def read_survey(
             spacing,
             (1,) * n_dimensions,
             mirror_faces(propagator, options.get("boundary"), n_dimensions),
-            whole("halfwidth", halfwidth, 1, 10),
-            number("snap", snap, least=0.0),
+            checks.integer("halfwidth", halfwidth, least=1, most=10),
+            checks.number("snap", snap, least=0.0, below=math.inf),
         ),
         origin,
         shape,
-        farthest / 2 if depth is None else number("depth", depth),
-        whole("margin", margin, 0),
+        farthest / 2 if depth is None else checks.number("depth", depth, below=math.inf),
+        checks.integer("margin", margin, least=0),
     )
     told.append(_depths(spots))
     chosen = "" if origin is not None and shape is not None else ", chosen to hold them"
@@ -275,19 +274,17 @@ def _read(
     dtype: torch.dtype | None,
 ) -> tuple[Gathers, Tensor]:
     """Return gathers, and when each trace starts ``[shot, receiver]``, seconds."""
-    if dt is not None:
-        check_dt(dt)
+    dt = checks.optional(check_dt, "dt", dt)
     if isinstance(path, Gathers):
         taken = Gathers(
             path.data.detach().cpu(),
-            path.dt if dt is None else float(dt),
+            path.dt if dt is None else dt,
             path.sources,
             path.receivers,
             path.live,
         )
         return taken, torch.zeros(path.data.shape[:2], dtype=torch.float64)
-    check_path("path (which may be hvpopt.fwi.Gathers)", path)
-    file = Path(path)
+    file = checks.path("path (which may be hvpopt.fwi.Gathers)", path)
     if file.suffix.lower() not in SEGY:
         raise ValueError(
             f"{file} is no SEG-Y file (.sgy, .segy), and no other holds positions; read "
@@ -296,10 +293,11 @@ def _read(
         )
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
+    shot_key = checks.text("shot_key", shot_key)
     gathers, starts = read_segy_shots(
-        file, dt, byte_order, text("shot_key", shot_key), dtype or torch.float32, pad=True
+        file, dt, byte_order, shot_key, dtype or torch.float32, pad=True
     )
-    check_dt(gathers.dt)
+    check_dt("dt", gathers.dt)
     return gathers, torch.from_numpy(starts)
 
 
@@ -329,7 +327,7 @@ def _positions(
                 "sources, receivers)"
             )
         if z is not None:
-            where[..., 0] = number(f"{name}_depth", z)
+            where[..., 0] = checks.number(f"{name}_depth", z, below=math.inf)
         found.append(where)
     return found[0], found[1]
 
@@ -414,7 +412,7 @@ def _channel(
     """Return a channel's name, and where its nodes lie from the cells, in cells."""
     spec = deepwave.spec(propagator)
     offered = getattr(spec, f"{kind}_channels")(n_dimensions)
-    name = offered[0] if given is None else text(f"{kind}_channel", given)
+    name = offered[0] if given is None else checks.text(f"{kind}_channel", given)
     check_channels(kind, [name], offered)
     # a velocity component lies half a cell on along its own axis
     axes = ("z", "y", "x")[-n_dimensions:]

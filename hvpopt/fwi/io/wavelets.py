@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.io.gathers import Gathers
 from hvpopt.fwi.io.segy import ByteOrder, read_segy_traces
-from hvpopt.fwi.survey._arguments import kind_of, number
 
 SEGY = (".sgy", ".segy")
 
@@ -38,12 +38,14 @@ def read_wavelets(wavelet: Any, gathers: Gathers, byte_order: ByteOrder) -> Tens
         given = torch.from_numpy(_wavelet_file(Path(wavelet), dt, byte_order))
     elif wavelet is None or isinstance(wavelet, (bool, list, tuple)):
         raise TypeError(
-            f"wavelet is a {kind_of(wavelet)}; give a tensor or array [time] or [shot, "
-            "time], the path of a .npy or SEG-Y file, or a Ricker wavelet's frequency "
-            "in hertz"
+            f"wavelet is {checks.shown(wavelet)}; give a tensor or array [time] or "
+            "[shot, time], the path of a .npy or SEG-Y file, or a Ricker wavelet's "
+            "frequency in hertz"
         )
     else:
-        frequency = number("wavelet (a frequency)", wavelet, positive=True)
+        frequency = checks.number(
+            "wavelet (a frequency)", wavelet, above=0.0, below=math.inf
+        )
         if frequency * dt > 0.25:
             raise ValueError(
                 f"a Ricker wavelet of wavelet={frequency:g} Hz is not sampled at "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.maps.parameterisation import (
     Parameterisation,
     arranged,
@@ -20,7 +20,6 @@ from hvpopt.fwi.maps.parameterisation import (
     each_bound,
     in_float64,
 )
-from hvpopt.fwi.survey._arguments import whole
 from hvpopt.model.space import PerParameter
 from hvpopt.model.tensors import Model, named_tensors, rebuild
 
@@ -144,7 +143,8 @@ class CoarseGrid(Parameterisation):
         # a torch.Size too
         for name in ("coarse", "fine"):
             given = getattr(self, name)
-            object.__setattr__(self, name, _shape_of(name, given))
+            lengths = checks.lengths(f"the {name} shape", given, least=0)
+            checks.put(self, **{name: lengths})
         if self.kind not in ("linear", "cubic"):
             raise ValueError(f"kind is {self.kind!r}; it must be 'linear' or 'cubic'")
         if len(self.coarse) != len(self.fine) or not all(
@@ -213,14 +213,6 @@ class CoarseGrid(Parameterisation):
             return bound
 
         return each_bound(lower, constant), each_bound(upper, constant)
-
-
-def _shape_of(name: str, given: Any) -> tuple[int, ...]:
-    if isinstance(given, (str, int, float)) or not isinstance(given, Iterable):
-        raise TypeError(
-            f"the {name} shape is {given!r}; give a tuple with a length for each axis"
-        )
-    return tuple(whole(f"an axis of the {name} shape", n, 0) for n in given)
 
 
 def _region_cells(shape: tuple[int, ...], region: Any) -> np.ndarray[Any, Any]:

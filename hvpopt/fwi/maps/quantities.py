@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.maps.parameterisation import (
     Parameterisation,
     arranged,
@@ -18,7 +19,6 @@ from hvpopt.fwi.maps.parameterisation import (
     each_bound,
     in_float64,
 )
-from hvpopt.fwi.survey._arguments import number
 from hvpopt.model.space import PerParameter
 from hvpopt.model.tensors import Model, named_tensors
 
@@ -117,7 +117,7 @@ class SlownessSquared(_Cellwise):
     increasing: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_reference(self.reference)
+        checks.put(self, reference=_checked_reference(self.reference))
 
     def _forward(self, tensor: Tensor, name: str) -> Tensor:
         check_cells(tensor, tensor > 0, name, "positive", "bound the unknowns above zero")
@@ -145,7 +145,7 @@ class Log(_Cellwise):
     increasing: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_reference(self.reference)
+        checks.put(self, reference=_checked_reference(self.reference))
 
     def _forward(self, tensor: Tensor, name: str) -> Tensor:
         return self.reference * tensor.exp()
@@ -228,5 +228,5 @@ class VpVsRho(Parameterisation):
         return {"vp": vp.to(own), "vs": vs.to(own), "rho": (1 / buoyancy).to(own)}
 
 
-def _check_reference(reference: float) -> None:
-    number("reference", reference, positive=True)
+def _checked_reference(reference: float) -> float:
+    return checks.number("reference", reference, above=0.0, below=math.inf)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.data.band_filter import BandFilter
 from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
-from hvpopt.fwi.survey._arguments import instance, kind_of, number
 from hvpopt.fwi.survey.survey import Data
 
 
@@ -56,12 +57,12 @@ def frequency_stages(
             frequency of the data's ``dt``; a pair in another order; or a band in which
             the data have nothing but rounding.
     """
-    hint = "a hvpopt.fwi.WaveformMisfit; on several ranks shard() each stage"
-    instance("misfit", misfit, WaveformMisfit, hint)
+    use = "pass a hvpopt.fwi.WaveformMisfit; on several ranks shard() each stage"
+    checks.instance("misfit", misfit, WaveformMisfit, use)
     if isinstance(bands, (str, bytes)) or not isinstance(bands, Iterable):
         raise TypeError(
-            f"bands is {kind_of(bands)}; give a list of corners or pairs in hertz, such "
-            "as [3, 6, 12] or [(1, 3), (1, 6)]"
+            f"bands is {checks.shown(bands)}; give a list of corners or pairs in hertz, "
+            "such as [3, 6, 12] or [(1, 3), (1, 6)]"
         )
     filters = [_filter(band, order) for band in bands]
     if not filters:
@@ -78,9 +79,13 @@ def _filter(band: Any, order: int) -> BandFilter:
     if isinstance(band, (tuple, list)) or (isinstance(band, Tensor) and band.ndim == 1):
         if len(band) != 2:
             raise ValueError(f"a band is {tuple(band)}; give a corner, or (low, high)")
-        low, high = (number("a corner of a band", c, positive=True) for c in band)
+        low, high = (_corner("a corner of a band", corner) for corner in band)
         return BandFilter(low, high, order=order)
-    return BandFilter(high=number("a band", band, positive=True), order=order)
+    return BandFilter(high=_corner("a band", band), order=order)
+
+
+def _corner(name: str, value: Any) -> float:
+    return checks.number(name, value, above=0.0, below=math.inf)
 
 
 def _check_energy(band: BandFilter, observed: Data, filtered: Data) -> None:

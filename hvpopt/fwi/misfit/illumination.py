@@ -12,13 +12,14 @@ falls by orders of magnitude with depth. Two estimates of it, both never negativ
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hvpopt import checks
 from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
-from hvpopt.fwi.survey._arguments import instance, number, whole
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner
@@ -98,9 +99,10 @@ def gauss_newton_diagonal(
             no positive entry.
     """
     _check_misfit(misfit)
-    n_probes, seed = whole("n_probes", n_probes, 1), whole("seed", seed, 0)
-    smooth = number("smooth", smooth, least=0)
-    damping = number("damping", damping, least=0)
+    n_probes = checks.integer("n_probes", n_probes, least=1)
+    seed = checks.integer("seed", seed, least=0)
+    smooth = checks.number("smooth", smooth, least=0.0, below=math.inf)
+    damping = checks.number("damping", damping, least=0.0, below=math.inf)
     space = ModelSpace(model) if space is None else space
     operator = misfit.hessian(model, "gauss-newton", space=space)
     try:
@@ -150,8 +152,8 @@ def source_illumination(
             does not fit, or a wavefield that is zero.
     """
     _check_misfit(misfit)
-    smooth = number("smooth", smooth, least=0)
-    damping = number("damping", damping, least=0)
+    smooth = checks.number("smooth", smooth, least=0.0, below=math.inf)
+    damping = checks.number("damping", damping, least=0.0, below=math.inf)
     survey = misfit.survey
     if survey.propagator != "scalar":
         raise ValueError(
@@ -181,9 +183,10 @@ def source_illumination(
 
 def _check_misfit(misfit: object) -> None:
     """Raise TypeError unless this is a waveform misfit, of one process or of several."""
-    hint = "a hvpopt.fwi.WaveformMisfit"
-    instance("misfit", misfit, Objective, hint)
-    instance("the survey of misfit", getattr(misfit, "survey", None), Survey, hint + "'s")
+    use = "pass a hvpopt.fwi.WaveformMisfit"
+    checks.instance("misfit", misfit, Objective, use)
+    survey = getattr(misfit, "survey", None)
+    checks.instance("the survey of misfit", survey, Survey, use)
 
 
 def _acceleration_energy(

@@ -27,7 +27,6 @@ from hvpopt.fwi.hessian.waveforms import (
     every_gradient,
     live_models,
 )
-from hvpopt.fwi.survey._arguments import flag, instance, text, whole
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors, rebuild
@@ -119,10 +118,10 @@ class WaveformMisfit(Objective):
         on_bad_shot: str = "raise",
         name: str = "waveforms",
     ) -> None:
-        instance("survey", survey, Survey, "a hvpopt.fwi.Survey")
+        checks.instance("survey", survey, Survey, "pass a hvpopt.fwi.Survey")
         check_engine(engine)
         check_parameterisation(parameterisation)
-        name = text("name", name)
+        name = checks.text("name", name)
         processing = Processing.fitted(transforms, survey)
         data = processing.of_observed(check_observed(survey, observed))
         data_misfit = as_data_misfit(misfit)
@@ -135,7 +134,7 @@ class WaveformMisfit(Objective):
         if shots_per_group is not None and memory_limit is not None:
             raise ValueError("give shots_per_group or memory_limit, not both")
         if shots_per_group is not None:
-            shots_per_group = whole("shots_per_group", shots_per_group, 1)
+            shots_per_group = checks.integer("shots_per_group", shots_per_group, least=1)
         by_default = shots_per_group is None and memory_limit is None
         runner = GroupRunner(
             survey.n_shots,
@@ -273,7 +272,8 @@ class WaveformMisfit(Objective):
             ValueError: If there are not so many.
         """
         there = self.survey.n_shots
-        part = self.waveforms.select(self.survey.draw(n_shots, seed=seed))
+        drawn = self.survey.draw(n_shots, seed=seed)
+        n_shots, part = len(drawn), self.waveforms.select(drawn)
         weight, cost = part.weight * (there / n_shots), part.cost * n_shots / there
         return self.with_waveforms(replace(part, weight=weight, cost=cost))
 
@@ -291,7 +291,7 @@ class WaveformMisfit(Objective):
             ValueError: If there are not so many shots.
         """
         n_shots = self.survey.n_shots
-        whole("size", size, 1, n_shots)
+        size = checks.integer("size", size, least=1, most=n_shots)
         if self.waveforms.why_not_encoded():
             return self.draw(size, seed=seed)
         return self.encode(random_codes(size, n_shots, seed))
@@ -476,7 +476,7 @@ class WaveformMisfit(Objective):
                 or an engine that does not hold.
         """
         waveforms = self.waveforms
-        if not flag("weighted", weighted):
+        if not checks.flag("weighted", weighted):
             plain = Differences()
             waveforms = replace(waveforms, data_misfit=plain, constants={}, weight=1.0)
         return WaveformJacobian(
@@ -513,7 +513,7 @@ class WaveformMisfit(Objective):
             ValueError: If the shots cannot be encoded: see ``encode``.
         """
         n_shots = self.survey.n_shots
-        whole("n_encoded", n_encoded, 1, n_shots)
+        n_encoded = checks.integer("n_encoded", n_encoded, least=1, most=n_shots)
         codes = random_codes(n_encoded, n_shots, seed)
         return self.encode(codes).hessian(model, kind, space=space)
 
@@ -543,7 +543,8 @@ class WaveformMisfit(Objective):
 
 def random_codes(n_encoded: int, n_shots: int, seed: int) -> Tensor:
     """Return random signs ``[encoded shot, shot]``, float64 on the CPU."""
-    generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+    seed = checks.integer("seed", seed, least=0)
+    generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (n_encoded, n_shots), generator=generator)
     return 2.0 * signs.double() - 1.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.survey._arguments import number, whole
+from hvpopt import checks
 from hvpopt.fwi.survey.acquisition import Points
 from hvpopt.fwi.survey.timestep import TimeStep
 
@@ -28,12 +29,17 @@ _OWN = {
 }
 
 
-def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Raise unless every option is one that deepwave takes and the survey can honour.
+def check_options(
+    function: Callable[..., Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return options that deepwave takes and the survey can honour.
 
     Args:
         function: The propagator.
         options: By name.
+
+    Returns:
+        The options; widths of the boundary are Python ints.
 
     Raises:
         TypeError: For an option that the propagator lacks, or that has another way in.
@@ -44,6 +50,7 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> N
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+    checked = dict(options)
     for name, value in options.items():
         if name in _OWN or name.startswith(("source_", "receiver_")):
             way = _OWN.get(name, "sources={channel: ...} and receivers={channel: ...}")
@@ -56,15 +63,19 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> N
                 )
             )
         if name == "pml_width":
-            widths = value if isinstance(value, (list, tuple)) else [value]
-            for width in widths:
-                whole("pml_width", width, 0)
+            several = isinstance(value, (list, tuple))
+            widths = [
+                checks.integer(name, width, least=0)
+                for width in (value if several else [value])
+            ]
+            checked[name] = widths if several else widths[0]
         if name == "model_gradient_sampling_interval" and value != 1:
             raise ValueError(
                 f"model_gradient_sampling_interval={value} makes gradients inexact, and "
                 "their second order undefined; save memory with shots_per_group=, "
                 "memory_limit= or checkpoint_segments="
             )
+    return checked
 
 
 def check_shots_and_dimensions(
@@ -125,7 +136,9 @@ def spacing_of(grid_spacing: float | Sequence[float], n_dimensions: int) -> list
     given: list[Any] = [grid_spacing]
     if several and np.ndim(grid_spacing) > 0:
         given = list(grid_spacing)  # type: ignore[arg-type]
-    spacing = [number("grid_spacing", s, positive=True) for s in given]
+    spacing = [
+        float(checks.number("grid_spacing", s, above=0.0, below=math.inf)) for s in given
+    ]
     if len(spacing) == 1:
         spacing *= n_dimensions
     if len(spacing) != n_dimensions:
@@ -179,7 +192,7 @@ def samples_of(amplitudes: Iterable[Tensor], nt: int | None) -> int:
         ValueError: If lengths differ and ``nt`` is None, or it is not positive.
     """
     if nt is not None:
-        return whole("nt", nt, 1)
+        return checks.integer("nt", nt, least=1)
     lengths = {int(a.shape[-1]) for a in amplitudes}
     if len(lengths) > 1:
         raise ValueError(

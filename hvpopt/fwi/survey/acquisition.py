@@ -10,7 +10,7 @@ import deepwave
 import torch
 from torch import Tensor
 
-from hvpopt.fwi.survey._arguments import instance
+from hvpopt import checks
 from hvpopt.fwi.survey.interpolation import Interpolation
 
 #: Indices of the shots that take part, or None for all of them.
@@ -249,7 +249,8 @@ def parse_sources(sources: Mapping[str, Any]) -> dict[str, tuple[Tensor, Points]
         TypeError: For values that are no such tuple.
         ValueError: For no source, or shapes that do not fit.
     """
-    instance("sources", sources, Mapping, "a dict {channel: (amplitudes, locations)}")
+    use = "pass a dict {channel: (amplitudes, locations)}"
+    checks.instance("sources", sources, Mapping, use)
     if not sources:
         raise ValueError("the survey has no sources; pass sources={channel: ...}")
     parsed = {}
@@ -298,7 +299,8 @@ def parse_receivers(receivers: Mapping[str, Any]) -> dict[str, Points]:
         TypeError: For receivers that are no such mapping, or locations no numbers.
         ValueError: For no receiver, or shapes that do not fit.
     """
-    instance("receivers", receivers, Mapping, "a dict {channel: locations}")
+    use = "pass a dict {channel: locations}"
+    checks.instance("receivers", receivers, Mapping, use)
     if not receivers:
         raise ValueError("the survey has no receivers; pass receivers={channel: ...}")
     parsed = {}

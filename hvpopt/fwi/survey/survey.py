@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import deepwave
+import numpy as np
 import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.fwi.survey._arguments import (
-    indices,
-    instance,
-    number,
-    text,
-    whole,
-)
 from hvpopt.fwi.survey._options import (
     bare_faces,
     check_channels,
@@ -144,8 +139,8 @@ class Survey:
         nt: int | None = None,
         **options: Any,
     ) -> None:
-        forward = find_propagator(text("propagator", propagator))
-        check_options(forward, options)
+        forward = find_propagator(checks.text("propagator", propagator))
+        options = check_options(forward, options)
         parsed = parse_sources(sources)
         points = parse_receivers(receivers)
         n_dimensions = check_shots_and_dimensions(parsed, points)
@@ -159,11 +154,11 @@ class Survey:
         check_channels("receiver", points, spec.receiver_channels(n_dimensions))
         amplitudes = next(iter(parsed.values()))[0]
         # as models of this dtype hold it: one at its stated bound is not above it
-        fastest = number("max_vel", max_vel, positive=True)
+        fastest = float(checks.number("max_vel", max_vel, above=0.0, below=math.inf))
         fastest = max(fastest, float(torch.tensor(fastest, dtype=amplitudes.dtype)))
-        pml_freq = number("pml_freq", pml_freq, positive=True)
+        pml_freq = float(checks.number("pml_freq", pml_freq, above=0.0, below=math.inf))
         spacing = spacing_of(grid_spacing, n_dimensions)
-        dt = number("dt", dt, positive=True)
+        dt = float(checks.number("dt", dt, above=0.0, below=math.inf))
         check_units(spacing, dt, fastest)
         resolved = resolve_time_step(
             spacing,
@@ -228,10 +223,8 @@ class Survey:
             TypeError: If they are no integers in a sequence.
             ValueError: If there is none, one repeats, or one is not in the survey.
         """
-        indices("shots", shots, self.n_shots)
-        return self._of(
-            self._setting, self._acquisition.select([int(shot) for shot in shots])
-        )
+        indices = _indices(shots, self.n_shots)
+        return self._of(self._setting, self._acquisition.select(indices))
 
     def encode(self, codes: Tensor) -> Survey:
         """Return a survey whose shots fire all of this one's sources, with factors.
@@ -249,7 +242,7 @@ class Survey:
             ValueError: For codes of another shape or that are not finite, receivers that
                 differ from shot to shot, or initial wavefields.
         """
-        instance("codes", codes, Tensor, "a tensor [encoded shot, shot]")
+        checks.instance("codes", codes, Tensor, "pass a tensor [encoded shot, shot]")
         fits = codes.ndim == 2 and codes.shape[1] == self.n_shots
         if not fits or not 1 <= len(codes) <= self.n_shots:
             raise ValueError(
@@ -277,9 +270,9 @@ class Survey:
         Raises:
             ValueError: If there are not so many.
         """
-        whole("n_shots", n_shots, 1, self.n_shots)
+        n_shots = checks.integer("n_shots", n_shots, least=1, most=self.n_shots)
         # in integers, since the product with a large seed would round its fraction away
-        first = whole("seed", seed, 0) * GOLDEN % 2**64 / 2**64
+        first = checks.integer("seed", seed, least=0) * GOLDEN % 2**64 / 2**64
         step, line = self.n_shots / n_shots, self._acquisition.line()
         # rounding may reach the end of the last step
         places = (int((first + k) * step) for k in range(n_shots))
@@ -386,8 +379,7 @@ class Survey:
         models = self.arrange(model)
         self.check(models)
         if shots is not None:
-            indices("shots", shots, self.n_shots)
-            shots = [int(s) for s in shots]
+            shots = _indices(shots, self.n_shots)
         data = self.propagate(models, shots)
         return next(iter(data.values())) if len(data) == 1 else data
 
@@ -546,3 +538,34 @@ class Survey:
 def _per_shot(name: str, value: object) -> bool:
     """True for initial wavefields, which have a row for each shot."""
     return isinstance(value, Tensor) and name.endswith(("_0", "_m1"))
+
+
+def _index(entry: Any) -> int | None:
+    """Return an entry as a Python int, or None if it is no integer."""
+    try:
+        return None if isinstance(entry, (bool, np.bool_)) else operator.index(entry)
+    except TypeError:
+        return None
+
+
+def _indices(shots: Any, n_shots: int) -> list[int]:
+    """Return distinct indices of shots in the order given, as Python ints."""
+    given = shots.tolist() if isinstance(shots, (Tensor, np.ndarray)) else shots
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"shots are {checks.shown(shots)}; pass a sequence of indices, such as [0, 2]"
+        )
+    given, indices = list(given), []
+    for entry in given:
+        index = _index(entry)
+        if index is None:
+            raise TypeError(
+                f"shots are {given}; {entry!r} is no index: pass integers from 0 to "
+                f"{n_shots - 1}"
+            )
+        indices.append(index)
+    if not indices or len(set(indices)) < len(indices):
+        raise ValueError(f"shots are {given}; pass each index once, at least one")
+    if min(indices) < 0 or max(indices) >= n_shots:
+        raise ValueError(f"shots are {given}; the survey has shots 0 to {n_shots - 1}")
+    return indices

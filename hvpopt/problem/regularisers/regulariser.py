@@ -64,7 +64,7 @@ class Regulariser(Objective):
         reference: Model | None = None,
         name: str,
     ) -> None:
-        super().__init__(checks.instance("name", name, str, "pass a text"))
+        super().__init__(checks.text("name", name))
         self._spacing = _spacing(spacing)
         self._scale = checked_positive("scale", scale)
         self._weight = _each("weight", weight, _not_negative)
