@@ -457,6 +457,9 @@ def test_recordings_that_start_before_or_after_the_shot(start, generator, tmp_pa
     else:
         assert torch.equal(found.sample_weights, weights)
     assert found.survey.resolved.nt == length
+    padded = f"zero here: the first {max(start)} ms" in found.info
+    assert padded == (found.sample_weights is not None)
+    assert (f"before the shot: up to {-min(start)} ms" in found.info) == (min(start) < 0)
     misfit = WaveformMisfit(
         found.survey, found.observed, L2(sample_weights=found.sample_weights)
     )
@@ -628,6 +631,15 @@ def test_files_that_do_not_do(generator, tmp_path):
     other = write_traces(tmp_path / "w.sgy", np.ones((1, 9)), [{}], dt=0.004)
     with pytest.raises(ValueError, match=r"sampled at 0.004 s, the data at 0.002 s"):
         read_survey(late, **{**GIVEN, "wavelet": other})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("max_offline", "max_off_line"), ("depht", "depth")]
+)
+def test_an_option_spelt_wrong_is_told_which_was_meant(wrong, meant, generator):
+    gathers = Gathers(noise(generator), DT, *streamer())
+    with pytest.raises(TypeError, match=f"{wrong!r}; did you mean {meant!r}"):
+        read_survey(gathers, **GIVEN, **{wrong: 3})
 
 
 def test_gathers_that_do_not_do(generator):

@@ -3,8 +3,10 @@
 import pytest
 import scipy.optimize
 import torch
+from waves import arguments, models_of
 
 import hvpopt
+from hvpopt.fwi import Survey, VpVsRho, WaveformMisfit
 from hvpopt.run.result import Status
 
 F64 = torch.float64
@@ -140,6 +142,16 @@ def test_loss_of_a_whole_list_or_dict_is_told_how_it_is_called(take, loss, model
     with pytest.raises(TypeError, match=line) as error:
         take(loss, model)
     assert "loss cannot be called as its model is arranged" in str(error.value)
+
+
+def test_a_parameterisation_is_not_called_the_loss(generator):
+    survey = Survey("elastic", **arguments("elastic", 1))
+    models = dict(zip(survey.model_names, models_of("elastic", generator), strict=True))
+    observed = survey.simulate(models)
+    misfit = WaveformMisfit(survey, observed, parameterisation=VpVsRho())
+    model = dict.fromkeys(("vp", "vs", "density"), torch.full((12, 14), 1500.0))
+    with pytest.raises(TypeError, match="parameterisation VpVsRho cannot be called"):
+        misfit.value(model)
 
 
 def test_the_lines_for_a_whole_list_and_dict_work():

@@ -69,19 +69,22 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def writes(function: Callable[..., Any], model: Model) -> tuple[Any, bool]:
+def writes(
+    function: Callable[..., Any], model: Model, what: str = "the loss"
+) -> tuple[Any, bool]:
     """Call a function with a copy of a model, building no graph.
 
     Args:
         function: Called as the model is arranged.
         model: The model. Not changed.
+        what: The function, for the message.
 
     Returns:
         The function's return value, and True if it has written to its copy.
     """
     copy = copy_model(model)
     with torch.no_grad():
-        value: Any = call_loss(function, copy)
+        value: Any = call_loss(function, copy, what)
     pairs = zip(named_tensors(model).values(), named_tensors(copy).values(), strict=True)
     return value, not all(same(a, b) for a, b in pairs)
 
@@ -106,7 +109,7 @@ def call_with_graph(
     named = named_tensors(model)
     copies = GraphCopies(list(named.values()))
     with torch.enable_grad():
-        value: Any = call_loss(function, rebuild(model, copies.tensors))
+        value: Any = call_loss(function, rebuild(model, copies.tensors), what)
     copies.check(named, what, cure)
     return value
 

@@ -130,12 +130,15 @@ def copy_model(model: Model) -> Model:
     return rebuild(model, [t.detach().clone() for t in named_tensors(model).values()])
 
 
-def call_loss(loss: Callable[..., Tensor], model: Model) -> Tensor:
+def call_loss(
+    loss: Callable[..., Tensor], model: Model, what: str = "the loss"
+) -> Tensor:
     """Call a loss as its model is arranged: ``f(t)``, ``f(a, b)`` or ``f(name=a)``.
 
     Args:
         loss: The function.
         model: A tensor, a tuple or a dict of tensors.
+        what: The function, for the message.
 
     Returns:
         The loss's return value.
@@ -154,14 +157,17 @@ def call_loss(loss: Callable[..., Tensor], model: Model) -> Tensor:
     try:
         return loss(*args, **named)
     except TypeError as error:
-        reason = _wrong_arguments(loss, args, named)
+        reason = _wrong_arguments(loss, args, named, what)
         if not reason:
             raise
         raise TypeError(f"{reason} ({error})") from error
 
 
 def _wrong_arguments(
-    loss: Callable[..., Tensor], args: Sequence[Tensor], named: Mapping[str, Tensor]
+    loss: Callable[..., Tensor],
+    args: Sequence[Tensor],
+    named: Mapping[str, Tensor],
+    what: str,
 ) -> str:
     """Return why a loss cannot be called with its model; empty if it can."""
     try:
@@ -181,7 +187,7 @@ def _wrong_arguments(
         called = ", ".join("..." for _ in args)
         remedy = "the list or tuple whole, pass lambda *model: loss(model)"
     return (
-        f"the loss cannot be called as its model is arranged, loss({called}), since it "
+        f"{what} cannot be called as its model is arranged, with ({called}), since it "
         f"takes {signature}; if it takes {remedy}"
     )
 

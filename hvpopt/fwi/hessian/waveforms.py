@@ -164,11 +164,12 @@ class Waveforms:
         function = self.parameterisation
         if function is None:
             return model
-        what = "the parameterisation"
+        name = getattr(function, "__name__", type(function).__name__)
+        what = f"the parameterisation {name}"
         if not torch.is_grad_enabled() or not any(
             t.requires_grad for t in named_tensors(model).values()
         ):
-            mapped, wrote = writes(function, model)
+            mapped, wrote = writes(function, model, what)
             if wrote:  # unseen by a graph too?
                 leaves = rebuild(model, new_leaves(model))
                 call_with_graph(function, leaves, what, IN_PLACE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ from hvpopt.fwi.survey._options import check_channels, spacing_of
 from hvpopt.fwi.survey.interpolation import Interpolation
 from hvpopt.fwi.survey.physics import find_propagator
 from hvpopt.fwi.survey.survey import Survey
+
+#: Likeness of two names, from 0 to 1, at which one is taken for the other spelt wrong.
+ALIKE = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +174,7 @@ def read_survey(
         ...                     max_vel=4500.0)  # doctest: +SKIP
         >>> misfit = WaveformMisfit(found.survey, found.observed)  # doctest: +SKIP
     """
+    _check_names(options)
     checks.floating("dtype", torch.float32 if dtype is None else dtype)
     n_dimensions = checks.integer("n_dimensions", n_dimensions, least=2, most=3)
     spacing = tuple(spacing_of(grid_spacing, n_dimensions))
@@ -183,6 +189,7 @@ def read_survey(
     amplitudes = read_wavelets(wavelet, gathers, byte_order)[shots].to(device, dtype)
     data = torch.where(exists[..., None], gathers.data, 0.0)[shots]
     sources, receivers, exists = sources[shots, None], receivers[shots], exists[shots]
+    begins = starts[shots][exists]
     observed, recorded = _from_time_zero(data, starts[shots], exists, gathers.dt)
     if nt is not None:
         nt = checks.integer("nt", nt, least=1, most=observed.shape[2])
@@ -244,6 +251,7 @@ def read_survey(
         nt=observed.shape[2],
         **options,
     )
+    told += _starts(begins, recorded)
     for reason, which in left_out.items():
         told.append(f"Left out, {reason}: {_number(len(which), 'trace')}.")
     if len(shots) < len(gathers.data):
@@ -343,6 +351,16 @@ def _live(gathers: Gathers) -> tuple[Tensor, dict[str, Tensor]]:
     return exists & finite & ~quiet, left_out
 
 
+def _check_names(options: Mapping[str, Any]) -> None:
+    """Raise TypeError for an option of deepwave that is one of ours, spelt wrong."""
+    own = list(inspect.signature(read_survey).parameters)
+    for name in options:
+        for meant in difflib.get_close_matches(name, own, 1, ALIKE):
+            raise TypeError(
+                f"read_survey has no option {name!r}; did you mean {meant!r}?"
+            )
+
+
 def _check_finite(sources: Tensor, receivers: Tensor, exists: Tensor) -> None:
     for name, bad in (
         ("source", (~sources.isfinite().all(-1) & exists.any(1))[:, None]),
@@ -393,6 +411,21 @@ def _from_time_zero(
 
 
 # -- what is told -------------------------------------------------------------------
+
+
+def _starts(begins: Tensor, recorded: Tensor | None) -> list[str]:
+    """Return what was done about traces that do not begin with the shot."""
+    first, last = float(begins.min()), float(begins.max())
+    told = []
+    if first < 0.0:
+        told.append(f"Cut, before the shot: up to {-first * 1e3:g} ms.")
+    if recorded is not None:
+        told.append(
+            f"Not recorded, and zero here: the first {last * 1e3:g} ms"
+            + (", or the end, of some traces" if first < last else "")
+            + "; give sample_weights to the misfit."
+        )
+    return told
 
 
 def _counts(exists: Tensor) -> str:

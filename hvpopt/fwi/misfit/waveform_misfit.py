@@ -449,8 +449,10 @@ class WaveformMisfit(Objective):
     ) -> WaveformJacobian:
         """Return the derivative J of the waveforms at a model, for least squares.
 
-        ``J @ w`` is the data of a step w, by a Born pass, and ``J.T @ d`` the migrated
-        image of data d. Least-squares migration of what the model does not explain:
+        ``J @ w`` is the data that a step w adds, by a Born pass, and ``J.T @ d`` the
+        migrated image of data d; both, and the residual, carry the misfit's weights and
+        the root of its mean unless ``weighted`` is False. Least-squares migration of what
+        the model does not explain:
 
             J = misfit.jacobian(model)
             found = hvpopt.cg(J.normal(damping), J.T @ J.residual(), max_products=20)
