@@ -55,8 +55,9 @@ MOMENTUM = 0.7
 GROUP = 5
 #: Shots of a first drawn sample, and steps on each drawn sample.
 DRAWN, STEPS = 4, 5
-#: Probes of the diagonal.
-ENCODED_PROBES, DRAWN_PROBES = 6, 4
+#: Probes of the diagonal by encoded samples, fewest and most, and parts of the sum for
+#: each: with 12 or 24 shots six would take most of a gradient. Probes by drawn samples.
+ENCODED_PROBES, PARTS_OF_A_PROBE, DRAWN_PROBES = (3, 6), 8, 4
 #: Standard deviation of the smoothing of the diagonal, cells.
 SMOOTH = 3.0
 #: Dampings of the diagonal, of which that is taken that agrees best with the pairs; and
@@ -331,7 +332,11 @@ class StochasticQuasiNewton(SampledMethod):
             OutOfBudget: If too few products are left.
         """
         kind = problem.preferred_kind
-        n_probes = ENCODED_PROBES if state.encoded else DRAWN_PROBES
+        n_probes = DRAWN_PROBES
+        if state.encoded:
+            fewest, most = ENCODED_PROBES
+            affordable = problem.objective.n_parts // PARTS_OF_A_PROBE
+            n_probes = min(max(affordable, fewest), most)
         if budget.products < n_probes + 1:
             raise OutOfBudget(
                 f"measuring a diagonal takes {n_probes + 1} products, and "
