@@ -255,6 +255,20 @@ def test_weights_multiply_through_nested_sums(model, terms):
     assert total.value(model) == pytest.approx(expected, rel=1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:the gradient of parameter")
+def test_the_gradient_that_tells_a_linear_term_counts_in_the_sum():
+    calls = []
+
+    def linear(x):
+        calls.append(torch.is_grad_enabled())
+        return x.sum()
+
+    total = TorchObjective(linear) + TorchObjective(lambda x: ((x - 3) ** 2).sum())
+    start = torch.zeros(3, dtype=torch.float64)
+    result = hvpopt.minimize(total, start)
+    assert result.njev == sum(calls)
+
+
 def test_sums_are_written_as_python_writes_them(model, terms):
     first, second = terms
     total = sum([first, second * 3.0])

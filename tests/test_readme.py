@@ -28,3 +28,43 @@ def test_examples_and_targets_exist():
         assert f"\n{target}: " in makefile
     for example in re.findall(r"examples/\w+\.py", README):
         assert (ROOT / example).exists()
+
+
+#: Problems of the race by their names in prose.
+PROBLEMS = {
+    "48 shots, faulted layers, fixed spread": "fixed-spread",
+    "the same, noise 20 dB below the data": "fixed-spread-20dB",
+    "the same, noise 10 dB below the data": "fixed-spread-10dB",
+    "the same, data of a finer grid": "fixed-spread-fine",
+    "48 shots, streamer (shots are drawn)": "streamer",
+    "24 shots, elastic, three parameters": "elastic-24",
+    "48 shots, Marmousi, fixed spread": "marmousi-48",
+    "12 shots, Marmousi, fixed spread": "marmousi-12",
+    "faulted layers": "faulted",
+    "salt-like body": "salt",
+    "elastic, three parameters": "elastic",
+    "acoustic, two parameters": "acoustic",
+    "disc in transmission": "camembert",
+    "the published example": "published",
+}
+
+
+def rows_of(text):
+    """Return the cells of tables' lines by the first cell, each line of several alike."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("|"):
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            found.setdefault(name, []).append(cells)
+    return found
+
+
+@pytest.mark.parametrize(("page", "least"), [("README.md", 13), ("docs/choosing.md", 5)])
+def test_figures_of_the_race_are_those_of_its_page(page, least):
+    race = rows_of((ROOT / "benchmarks/RACE.md").read_text().replace("e-0", "e-"))
+    rows = rows_of((ROOT / page).read_text())
+    shown = rows.keys() & PROBLEMS.keys()
+    assert len(shown) >= least
+    for name in shown:
+        for cells in rows[name]:
+            assert cells in race[PROBLEMS[name]], name

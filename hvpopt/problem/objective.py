@@ -363,7 +363,12 @@ class SumObjective(Objective):
         """Return value, gradient, Hessian and the parts' values at a model."""
         space = ModelSpace(model) if space is None else space
         self.counts.tally(gradients=1)
-        lins = self._each(lambda term: term.linearise(model, kind, space=space))
+        spent: list[Counts] = []
+        lins = self._each(lambda term: term.linearise(model, kind, space=space), spent)
+        # one term may need more than its own: of a linear loss the gradient nearby too
+        more = max(own.gradients for own in spent) - 1
+        if more > 0:
+            self.counts.tally(gradients=more)
         parts = self._weighted([lin.value for lin in lins])
         return Linearisation(
             sum(parts.values()),
