@@ -59,7 +59,17 @@ def test_safeguard_keeps_a_large_tolerance_from_collapsing():
 def test_floor_and_cap_hold(forcing):
     exact = [(10.0**-k, 0.0) for k in range(8)]
     assert after(forcing, *exact) == forcing.floor
-    assert after(forcing, (1e-200, 1e200)) == forcing.cap
+    assert after(forcing, (1e-200, 1e200)) <= forcing.cap
+
+
+def test_a_gradient_that_grew_asks_for_no_less_accuracy():
+    forcing, fell = EisenstatWalker2(), (1.0, 0.1)
+    last = after(forcing, fell, fell)
+    assert last < 0.1
+    assert after(forcing, fell, fell, (1.0, 7.0)) == last
+    slow = (1.0, 0.99)  # asks for 0.9 times 0.98
+    assert after(forcing, slow) > 0.8
+    assert after(forcing, slow, (1e-200, 1e200)) == 0.5
 
 
 @pytest.mark.parametrize("forcing", ADAPTIVE)

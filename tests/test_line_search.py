@@ -100,7 +100,7 @@ def test_rosenbrock_converges(generator, options):
 
 @pytest.mark.parametrize(("n", "at"), [(30, 0.0), (10, -0.5), (100, -1.2)])
 def test_a_gradient_that_grew_does_not_make_steepest_descents(n, at):
-    """With a cap of 0.9 the first of these ran into a cycle of two steps."""
+    """Which the first of these ran into, a cycle of two steps."""
 
     def chained(x):
         return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()

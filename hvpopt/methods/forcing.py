@@ -17,6 +17,8 @@ from hvpopt import checks
 
 #: The safeguard of choice 2 acts while the last η keeps the new one above this.
 SAFEGUARD = 0.1
+#: Largest η where the gradient grew.
+GROWN = 0.5
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,15 @@ class Constant(Forcing):
 class EisenstatWalker2(Forcing):
     """Choice 2 of Eisenstat and Walker: how far the gradient's norm fell.
 
-    ``η = γ (‖g⁺‖ / ‖g‖)^α``, and at least ``γ η_last^α`` while that is above 0.1.
+    ``η = γ (‖g⁺‖ / ‖g‖)^α``, and at least ``γ η_last^α`` while that is above 0.1. Where the
+    gradient grew, η is that of the last solve, or 0.5 if that is smaller.
     Convergence has order α, or nearly 2 for α = 2.
 
     Args:
         gamma: γ, in (0, 1]. Default 0.9.
         alpha: α, in (1, 2]. Default 2.
         initial: η of the first solve. Default 0.5.
-        cap: Largest η. Default 0.5: with 0.9, as in the paper, a solve after the gradient
-            grew is a single steepest-descent step, which can let it grow again, for ever.
+        cap: Largest η. Default 0.9.
         floor: Smallest η; products that round allow no less. Default 1e-8.
 
     Raises:
@@ -106,7 +108,7 @@ class EisenstatWalker2(Forcing):
     alpha: float = 2.0
     _: KW_ONLY
     initial: float = 0.5
-    cap: float = 0.5
+    cap: float = 0.9
     floor: float = 1e-8
 
     def __post_init__(self) -> None:
@@ -140,7 +142,9 @@ class EisenstatWalker2(Forcing):
             # a gradient of zero leaves nothing to measure by, and no step to come
             return self.floor
         if after >= before:
-            return self.cap  # and no power that may overflow
+            # no power that may overflow; and the cap would make the next solve a single
+            # steepest-descent step, which can let the gradient grow again, for ever
+            return min(last, GROWN)
         kept = self.gamma * math.pow(last, self.alpha)
         fallen = self.gamma * math.pow(after / before, self.alpha)
         return max(fallen, kept if kept > SAFEGUARD else 0.0)
