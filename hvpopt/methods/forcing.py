@@ -89,8 +89,8 @@ class Constant(Forcing):
 class EisenstatWalker2(Forcing):
     """Choice 2 of Eisenstat and Walker: how far the gradient's norm fell.
 
-    ``η = γ (‖g⁺‖ / ‖g‖)^α``, and at least ``γ η_last^α`` while that is above 0.1. Where the
-    gradient grew, η is that of the last solve, or 0.5 if that is smaller.
+    ``η = γ (‖g⁺‖ / ‖g‖)^α``, and at least ``γ η_last^α`` while that is above 0.1. Where
+    the gradient grew, η is that of the last solve, or 0.5 if that is smaller.
     Convergence has order α, or nearly 2 for α = 2.
 
     Args:
