@@ -1,7 +1,9 @@
 """Traces, diagonals, densities, log-determinants and eigenpairs against dense algebra."""
 
+import dataclasses
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -601,6 +603,69 @@ def test_all_eigenpairs_of_a_small_operator(generator):
     found = eigenpairs(MatrixOperator(matrix), 7, which="smallest")
     torch.testing.assert_close(found.value, torch.linalg.eigvalsh(matrix))
     assert found.converged
+
+
+def assert_eigenpairs(matrix, found, k, which):
+    """Orthonormal vectors with true residuals and bounds; the k wanted if converged."""
+    values = torch.linalg.eigvalsh(matrix)
+    exact = values.flip(0)[:k] if which == "largest" else values[:k]
+    there, size = ~found.value.isnan(), float(values.abs().max()) or 1.0
+    vectors, slack = found.vectors[:, there], PRODUCT * size
+    gram = vectors.mT @ vectors
+    torch.testing.assert_close(gram, torch.eye(len(gram), dtype=D), rtol=0, atol=PRODUCT)
+    residual = matrix @ vectors - vectors * found.value[there]
+    assert bool((residual.norm(dim=0) <= found.residuals[there] + slack).all())
+    assert not bool((found.lower > exact + slack).any())
+    assert not bool((exact > found.upper + slack).any())
+    if found.converged:
+        torch.testing.assert_close(found.value, exact, rtol=0, atol=1e-6 * size)
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_most_of_a_spectrum_with_repeated_eigenvalues(which, generator):
+    three = torch.rand(20, generator=generator, dtype=D) + 0.5
+    three[3:] = 0.0
+    asked = [
+        (torch.eye(6, dtype=D), (3, 5, 6)),
+        (torch.eye(20, dtype=D), (15, 18)),
+        (symmetric(20, generator, three), (15, 17, 18, 20)),
+        (symmetric(20, generator, 0.3 ** torch.arange(20, dtype=D)), (19, 20)),
+        (torch.zeros(5, 5, dtype=D), (4, 5)),
+    ]
+    for (matrix, sizes), seed in itertools.product(asked, range(3)):
+        for k in sizes:
+            found = eigenpairs(MatrixOperator(matrix), k, which=which, seed=seed)
+            assert found.converged, (k, found.message)
+            assert_eigenpairs(matrix, found, k, which)
+
+
+@pytest.mark.parametrize("tol", [1e-6, 0.05, 0.5])
+def test_vectors_of_few_products_are_eigenpairs_with_what_residual_they_say(
+    tol, generator
+):
+    for _, spectrum in hard_spectra(generator, 24):
+        matrix = symmetric(24, generator, spectrum)
+        for k, most in itertools.product((2, 12, 24), (24, 40)):
+            found = eigenpairs(MatrixOperator(matrix), k, tol=tol, max_products=most)
+            # a rough tolerance lets values be as far off as it says
+            found = dataclasses.replace(found, converged=found.converged and tol < 1e-3)
+            assert_eigenpairs(matrix, found, k, "largest")
+
+
+def test_wanted_where_locked_vectors_lie_is_missing_and_not_wrong(generator, monkeypatch):
+    spectrum = torch.arange(12, dtype=D).div(4, rounding_mode="floor")
+    matrix = symmetric(12, generator, spectrum)
+    for end in (-0.5, 0.0, 0.1, 2.0):
+
+        def note_range(search, _, end=end):
+            # as if the first space had missed what is near to ``end`` and beyond
+            search.norm, search.other_end = 2.0, end
+
+        search = sys.modules[eigenpairs.__module__]._Search
+        monkeypatch.setattr(search, "_note_range", note_range)
+        for k in (3, 6, 12):
+            found = eigenpairs(MatrixOperator(matrix), k, max_products=300)
+            assert_eigenpairs(matrix, found, k, "largest")
 
 
 def test_few_products_are_never_called_converged(generator):
