@@ -175,6 +175,24 @@ def test_low_rank_is_never_below_and_lower_bounds_hold_in_200_seeds(generator):
     assert missed <= scipy.stats.binom.ppf(1 - 1e-6, 200, 1 - confidence)
 
 
+def test_bound_of_any_seed_has_a_start_of_its_own(seed):
+    weights = torch.linspace(1, 100, 60, dtype=F64)
+    true = 1.0 / (1.0 + weights)
+    prior = MaternPrior((60,), length=0.01, std=1.0)
+    for first in (0, seed % 1000):
+        for later in (first - 1, first, first + 1):
+            posterior = Posterior(
+                MatrixOperator(torch.diag(weights)), prior, Noise.of_likelihood()
+            )
+            posterior.explore(6, seed=first)
+            found = posterior.pointwise_variance(
+                n_products=0, n_bound=6, confidence=1 - 1e-9, seed=later
+            )
+            assert found.rank == 6
+            assert found.remainder > 10.0  # eigenvalues of 100 are left
+            assert bool((found.lower <= true * (1 + SLACK)).all())
+
+
 def test_all_products_give_the_whole_posterior(generator, seed):
     problem = Linear(generator)
     true = problem.covariance.diagonal()

@@ -15,6 +15,7 @@ from torch import Tensor
 from hvpopt.analysis.estimate import Estimate
 from hvpopt.analysis.noise import Noise
 from hvpopt.analysis.prior import MaternPrior
+from hvpopt.analysis.probes import independent_seeds
 from hvpopt.analysis.subspace import Subspace
 from hvpopt.krylov.eigenvalue import smallest_eigenvalue
 from hvpopt.model.counts import Counts
@@ -57,7 +58,7 @@ def remainder_bound(
         operator: A.
         n_products: Products to spend.
         confidence: Probability with which it should be a bound.
-        seed: Of the random start, other than that of ``Posterior.explore``.
+        seed: Of the random start, which no seed of ``Posterior.explore`` draws.
     """
     if space.size >= operator.size:
         return 0.0, 1.0
@@ -74,7 +75,8 @@ def remainder_bound(
         tol=0.05,
         max_products=min(n_products, operator.size),
         confidence=confidence,
-        seed=seed + 1,
+        # the same start as the space's would see nothing outside it
+        seed=independent_seeds(seed, 1)[0],
     )
     return max(-found.lower - 1.0, 0.0), confidence
 
