@@ -516,6 +516,27 @@ def test_log_determinant_of_a_whole_or_closed_space_is_exact(generator):
     assert holds(low, float(exact), slack=SOLVE)
 
 
+@pytest.mark.parametrize("n_deflated", [None, 0])
+def test_log_determinant_without_a_shift_of_a_whole_space(n_deflated, generator):
+    matrices = [
+        torch.eye(8, dtype=D),
+        torch.diag(torch.arange(1.0, 9.0, dtype=D)),
+        torch.tensor([[2.0]], dtype=D),
+        torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=D),
+        symmetric(30, generator, 1 + torch.rand(30, generator=generator, dtype=D)),
+    ]
+    for matrix in matrices:
+        found = log_determinant(
+            MatrixOperator(matrix), n_deflated=n_deflated, n_steps=30, n_probes=16
+        )
+        exact = float(torch.logdet(matrix))
+        if n_deflated is None:
+            assert found.value == pytest.approx(exact, abs=1e-10)
+        # exact rules leave the scatter alone
+        assert found.lower == found.upper == found.value
+        assert abs(found.value - exact) <= 3 * found.margin + PRODUCT
+
+
 def test_log_determinant_of_float32_products_does_not_fail(generator):
     # far below the rounding of the products most eigenvalues of the rest are noise
     values = torch.cat([torch.logspace(0, -4, 12, dtype=D), torch.zeros(28, dtype=D)])

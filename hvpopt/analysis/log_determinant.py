@@ -139,7 +139,9 @@ def log_determinant(
         message += "; no lower bound without lowest + shift above 0"
     if rounding > shift + lowest:
         message += "; lowest + shift is below the products' own rounding"
-    floor = known + left * math.log(lowest + shift) if bounded else -math.inf
+    floor = -math.inf
+    if lowest + shift > 0.0:  # at 0 exact rules are bounded, and yet have no floor
+        floor = known + left * math.log(lowest + shift)
     margin = _margin(middle - floor, error, n_probes, confidence)
     # of sums of n terms
     epsilon = float(np.finfo(float).eps) * max(abs(float(upper.mean())), operator.size)
