@@ -12,7 +12,7 @@ from on_device import DEVICE
 from scipy.stats import binom
 from test_encoding import misfit_of
 from test_lanczos import symmetric
-from tolerances import BY_CHANCE, FLOAT32, PRODUCT, SOLVE
+from tolerances import BY_CHANCE, FLOAT32, PRODUCT, ROUNDING, SOLVE
 from waves import D, models_of, one_thread
 
 import hvpopt
@@ -367,6 +367,22 @@ def test_density_covers_and_tightens(generator):
     ]
     assert gaps[0] > gaps[1] > gaps[2]
     assert gaps[2] <= SOLVE  # the whole space: no error of the quadrature is left
+
+
+def test_density_at_an_eigenvalue_has_it_within_its_bounds(generator):
+    spectrum = torch.where(torch.arange(50) < 10, 1.0, 0.0).to(D)
+    matrix = symmetric(50, generator, spectrum)
+    at, exact = torch.tensor([0.0, 1.0], dtype=D), torch.tensor([0.8, 1.0], dtype=D)
+    hits = torch.zeros(2)
+    for s in range(SEEDS):
+        found = spectral_density(MatrixOperator(matrix), points=at, seed=s)
+        # the eigenvalue is on either side of the point, to rounding
+        assert float(found.lower[0]) == 0.0
+        assert bool(((found.value - exact).abs() <= 0.2).all())
+        hits += holds(found, exact, slack=ROUNDING)
+    assert enough(float(hits.min()))
+    found = spectral_density(MatrixOperator(torch.eye(9, dtype=D)), points=at)
+    assert found.value.tolist() == found.upper.tolist() == [0.0, 1.0]
 
 
 def test_density_counts_its_products_and_integrates_to_one(generator):
