@@ -270,6 +270,23 @@ def test_sampled_trace_and_diagonal_cover(generator):
     assert enough(float(entries.mean()), 0.94)
 
 
+def test_sampled_trace_of_few_large_eigenvalues_covers(generator):
+    row = torch.randn(12, generator=generator, dtype=D)
+    weights = torch.tensor([1.0, 0.3, 0.1, 0.1, 0.1], dtype=D)
+    objective = Encoded(weights[:, None, None] * row)
+    exact, hits = float(objective.dense.trace()), 0
+    for s in range(SEEDS):
+        found = trace(
+            objective,
+            torch.zeros(12, dtype=D),
+            hessian="gauss-newton",
+            n_products=10,
+            seed=s,
+        )
+        hits += holds(found, exact)
+    assert enough(hits)
+
+
 @pytest.mark.parametrize("function", [trace, diagonal])
 def test_samples_of_waves_cost_what_they_say(function, generator):
     misfit = misfit_of("scalar", generator)
@@ -367,6 +384,25 @@ def test_density_covers_and_tightens(generator):
     ]
     assert gaps[0] > gaps[1] > gaps[2]
     assert gaps[2] <= SOLVE  # the whole space: no error of the quadrature is left
+
+
+@pytest.mark.parametrize("n_probes", [3, 8])
+def test_density_of_few_large_eigenvalues_covers(n_probes, generator):
+    spectrum = torch.full((40,), 0.01, dtype=D)
+    spectrum[0] = 10.0
+    at, hits = torch.tensor([0.05, 5.0], dtype=D), torch.zeros(2)
+    for turned, exact in ((1.0, 39 / 40), (-1.0, 1 / 40)):
+        matrix = turned * symmetric(40, generator, spectrum)
+        for s in range(SEEDS // 2):
+            found = spectral_density(
+                MatrixOperator(matrix),
+                n_probes=n_probes,
+                n_steps=10,
+                points=(turned * at).sort().values,
+                seed=s,
+            )
+            hits += holds(found, torch.full((2,), exact, dtype=D), slack=ROUNDING)
+    assert enough(float(hits.min()))
 
 
 def test_density_at_an_eigenvalue_has_it_within_its_bounds(generator):

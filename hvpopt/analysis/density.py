@@ -20,8 +20,14 @@ from scipy.stats import norm as normal
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
-from hvpopt.analysis.quadrature import Array, Quadrature, mean_and_error, quadratures
+from hvpopt.analysis.estimate import (
+    CONFIDENCE,
+    Array,
+    Estimate,
+    skewed_margin,
+    student_factor,
+)
+from hvpopt.analysis.quadrature import Quadrature, mean_and_error, quadratures
 from hvpopt.operators.symmetric import SymmetricOperator
 
 #: Eigenvalues at which the cumulative density is given unless a caller asks for others.
@@ -131,9 +137,13 @@ def spectral_density(
         for curves in zip(*(_cumulative(rule, at, reach) for rule in rules), strict=True)
     )
     # each bound is a mean over random vectors too, and errs by its own scatter
-    errors = [mean_and_error(curves)[1] for curves in (lower, value, upper)]
+    means, errors = zip(
+        *(mean_and_error(curves) for curves in (lower, value, upper)), strict=True
+    )
     error = np.maximum.reduce(errors)
-    factor = student_factor(confidence, len(rules))
+    # fractions have a floor and a ceiling, and are skewed near to either
+    above = np.maximum(np.stack([means, 1.0 - np.stack(means)]), 0.0)
+    margins = skewed_margin(above, np.stack([errors] * 2), len(rules), confidence)
     message = f"{len(rules)} random vectors, {counts.products} products"
     if operator.noise > 1e-12:
         size = operator.noise * top
@@ -141,7 +151,7 @@ def spectral_density(
     return SpectralDensity(
         value=torch.from_numpy(value.mean(0)).to(points.device),
         standard_error=torch.from_numpy(error).to(points.device),
-        margin=torch.from_numpy(factor * error).to(points.device),
+        margin=torch.from_numpy(margins.max((0, 1))).to(points.device),
         lower=torch.from_numpy(lower.mean(0)).to(points.device),
         upper=torch.from_numpy(upper.mean(0)).to(points.device),
         confidence=confidence,
