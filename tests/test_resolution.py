@@ -243,6 +243,17 @@ def test_lengths_along_one_and_three_axes(generator):
         torch.testing.assert_close(found.value[middle], expected, rtol=0.2, atol=0)
 
 
+def test_an_axis_of_one_cell_has_no_length_and_says_so(generator):
+    at = torch.arange(30, dtype=F64)
+    operator = MatrixOperator(torch.exp(-0.5 * ((at[:, None] - at) / 2.0) ** 2))
+    space = ModelSpace(torch.zeros(1, 30, dtype=F64))
+    probes = random_probes(operator, space=space, seed=random_seed(generator))
+    found = resolution_lengths(probes, window=3.0)
+    assert bool(found.value[0].isnan().all())
+    assert not bool(found.value[1].isnan().any())
+    assert found.message.endswith("; no length along axis 0, which has one cell alone")
+
+
 def test_one_probe_has_no_error_and_says_so():
     operator = MatrixOperator(spread_matrix(6, 7, metric_of([1.0, 1.0], 0.0)))
     space = ModelSpace(torch.zeros(6, 7, dtype=F64))

@@ -40,7 +40,8 @@ class Estimate(Generic[Value]):
         lower: Lower bound of what was bounded; −inf where nothing was.
         upper: Upper bound of what was bounded; inf where nothing was.
         confidence: Probability with which ``interval`` holds the true value; for a tensor
-            that of each entry. 1 where nothing was left to chance.
+            that of each entry, of a diagonal on average over entries. 1 where nothing was
+            left to chance.
         n_products: Products spent, whole ones and sampled ones.
         n_propagations: Wave propagations spent; 0 where no wave was propagated.
         message: What was found, a sentence.
