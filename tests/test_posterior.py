@@ -1,5 +1,6 @@
 """Posterior variances against dense algebra: brackets, low rank, samples, calibration."""
 
+import itertools
 import math
 
 import pytest
@@ -173,6 +174,44 @@ def test_low_rank_is_never_below_and_lower_bounds_hold_in_200_seeds(generator):
         missed += not bool((found.lower <= true * (1 + SLACK)).all())
     # a false alarm once in a million runs at most
     assert missed <= scipy.stats.binom.ppf(1 - 1e-6, 200, 1 - confidence)
+
+
+@pytest.mark.parametrize("top", [1e6, 1e13, 1e15])
+def test_lower_bounds_hold_beside_an_eigenvalue_that_hides_the_others(top, seed):
+    weights = torch.cat([torch.tensor([top], dtype=F64), torch.linspace(1, 100, 29)])
+    true = 1.0 / (1.0 + weights.double())
+    prior = MaternPrior((30,), length=0.01, std=1.0)
+    hessian = MatrixOperator(torch.diag(weights.double()))
+    for n_products, k in itertools.product((10, 25, 30), range(5)):
+        found = pointwise_variance(
+            hessian,
+            prior,
+            Noise.of_likelihood(),
+            n_products=n_products,
+            confidence=1 - 1e-9,
+            seed=seed + k,
+        )
+        # products round to 1e-16 of the largest: 1e-3 of the others' part at 1e13
+        assert bool((found.lower <= true * (1 + 1e-2)).all())
+        assert bool((true <= found.upper * (1 + 1e-2)).all())
+
+
+def test_bound_of_any_seed_has_a_start_of_its_own(seed):
+    weights = torch.linspace(1, 100, 60, dtype=F64)
+    true = 1.0 / (1.0 + weights)
+    prior = MaternPrior((60,), length=0.01, std=1.0)
+    for first in (0, seed % 1000):
+        for later in (first - 1, first, first + 1):
+            posterior = Posterior(
+                MatrixOperator(torch.diag(weights)), prior, Noise.of_likelihood()
+            )
+            posterior.explore(6, seed=first)
+            found = posterior.pointwise_variance(
+                n_products=0, n_bound=6, confidence=1 - 1e-9, seed=later
+            )
+            assert found.rank == 6
+            assert found.remainder > 10.0  # eigenvalues of 100 are left
+            assert bool((found.lower <= true * (1 + SLACK)).all())
 
 
 def test_all_products_give_the_whole_posterior(generator, seed):

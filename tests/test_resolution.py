@@ -243,6 +243,17 @@ def test_lengths_along_one_and_three_axes(generator):
         torch.testing.assert_close(found.value[middle], expected, rtol=0.2, atol=0)
 
 
+def test_an_axis_of_one_cell_has_no_length_and_says_so(generator):
+    at = torch.arange(30, dtype=F64)
+    operator = MatrixOperator(torch.exp(-0.5 * ((at[:, None] - at) / 2.0) ** 2))
+    space = ModelSpace(torch.zeros(1, 30, dtype=F64))
+    probes = random_probes(operator, space=space, seed=random_seed(generator))
+    found = resolution_lengths(probes, window=3.0)
+    assert bool(found.value[0].isnan().all())
+    assert not bool(found.value[1].isnan().any())
+    assert found.message.endswith("; no length along axis 0, which has one cell alone")
+
+
 def test_one_probe_has_no_error_and_says_so():
     operator = MatrixOperator(spread_matrix(6, 7, metric_of([1.0, 1.0], 0.0)))
     space = ModelSpace(torch.zeros(6, 7, dtype=F64))
@@ -408,11 +419,63 @@ def test_leakage_is_within_its_error_as_often_as_it_says(generator):
     assert found.n_products == 8
     for count in hits.tolist():
         assert within_binomial_limits(count)
-    # the variance of the leakage is estimated without bias
+    # the variance of the leakage is estimated without bias; of 8 of 16 orthogonal rows
     others = torch.cat([place[:4], place[5:]])
-    variance = matrix[others][:, entries].square().sum(0) / 8
+    variance = matrix[others][:, entries].square().sum(0) / 8 * (8 / 15)
     torch.testing.assert_close(squares[0] / RUNS, variance, rtol=0.5, atol=0)
     torch.testing.assert_close(squares[1] / RUNS, variance, rtol=0.3, atol=0)
+
+
+@pytest.mark.parametrize("n_cells", [2, 3, 4, 8])
+def test_combs_of_few_cells_are_within_their_margin_as_often_as_they_say(
+    n_cells, generator
+):
+    matrix = torch.eye(20, dtype=F64) + 0.5
+    space, first = ModelSpace(torch.zeros(20, dtype=F64)), random_seed(generator)
+    places = torch.randperm(20, generator=generator)[:n_cells]
+    size = 1 << (n_cells - 1).bit_length()
+    for n_draws in (2, 4, 8):
+        hits = torch.zeros(n_cells)
+        for run in range(RUNS):
+            found = point_spread(
+                MatrixOperator(matrix),
+                [(int(place),) for place in places],
+                space=space,
+                n_draws=n_draws,
+                seed=first + run,
+                confidence=CONFIDENCE,
+            )
+            low, high = found.interval
+            assert not bool(low.isinf().any() | high.isinf().any())
+            inside = (low <= matrix[places]) & (matrix[places] <= high)
+            # of the first cell, at all cells of the comb
+            hits += inside[0, places]
+            if n_draws >= size:
+                assert bool(inside.all())
+        assert found.n_products == min(n_draws, size)
+        assert bool(found.near.all()) == (n_draws >= size)
+        assert bool(found.standard_error.any()) == (n_draws < size)
+        for count in hits.tolist():
+            assert count >= scipy.stats.binom.ppf(1e-6, RUNS, CONFIDENCE), n_draws
+
+
+def test_one_draw_of_several_cells_has_no_error(generator):
+    operator = MatrixOperator(factored(12, 6, generator))
+    space = ModelSpace(torch.zeros(12, dtype=F64))
+    found = point_spread(operator, [(1,), (8,)], space=space, n_draws=1)
+    assert bool(found.standard_error.isnan().all() and found.margin.isnan().all())
+
+
+def test_whole_rounds_of_samples_leak_nothing(generator):
+    jacobian = torch.randn(24, 12, generator=generator, dtype=F64)
+    # a part of nothing: samples are drawn, and each is all of the matrix
+    parts = Parts(torch.stack([jacobian, torch.zeros_like(jacobian)]))
+    model = torch.zeros(12, dtype=F64)
+    matrix = jacobian.T @ jacobian
+    for n_draws in (4, 8):
+        found = point_spread(parts, [(1,), (5,), (9,)], model, n_draws=n_draws)
+        torch.testing.assert_close(found.value, matrix[[1, 5, 9]])
+        assert found.n_products == n_draws
 
 
 def test_far_cells_share_a_comb_and_leak_little():

@@ -1,7 +1,9 @@
 """Traces, diagonals, densities, log-determinants and eigenpairs against dense algebra."""
 
+import dataclasses
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from on_device import DEVICE
 from scipy.stats import binom
 from test_encoding import misfit_of
 from test_lanczos import symmetric
-from tolerances import BY_CHANCE, FLOAT32, PRODUCT, SOLVE
+from tolerances import BY_CHANCE, FLOAT32, PRODUCT, ROUNDING, SOLVE
 from waves import D, models_of, one_thread
 
 import hvpopt
@@ -268,6 +270,23 @@ def test_sampled_trace_and_diagonal_cover(generator):
     assert enough(float(entries.mean()), 0.94)
 
 
+def test_sampled_trace_of_few_large_eigenvalues_covers(generator):
+    row = torch.randn(12, generator=generator, dtype=D)
+    weights = torch.tensor([1.0, 0.3, 0.1, 0.1, 0.1], dtype=D)
+    objective = Encoded(weights[:, None, None] * row)
+    exact, hits = float(objective.dense.trace()), 0
+    for s in range(SEEDS):
+        found = trace(
+            objective,
+            torch.zeros(12, dtype=D),
+            hessian="gauss-newton",
+            n_products=10,
+            seed=s,
+        )
+        hits += holds(found, exact)
+    assert enough(hits)
+
+
 @pytest.mark.parametrize("function", [trace, diagonal])
 def test_samples_of_waves_cost_what_they_say(function, generator):
     misfit = misfit_of("scalar", generator)
@@ -365,6 +384,41 @@ def test_density_covers_and_tightens(generator):
     ]
     assert gaps[0] > gaps[1] > gaps[2]
     assert gaps[2] <= SOLVE  # the whole space: no error of the quadrature is left
+
+
+@pytest.mark.parametrize("n_probes", [3, 8])
+def test_density_of_few_large_eigenvalues_covers(n_probes, generator):
+    spectrum = torch.full((40,), 0.01, dtype=D)
+    spectrum[0] = 10.0
+    at, hits = torch.tensor([0.05, 5.0], dtype=D), torch.zeros(2)
+    for turned, exact in ((1.0, 39 / 40), (-1.0, 1 / 40)):
+        matrix = turned * symmetric(40, generator, spectrum)
+        for s in range(SEEDS // 2):
+            found = spectral_density(
+                MatrixOperator(matrix),
+                n_probes=n_probes,
+                n_steps=10,
+                points=(turned * at).sort().values,
+                seed=s,
+            )
+            hits += holds(found, torch.full((2,), exact, dtype=D), slack=ROUNDING)
+    assert enough(float(hits.min()))
+
+
+def test_density_at_an_eigenvalue_has_it_within_its_bounds(generator):
+    spectrum = torch.where(torch.arange(50) < 10, 1.0, 0.0).to(D)
+    matrix = symmetric(50, generator, spectrum)
+    at, exact = torch.tensor([0.0, 1.0], dtype=D), torch.tensor([0.8, 1.0], dtype=D)
+    hits = torch.zeros(2)
+    for s in range(SEEDS):
+        found = spectral_density(MatrixOperator(matrix), points=at, seed=s)
+        # the eigenvalue is on either side of the point, to rounding
+        assert float(found.lower[0]) == 0.0
+        assert bool(((found.value - exact).abs() <= 0.2).all())
+        hits += holds(found, exact, slack=ROUNDING)
+    assert enough(float(hits.min()))
+    found = spectral_density(MatrixOperator(torch.eye(9, dtype=D)), points=at)
+    assert found.value.tolist() == found.upper.tolist() == [0.0, 1.0]
 
 
 def test_density_counts_its_products_and_integrates_to_one(generator):
@@ -514,6 +568,27 @@ def test_log_determinant_of_a_whole_or_closed_space_is_exact(generator):
     assert holds(low, float(exact), slack=SOLVE)
 
 
+@pytest.mark.parametrize("n_deflated", [None, 0])
+def test_log_determinant_without_a_shift_of_a_whole_space(n_deflated, generator):
+    matrices = [
+        torch.eye(8, dtype=D),
+        torch.diag(torch.arange(1.0, 9.0, dtype=D)),
+        torch.tensor([[2.0]], dtype=D),
+        torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=D),
+        symmetric(30, generator, 1 + torch.rand(30, generator=generator, dtype=D)),
+    ]
+    for matrix in matrices:
+        found = log_determinant(
+            MatrixOperator(matrix), n_deflated=n_deflated, n_steps=30, n_probes=16
+        )
+        exact = float(torch.logdet(matrix))
+        if n_deflated is None:
+            assert found.value == pytest.approx(exact, abs=1e-10)
+        # exact rules leave the scatter alone
+        assert found.lower == found.upper == found.value
+        assert abs(found.value - exact) <= 3 * found.margin + PRODUCT
+
+
 def test_log_determinant_of_float32_products_does_not_fail(generator):
     # far below the rounding of the products most eigenvalues of the rest are noise
     values = torch.cat([torch.logspace(0, -4, 12, dtype=D), torch.zeros(28, dtype=D)])
@@ -601,6 +676,69 @@ def test_all_eigenpairs_of_a_small_operator(generator):
     found = eigenpairs(MatrixOperator(matrix), 7, which="smallest")
     torch.testing.assert_close(found.value, torch.linalg.eigvalsh(matrix))
     assert found.converged
+
+
+def assert_eigenpairs(matrix, found, k, which):
+    """Orthonormal vectors with true residuals and bounds; the k wanted if converged."""
+    values = torch.linalg.eigvalsh(matrix)
+    exact = values.flip(0)[:k] if which == "largest" else values[:k]
+    there, size = ~found.value.isnan(), float(values.abs().max()) or 1.0
+    vectors, slack = found.vectors[:, there], PRODUCT * size
+    gram = vectors.mT @ vectors
+    torch.testing.assert_close(gram, torch.eye(len(gram), dtype=D), rtol=0, atol=PRODUCT)
+    residual = matrix @ vectors - vectors * found.value[there]
+    assert bool((residual.norm(dim=0) <= found.residuals[there] + slack).all())
+    assert not bool((found.lower > exact + slack).any())
+    assert not bool((exact > found.upper + slack).any())
+    if found.converged:
+        torch.testing.assert_close(found.value, exact, rtol=0, atol=1e-6 * size)
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_most_of_a_spectrum_with_repeated_eigenvalues(which, generator):
+    three = torch.rand(20, generator=generator, dtype=D) + 0.5
+    three[3:] = 0.0
+    asked = [
+        (torch.eye(6, dtype=D), (3, 5, 6)),
+        (torch.eye(20, dtype=D), (15, 18)),
+        (symmetric(20, generator, three), (15, 17, 18, 20)),
+        (symmetric(20, generator, 0.3 ** torch.arange(20, dtype=D)), (19, 20)),
+        (torch.zeros(5, 5, dtype=D), (4, 5)),
+    ]
+    for (matrix, sizes), seed in itertools.product(asked, range(3)):
+        for k in sizes:
+            found = eigenpairs(MatrixOperator(matrix), k, which=which, seed=seed)
+            assert found.converged, (k, found.message)
+            assert_eigenpairs(matrix, found, k, which)
+
+
+@pytest.mark.parametrize("tol", [1e-6, 0.05, 0.5])
+def test_vectors_of_few_products_are_eigenpairs_with_what_residual_they_say(
+    tol, generator
+):
+    for _, spectrum in hard_spectra(generator, 24):
+        matrix = symmetric(24, generator, spectrum)
+        for k, most in itertools.product((2, 12, 24), (24, 40)):
+            found = eigenpairs(MatrixOperator(matrix), k, tol=tol, max_products=most)
+            # a rough tolerance lets values be as far off as it says
+            found = dataclasses.replace(found, converged=found.converged and tol < 1e-3)
+            assert_eigenpairs(matrix, found, k, "largest")
+
+
+def test_wanted_where_locked_vectors_lie_is_missing_and_not_wrong(generator, monkeypatch):
+    spectrum = torch.arange(12, dtype=D).div(4, rounding_mode="floor")
+    matrix = symmetric(12, generator, spectrum)
+    for end in (-0.5, 0.0, 0.1, 2.0):
+
+        def note_range(search, _, end=end):
+            # as if the first space had missed what is near to ``end`` and beyond
+            search.norm, search.other_end = 2.0, end
+
+        search = sys.modules[eigenpairs.__module__]._Search
+        monkeypatch.setattr(search, "_note_range", note_range)
+        for k in (3, 6, 12):
+            found = eigenpairs(MatrixOperator(matrix), k, max_products=300)
+            assert_eigenpairs(matrix, found, k, "largest")
 
 
 def test_few_products_are_never_called_converged(generator):

@@ -20,8 +20,14 @@ from scipy.stats import norm as normal
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
-from hvpopt.analysis.quadrature import Array, Quadrature, mean_and_error, quadratures
+from hvpopt.analysis.estimate import (
+    CONFIDENCE,
+    Array,
+    Estimate,
+    skewed_margin,
+    student_factor,
+)
+from hvpopt.analysis.quadrature import Quadrature, mean_and_error, quadratures
 from hvpopt.operators.symmetric import SymmetricOperator
 
 #: Eigenvalues at which the cumulative density is given unless a caller asks for others.
@@ -124,22 +130,28 @@ def spectral_density(
         pad = 0.02 * ((high - low) or abs(high) or 1.0)
         points = torch.linspace(low - pad, high + pad, N_POINTS, dtype=torch.float64)
     at = points.double().cpu().numpy()
+    top = max(float(np.abs(rule.nodes).max()) for rule in rules)
+    reach = 4 * operator.noise * top  # a node this near may lie on either side
     lower, value, upper = (
         np.stack(curves)
-        for curves in zip(*(_cumulative(rule, at) for rule in rules), strict=True)
+        for curves in zip(*(_cumulative(rule, at, reach) for rule in rules), strict=True)
     )
     # each bound is a mean over random vectors too, and errs by its own scatter
-    errors = [mean_and_error(curves)[1] for curves in (lower, value, upper)]
+    means, errors = zip(
+        *(mean_and_error(curves) for curves in (lower, value, upper)), strict=True
+    )
     error = np.maximum.reduce(errors)
-    factor = student_factor(confidence, len(rules))
+    # fractions have a floor and a ceiling, and are skewed near to either
+    above = np.maximum(np.stack([means, 1.0 - np.stack(means)]), 0.0)
+    margins = skewed_margin(above, np.stack([errors] * 2), len(rules), confidence)
     message = f"{len(rules)} random vectors, {counts.products} products"
     if operator.noise > 1e-12:
-        size = operator.noise * max(float(np.abs(rule.nodes).max()) for rule in rules)
+        size = operator.noise * top
         message += f"; eigenvalues below {size:.1e} are the products' own rounding"
     return SpectralDensity(
         value=torch.from_numpy(value.mean(0)).to(points.device),
         standard_error=torch.from_numpy(error).to(points.device),
-        margin=torch.from_numpy(factor * error).to(points.device),
+        margin=torch.from_numpy(margins.max((0, 1))).to(points.device),
         lower=torch.from_numpy(lower.mean(0)).to(points.device),
         upper=torch.from_numpy(upper.mean(0)).to(points.device),
         confidence=confidence,
@@ -152,15 +164,24 @@ def spectral_density(
     )
 
 
-def _cumulative(rule: Quadrature, at: Array) -> tuple[Array, Array, Array]:
-    """Return lower bound, middle and upper bound of a measure up to points."""
+def _cumulative(rule: Quadrature, at: Array, reach: float) -> tuple[Array, Array, Array]:
+    """Return lower bound, middle and upper bound of a measure up to points.
+
+    Args:
+        rule: The rule.
+        at: The points.
+        reach: What a node may be off by. Of an exact rule a node no further from a point
+            is at it, and counts.
+    """
     summed = np.concatenate([[0.0], np.cumsum(rule.weights)])
     summed[-1] = 1.0
-    index = np.searchsorted(rule.nodes, at, side="right")  # nodes at or below
+    # nodes at or below
+    first = np.searchsorted(rule.nodes, at - reach, side="right")
+    last = np.searchsorted(rule.nodes, at + reach, side="right")
     if rule.exact:
-        return summed[index], summed[index], summed[index]
-    lower = summed[np.maximum(index - 1, 0)]
-    upper = summed[np.minimum(index + 1, len(rule.nodes))]
+        return summed[first], summed[last], summed[last]
+    lower = summed[np.maximum(first - 1, 0)]
+    upper = summed[np.minimum(last + 1, len(rule.nodes))]
     # beyond the outermost nodes part of the outermost weight may lie
     half = np.concatenate([[0.0], summed[1:] - 0.5 * rule.weights, [1.0]])
     step = float(rule.nodes[-1] - rule.nodes[0]) / len(rule.nodes) or 1.0

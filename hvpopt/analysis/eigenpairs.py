@@ -48,6 +48,8 @@ SPARE = 6
 #: Missed is what lies beyond the last wanted eigenvalue by more than this part of it:
 #: in a dense spectrum a finer distinction costs more than the eigenpairs.
 MISSED = 1e-2
+#: Half the distance, relative to ‖H‖, of what is locked from the end of the spectrum.
+APART = 0.05
 #: The size that an operator is given whose products are zero.
 SMALL = 1e-100
 
@@ -215,16 +217,19 @@ class _Search:
     def _note_range(self, ritz_values: np.ndarray) -> None:
         """Note ‖H‖, and a number beyond the end that is not wanted."""
         self.norm = max(self.norm, float(np.abs(ritz_values).max()))
-        self.other_end = float(ritz_values[-1]) + 0.1 * (self.norm or SMALL)
+        self.other_end = float(ritz_values[-1]) + 2 * APART * (self.norm or SMALL)
 
     def _wanted(self, basis: LanczosBasis) -> int:
         """Return how many of a basis's Ritz values belong to the k lowest of all."""
-        free = min(self.operator.size - len(self.values), basis.size)
-        values = basis.ritz_values[:free]
-        # the other end of the spectrum is where what is locked was put
+        values = basis.ritz_values
+        if len(self.values):
+            # what is locked lies at the other end, and is not found again; a wanted value
+            # there, which the first space missed, is missing: then k are not found
+            values = values[values < self.other_end - APART * (self.norm or SMALL)]
+        values = values[: self.operator.size - len(self.values)]
         below = int((values < self.edge - self.allowed).sum())
-        if len(self.values) < self.k:
-            merged = np.sort(np.concatenate([self.values, values]))
+        merged = np.sort(np.concatenate([self.values, values]))
+        if len(self.values) < self.k and len(merged):
             edge = merged[min(self.k, len(merged)) - 1]
             below = int((values <= edge).sum())
         return min(below, self.k)
@@ -237,7 +242,20 @@ class _Search:
         """Take vectors ``[j, n]`` in, orthonormal to what is locked."""
         for _ in range(2):
             vectors = vectors - (vectors @ self.vectors.mT) @ self.vectors
-        vectors = torch.linalg.qr(vectors.mT)[0].mT
+        q, r = torch.linalg.qr(vectors.mT)
+        # what others have nearly all of has no direction of its own, and no residual
+        kept = r.diagonal().abs().cpu().numpy() > 0.5
+        if not kept.all():
+            vectors = vectors[torch.from_numpy(kept)]
+            values, residuals = values[kept], residuals[kept]
+            q, r = torch.linalg.qr(vectors.mT)
+        vectors = q.mT
+        # Of QR = V, with H V = V Θ + E apart from what is locked, the residuals are
+        # Q (R Θ R⁻¹ − Θ) + E R⁻¹.
+        factor = r.cpu().numpy()
+        inverse = np.linalg.inv(factor)
+        moved = (factor * values) @ inverse - np.diag(values)
+        residuals = residuals @ np.abs(inverse) + np.linalg.norm(moved, axis=0)
         # xᵀ H y of a new x and a locked y is x's part of y's own residual
         totals = np.hypot(residuals, np.linalg.norm(self.own_residuals))
         order = np.argsort(np.concatenate([self.values, values]), kind="stable")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
+import numpy as np
 import scipy.stats
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from hvpopt import checks
 from hvpopt.model._shown import entry, screen
 
 Value = TypeVar("Value", float, Tensor)
+Array: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
 
 #: Probability that an interval holds the true value, unless a caller asks for another.
 CONFIDENCE = 0.95
@@ -34,11 +36,12 @@ class Estimate(Generic[Value]):
             0 where nothing was, NaN where too few samples were drawn to tell.
         margin: Half the width of the interval that holds what was sampled with
             probability ``confidence``: the standard error times a quantile of Student's
-            distribution.
+            distribution, or more where samples are skewed.
         lower: Lower bound of what was bounded; −inf where nothing was.
         upper: Upper bound of what was bounded; inf where nothing was.
         confidence: Probability with which ``interval`` holds the true value; for a tensor
-            that of each entry. 1 where nothing was left to chance.
+            that of each entry, of a diagonal on average over entries. 1 where nothing was
+            left to chance.
         n_products: Products spent, whole ones and sampled ones.
         n_propagations: Wave propagations spent; 0 where no wave was propagated.
         message: What was found, a sentence.
@@ -104,3 +107,36 @@ def student_factor(confidence: float, n_samples: int) -> float:
     if n_samples < 2:
         return math.nan
     return float(scipy.stats.t.ppf(0.5 * (1.0 + confidence), n_samples - 1))
+
+
+def skewed_margin(
+    above: float | Array, error: float | Array, n_samples: int, confidence: float
+) -> Array:
+    """Return margins of means of samples that a floor bounds from below.
+
+    A quadratic form of few large eigenvalues is skewed, and Student's interval then holds
+    the truth too seldom (0.87 to 0.90 of 200 seeds where 0.95 is stated, for
+    log-determinants of eigenvalues that fall tenfold each). So the mean is taken to have
+    a gamma distribution, whose shape its relative error tells, widened as Student's is
+    against the normal one (0.93 to 0.99). Of many eigenvalues alike it is Student's.
+
+    Args:
+        above: Mean less the floor; infinity where there is no floor.
+        error: Standard error of the mean, of the same shape.
+        n_samples: Independent samples.
+        confidence: Of the interval.
+
+    Returns:
+        The margins, never below Student's; 0 where the error is.
+    """
+    student = student_factor(confidence, n_samples)
+    above, error = np.asarray(above, np.float64), np.asarray(error, np.float64)
+    scattered = error > 0.0
+    shape = np.square(above / np.where(scattered, error, 1.0))
+    skewed = scattered & (shape > 0.0) & (shape < 1e6)
+    tail = 0.5 * (1.0 - confidence)
+    wider = student / -float(scipy.stats.norm.ppf(tail))
+    quantile = scipy.stats.gamma.ppf(tail, np.where(skewed, shape, 1.0))
+    reach = np.where(skewed, shape, 1.0) / np.maximum(quantile, np.finfo(float).tiny)
+    margin = wider * np.where(skewed, above, 0.0) * (reach - 1.0)
+    return np.asarray(np.maximum(margin, student * error), np.float64)

@@ -1,8 +1,8 @@
 """The posterior variance of every cell, bracketed from both sides.
 
-With F Fᵀ ≤ A ≤ F Fᵀ + μ (I − Q Qᵀ), for μ at least the largest eigenvalue of A − F Fᵀ,
-both ends have a diagonal that costs no product. A Lanczos run from a random start bounds
-that eigenvalue with a stated probability.
+With F Fᵀ ≤ A ≤ F Fᵀ + μ (I − Q Qᵀ), for μ at least the largest eigenvalue of A − F Fᵀ
+and Q a basis of what that is zero on, both ends have a diagonal that costs no product. A
+Lanczos run from a random start bounds that eigenvalue with a stated probability.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from hvpopt.analysis.estimate import Estimate
 from hvpopt.analysis.noise import Noise
 from hvpopt.analysis.prior import MaternPrior
+from hvpopt.analysis.probes import independent_seeds
 from hvpopt.analysis.subspace import Subspace
 from hvpopt.krylov.eigenvalue import smallest_eigenvalue
 from hvpopt.model.counts import Counts
@@ -57,9 +58,9 @@ def remainder_bound(
         operator: A.
         n_products: Products to spend.
         confidence: Probability with which it should be a bound.
-        seed: Of the random start, other than that of ``Posterior.explore``.
+        seed: Of the random start, which no seed of ``Posterior.explore`` draws.
     """
-    if space.size >= operator.size:
+    if len(space.kept) >= operator.size:
         return 0.0, 1.0
     low_rank = space.low_rank
 
@@ -74,7 +75,8 @@ def remainder_bound(
         tol=0.05,
         max_products=min(n_products, operator.size),
         confidence=confidence,
-        seed=seed + 1,
+        # the same start as the space's would see nothing outside it
+        seed=independent_seeds(seed, 1)[0],
     )
     return max(-found.lower - 1.0, 0.0), confidence
 
@@ -128,7 +130,7 @@ def diagonal_bounds(
     """Return bounds of the diagonal of L (I + A)⁻¹ Lᵀ, for A ≤ F Fᵀ + μ (I − Q Qᵀ).
 
     Args:
-        space: Of directions Q and their images, with F.
+        space: Of directions and their images, with F, and Q of them.
         prior: L.
         variance: The diagonal of L Lᵀ, ``[n]``.
         remainder: μ.
@@ -141,8 +143,8 @@ def diagonal_bounds(
         factor.mT @ factor + torch.eye(factor.shape[1]).to(factor),
     )
     # all of F and Q lie in the span of W
-    basis, _ = torch.linalg.qr(torch.cat([factor, space.rows.mT], 1))
-    inside_factor, inside = basis.mT @ factor, basis.mT @ space.rows.mT
+    basis, _ = torch.linalg.qr(torch.cat([factor, space.kept.mT], 1))
+    inside_factor, inside = basis.mT @ factor, basis.mT @ space.kept.mT
     middle = inside_factor @ inside_factor.mT - remainder * inside @ inside.mT
     most = 1.0 + remainder
     middle = middle + most * torch.eye(middle.shape[0]).to(middle)

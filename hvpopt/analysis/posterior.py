@@ -219,7 +219,7 @@ class Posterior:
         Args:
             n_products: Products to spend. Default 20.
             confidence: Probability with which it is a bound. Default 0.99.
-            seed: Of the random start, other than that of ``explore``.
+            seed: Of the random start. ``explore`` starts elsewhere, also with this seed.
         """
         n_products = checks.integer("n_products", n_products, least=1)
         remainder, confidence = remainder_bound(

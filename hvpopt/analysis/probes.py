@@ -204,6 +204,19 @@ def _closing(operator: SymmetricOperator) -> Iterator[SymmetricOperator]:
         yield operator
 
 
+def kind_of(objective: Objective, kind: Kind | None) -> Kind:
+    """Return the kind of Hessian that an objective's samples have.
+
+    Args:
+        objective: The objective.
+        kind: Default ``"gauss-newton"`` where the objective has it, else ``"exact"``.
+    """
+    if kind is None:
+        return "gauss-newton" if objective.has_gauss_newton else "exact"
+    check_kind(kind, "hessian")
+    return kind
+
+
 def sampled_operators(
     objective: Objective,
     model: Model,
@@ -223,9 +236,7 @@ def sampled_operators(
     Yields:
         Operators whose mean over seeds is the Hessian.
     """
-    if kind is None:
-        kind = "gauss-newton" if objective.has_gauss_newton else "exact"
-    check_kind(kind, "hessian")
+    kind = kind_of(objective, kind)
     space = ModelSpace(model) if space is None else space
     for seed in seeds:
         with _closing(objective.sketch(model, kind, space=space, seed=seed)) as operator:

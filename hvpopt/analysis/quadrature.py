@@ -11,18 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import scipy.linalg
 
 from hvpopt import checks
+from hvpopt.analysis.estimate import Array
 from hvpopt.analysis.probes import independent_seeds
 from hvpopt.krylov.lanczos import LanczosBasis
 from hvpopt.model.counts import Counts, metered
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
-
-Array: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
 
 
 @dataclass(frozen=True)

@@ -390,7 +390,11 @@ def _below_rounding(
 def _notes(value: Tensor, low: Tensor, grid: ParameterGrid) -> str:
     """Return what the message says of cells without a length, or with a rough one."""
     text = ""
-    lost = int(value.isnan().any(0)[grid.free].sum())
+    single = [axis for axis, size in enumerate(grid.free.shape) if size == 1]
+    for axis in single:
+        text += f"; no length along axis {axis}, which has one cell alone"
+    told = [axis for axis in range(grid.free.ndim) if axis not in single]
+    lost = int(value[told].isnan().any(0)[grid.free].sum())
     if lost:
         text += (
             f"; none in {lost} cells, where the samples do not suffice: draw more, or "

@@ -34,6 +34,7 @@ class Subspace:
         self._images = self._rows.clone()
         self._projected = self._rows.new_empty(0, 0)
         self._factor: Tensor | None = None
+        self._kept = self._rows
         self.size = 0
 
     @property
@@ -99,7 +100,14 @@ class Subspace:
             )
             kept = theta > CUTOFF * float(theta.abs().max()) if self.size else theta > 0.0
             self._factor = self.images.mT @ (vectors[:, kept] / theta[kept].sqrt())
+            self._kept = self.rows if kept.all() else vectors[:, kept].mT @ self.rows
         return self._factor
+
+    @property
+    def kept(self) -> Tensor:
+        """An orthonormal basis ``[r, m]`` of the part of Q on which A and F Fᵀ agree."""
+        _ = self.low_rank
+        return self._kept
 
     def shrink(self, white: Tensor) -> Tensor:
         """Return (I + F Fᵀ)^(−1/2) times a block.

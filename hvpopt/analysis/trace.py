@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
+from hvpopt.analysis.estimate import CONFIDENCE, Estimate, skewed_margin, student_factor
 from hvpopt.analysis.probes import (
     FEWEST,
     LeaveOneOut,
     independent_seeds,
     jackknife,
+    kind_of,
     leave_one_out,
     random_normals,
     rounding_of,
@@ -268,6 +269,7 @@ def _of_samples(
 ) -> Estimate[float]:
     """Return the mean of ``zᵀ H z`` over samples and probes drawn together."""
     seeds = independent_seeds(seed, 2 * n_products)
+    kind = kind_of(objective, kind)
     found, norm, noise = [], 0.0, 0.0
     with metered(objective.counts, pass_on=True) as counts:
         operators = sampled_operators(objective, model, kind, space, seeds[::2])
@@ -278,14 +280,17 @@ def _of_samples(
             norm = max(norm, float(product.norm() / z.norm()))
             noise = rounding_of(operator, norm)
     values = torch.tensor(found, dtype=torch.float64)
-    error = math.sqrt(float(values.var()) / n_products)
+    value, error = float(values.mean()), math.sqrt(float(values.var()) / n_products)
+    # no sample of a Gauss-Newton matrix is below 0
+    above = value if kind == "gauss-newton" else math.inf
+    margin = float(skewed_margin(above, error, n_products, confidence))
     message = f"the mean over {n_products} samples, each with a probe of its own"
     if noise > error:
         message += "; the error is that of the products' own rounding"
     return Estimate(
-        value=float(values.mean()),
+        value=value,
         standard_error=math.hypot(error, noise),
-        margin=student_factor(confidence, n_products) * error + noise,
+        margin=margin + noise,
         confidence=confidence,
         n_products=counts.products,
         n_propagations=counts.propagations,
