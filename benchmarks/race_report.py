@@ -68,8 +68,9 @@ Written by `python benchmarks/race.py` from the files in `benchmarks/race`.
 float64; waves run in the dtype that each problem states.
 
 **The default** of `hvpopt.minimize` is `QuasiNewton()` on problems of fewer than 12
-shots, which are all but Marmousi down to "Surveys of many shots"; of 12 and more it is
-`StochasticQuasiNewton()`.
+shots, which are all but Marmousi down to "Surveys of many shots". There it was run before
+`minimize` sampled surveys of 12 shots, which `marmousi-12` below shows, and is
+`QuasiNewton()` too.
 
 **Cost** is in gradients of the same problem: gradients + r_v · values + r_p · products.
 r_v and r_p are CPU time relative to a gradient's, medians measured for each problem
