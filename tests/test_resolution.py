@@ -597,14 +597,15 @@ def test_encoded_statistics_of_waves_agree_with_whole_products(small_misfit, gen
     dense = misfit.hessian(v, "gauss-newton", space=space).to_dense()
     before = misfit.counts.snapshot()
     probes = random_probes(
-        misfit, v, n_probes=12, space=space, seed=random_seed(generator)
+        misfit, v, n_probes=100, space=space, seed=random_seed(generator)
     )
     spent = misfit.counts - before
     # one encoded shot for each product, four propagations
-    assert probes.n_products == spent.products == 36
-    assert probes.n_propagations == spent.propagations == 144
+    assert probes.n_products == spent.products == 300
+    assert probes.n_propagations == spent.propagations == 1200
     squares = mean_of_products(probes.responses[0], probes.responses[0]).sum(-1)
-    error = float(squares.std()) / math.sqrt(12)
+    # squares have long tails: of 12 probes 6 errors are passed by 2 seeds in 100
+    error = float(squares.std()) / math.sqrt(100)
     assert abs(float(squares.mean()) - float(dense.square().sum())) < 6 * error
     spread = point_spread(misfit, [(8, 4), (9, 13)], v, space=space, n_draws=16)
     index = [spread.grids["model"].index(cell) for cell in ((8, 4), (9, 13))]

@@ -406,13 +406,15 @@ def _fit_powers(
         """Return coefficients, their deviations for unit noise, and the residual."""
         x = np.asarray(steps[begin:])
         weights = 1 / np.maximum(least[begin:], noise)
+        unit = weights.max()  # of a loss that is zero its squares are out of range
+        weights = weights / unit
         scales = x[0] ** -powers.astype(float)
         matrix = (x[:, None] / x[0]) ** powers * weights[:, None]
         solved = np.linalg.lstsq(matrix, values[begin:] * weights, rcond=None)[0]
         residual = matrix @ solved - values[begin:] * weights
-        spread = np.linalg.norm(residual) / math.sqrt(len(x) - len(powers))
-        covariance = np.linalg.pinv(matrix.T @ matrix)
-        return solved * scales, np.sqrt(np.diag(covariance)) * scales, float(spread)
+        spread = unit * np.linalg.norm(residual) / math.sqrt(len(x) - len(powers))
+        deviations = np.sqrt(np.diag(np.linalg.pinv(matrix.T @ matrix))) / unit
+        return solved * scales, deviations * scales, float(spread)
 
     coefficients, _, spread = fitted(tail, 0.0)
     noise = max(float(least[tail:].max()) * spread, abs(float(coefficients[0])))
