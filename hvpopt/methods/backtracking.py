@@ -152,10 +152,10 @@ class Backtracking:
             factor = float(
                 np.clip(-0.5 * expected / (value - start - expected), low, high)
             )
-        return factor * hurry(trials, low)
+        return factor * extra_factor(trials, low)
 
 
-def hurry(trials: int, low: float) -> float:
+def extra_factor(trials: int, low: float) -> float:
     """Return a further factor of a step's length once several trials have failed.
 
     A step by a curvature that is rounding can be too long by more than any power of

@@ -263,10 +263,10 @@ def _small(at: Iterate, direction: Direction, *, or_hidden: bool = True) -> str:
     """Say in words that a step is small and how small; empty if it is not."""
     space, point, tolerance = at.problem.space, at.point, at.tolerance
     if not math.isfinite(direction.unbounded):
-        left = euclidean_norm(point.projected_gradient) / tolerance.largest
-        if left > VANISHED:
+        if euclidean_norm(point.projected_gradient) > VANISHED * tolerance.largest:
             return ""
-        return f"its norm is {left:.2g} of the largest met, which is its rounding"
+        ratio = f"{at.gradient_ratio:.2g} of the largest met"
+        return f"its norm is {ratio}, which is its rounding"
     # of the step that the trust region would not have cut
     moved = space.project(point.vector + direction.vector) - point.vector
     size = direction.unbounded * relative_size(
