@@ -20,8 +20,10 @@ from hvpopt.methods.points import Point, Problem
 from hvpopt.model._scale import euclidean_norm
 
 _EPS = float(np.finfo(np.float64).eps)
-#: Trials after which a step is shortened by growing factors.
-PATIENCE = 6
+#: Trials after which a step is shortened by growing factors: powers of the second.
+PATIENCE, LEAST = 6, 0.1
+#: Roundings of the loss that a trial after a growing factor is asked to fall by.
+FEW_ROUNDINGS = 16
 #: A trial that is judged by its gradient must lower its norm to this fraction.
 GRADIENT_PROGRESS = 0.9
 
@@ -103,7 +105,13 @@ class Backtracking:
                 # shorter steps would pass by rounding, and the run would not advance
                 break
             refused = length
-            length *= self._factor(point.value, value, expected, trial)
+            length = shortened(
+                length * self._factor(point.value, value, expected),
+                trial,
+                length=length,
+                promised=-self.decrease * expected,
+                rounding=_EPS * abs(point.value),
+            )
         tried = f"none of {trial} trials along the direction"
         reason = problem.why_none_lowered(point, tried, promised=promised)
         return Step(None, point.value, 0.0, trial, direction, reason)
@@ -145,27 +153,32 @@ class Backtracking:
             return min(slope, 0.0) + 0.5 * curvature * length * length
         return slope
 
-    def _factor(self, start: float, value: float, expected: float, trials: int) -> float:
+    def _factor(self, start: float, value: float, expected: float) -> float:
         low, high = self.shrink
-        factor = math.sqrt(low * high)
-        if math.isfinite(value) and expected < 0.0:
-            factor = float(
-                np.clip(-0.5 * expected / (value - start - expected), low, high)
-            )
-        return factor * extra_factor(trials, low)
+        if not math.isfinite(value) or expected >= 0.0:
+            return math.sqrt(low * high)
+        return float(np.clip(-0.5 * expected / (value - start - expected), low, high))
 
 
-def extra_factor(trials: int, low: float) -> float:
-    """Return a further factor of a step's length once several trials have failed.
+def shortened(
+    plain: float, trials: int, *, length: float, promised: float, rounding: float
+) -> float:
+    """Return the length of the next trial: shorter still once several have failed.
 
-    A step by a curvature that is rounding can be too long by more than any power of
-    ``low`` in so many trials.
+    A step by a curvature that is rounding can be too long by more than any power of a
+    fixed factor in so many trials. But it goes no further at once than to where the loss
+    is promised to fall by a few of its roundings.
 
     Args:
+        plain: Of the next trial by what the last one says.
         trials: Failed so far.
-        low: Least factor between two trials.
+        length: Of the last trial.
+        promised: Decrease of the loss that is asked of the trial, about linear in length.
+        rounding: Of the loss.
     """
-    return low ** max(trials - PATIENCE, 0)
+    hidden = FEW_ROUNDINGS * rounding
+    shortest = plain if promised <= hidden else min(plain, length * (hidden / promised))
+    return max(plain * LEAST ** max(trials - PATIENCE, 0), shortest)
 
 
 def rounding_of(problem: Problem, point: Point) -> float:

@@ -29,7 +29,7 @@ from torch import Tensor
 from hvpopt import checks
 from hvpopt.krylov.eigenvalue import lower_bound, rounding_at
 from hvpopt.krylov.lanczos import KrylovStep, LanczosBasis
-from hvpopt.methods.backtracking import GRADIENT_PROGRESS, extra_factor
+from hvpopt.methods.backtracking import GRADIENT_PROGRESS, shortened
 from hvpopt.methods.forcing import (
     Forcing,
     ForcingState,
@@ -278,7 +278,13 @@ class _RadiusSearch:
                 return self._finish(*self._larger(trial), status)
             self.refused = min(self.refused, trial.step.norm)
             failed += 1
-            radius = self._shorter(trial) * extra_factor(failed, SHRINK[0])
+            radius = shortened(
+                self._shorter(trial),
+                failed,
+                length=trial.radius,
+                promised=max(trial.predicted, 0.0),
+                rounding=self.rounding,
+            )
             too_small = trial.below_rounding or self._vanishes(radius)
             if self.trials >= self.method.max_trials or (
                 too_small and not self._refine(first)

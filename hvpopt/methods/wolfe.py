@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.methods.backtracking import Backtracking, extra_factor
+from hvpopt.methods.backtracking import Backtracking, shortened
 from hvpopt.methods.method import Direction, Step
 from hvpopt.methods.points import Point, Problem
 from hvpopt.model._scale import power_of_two
@@ -167,7 +167,13 @@ class _Search:
                 return None
             length = _minimiser(low, high)
             if low is self.start:
-                length *= extra_factor(self.trials, 0.1)
+                length = shortened(
+                    length,
+                    self.trials,
+                    length=high.length,
+                    promised=-self.rule.decrease * high.length * self.start.slope,
+                    rounding=self.problem.space.eps * abs(self.start.value),
+                )
             if torch.equal(self._end(length), self.point.vector):
                 return None  # rounding leaves nothing of a step as short as this
             trial = self._try(length)
