@@ -139,7 +139,7 @@ def test_what_no_trial_lowered_is_told_by_its_cause(globalisation):
     refused = hvpopt.minimize(nan_below, start, method=method)
     assert "(last refusal: ValueError: the loss is nan at this model)" in refused.message
     assert "rounding" not in refused.message
-    wrong = hvpopt.minimize(WrongSign.apply, start, method=method)
+    wrong = hvpopt.minimize(WrongSign.apply, start, method=LineSearchNewton())
     assert "the gradient may be wrong (analysis.check_gradient tells)" in wrong.message
     assert not wrong.success
 
