@@ -71,7 +71,7 @@ class PointSpread(Estimate[Tensor]):
 
     @property
     def interval(self) -> tuple[Tensor, Tensor]:
-        """Both ends of the interval of each entry: ``value ± margin``, or the bounds."""
+        """Both ends of each entry's interval, ``value ± margin`` or the bounds."""
         if isinstance(self.lower, Tensor):
             return super().interval
         return self.value - self.margin, self.value + self.margin
