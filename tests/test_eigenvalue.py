@@ -8,7 +8,7 @@ from on_device import DEVICE
 from test_lanczos import symmetric
 
 import hvpopt
-from hvpopt.krylov.eigenvalue import excludes_below, lower_bound
+from hvpopt.krylov.eigenvalue import eigenvalue_converged, excludes_below, lower_bound
 
 
 def spectra(generator):
@@ -186,3 +186,12 @@ def test_a_matrix_of_few_directions_converges_at_every_start(n, generator):
         norm = float(torch.linalg.matrix_norm(matrix, 2))
         assert abs(found.value) < 1e-12 * norm
         assert -1e-6 * norm < found.lower <= 1e-12 * norm
+
+
+def test_a_start_without_a_random_part_certifies_no_closed_space():
+    matrix = torch.diag(torch.tensor([3.0, 2.0, 0.0, 0.0], dtype=torch.float64))
+    start = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    basis = hvpopt.LanczosBasis(hvpopt.MatrixOperator(matrix), rhs=start)
+    basis.extend(4)
+    assert basis.invariant
+    assert not eigenvalue_converged(basis, 1e-2, 0.99)

@@ -65,6 +65,11 @@ def test_figures_of_the_race_are_those_of_its_page(page, least):
     rows = rows_of((ROOT / page).read_text())
     shown = rows.keys() & PROBLEMS.keys()
     assert len(shown) >= least
+    ((won, near, worse, worst),) = race["StochasticQuasiNewton()"][:1]
+    text = " ".join((ROOT / page).read_text().split())
+    assert f"in {won} of {int(won) + int(near) + int(worse)} " in text
+    assert f"within 1.1 times of it in {near}" in text
+    assert worst in text
     for name in shown:
         for cells in rows[name]:
             assert cells in race[PROBLEMS[name]], name

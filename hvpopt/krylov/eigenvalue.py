@@ -192,7 +192,7 @@ def eigenvalue_converged(
         floor: Relative size of an eigenvalue that counts as zero.
     """
     allowed = tolerance_at(basis, tol, floor)
-    if basis.invariant and not basis.complete:
+    if basis.invariant and not basis.complete and basis.certainty:
         # what the start has less of than this would not have extended the basis
         component = math.exp(_log_component(basis, confidence))
         unseen = 10 * math.sqrt(basis.operator.size) * basis.rounding

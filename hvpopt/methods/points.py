@@ -213,8 +213,9 @@ class Problem:
 
         Args:
             point: Where the trials began.
-            tried: What was, such as ``"none of 20 trials along the direction"``.
-            promised: Decrease of the loss that the first trial promised.
+            tried: What was tried: ``"none of 20 trials along the direction"``.
+            promised: Largest decrease of the loss that a trial promised, that of the
+                first one or nearly.
         """
         reason = f"{tried} lowered the loss {point.value:.6g}"
         if promised <= MANY_ROUNDINGS * self.space.eps * abs(point.value):

@@ -420,10 +420,11 @@ def _starts(begins: Tensor, recorded: Tensor | None) -> list[str]:
     if first < 0.0:
         told.append(f"Cut, before the shot: up to {-first * 1e3:g} ms.")
     if recorded is not None:
+        missing = [f"the first {last * 1e3:g} ms"] if last > 0.0 else []
+        missing += ["the end of some traces"] if first < last else []
         told.append(
-            f"Not recorded, and zero here: the first {last * 1e3:g} ms"
-            + (", or the end, of some traces" if first < last else "")
-            + "; give sample_weights to the misfit."
+            f"Not recorded, and zero here: {' or '.join(missing)}; give sample_weights "
+            "to the misfit."
         )
     return told
 
