@@ -1160,7 +1160,10 @@ def test_large_first_sizes(generator, encoded, size):
     rows = rows_of(generator, encoded=encoded, noise=0.3)
     method = StochasticQuasiNewton(size=size)
     result = sampled(rows, method=method, max_iter=300)
-    assert result.success
+    # once in hundreds of seeds the last gain is under the loss's rounding: no proof
+    assert result.success or "it may be at the rounding" in result.message
+    norms = [record.gradient_norm for record in result.history]
+    assert norms[-1] <= 1e-6 * max(norms)
     sizes = {record.sample for record in result.history}
     assert sizes == ({20, 0} if size == 20 else {0})
 
