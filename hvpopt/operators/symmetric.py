@@ -53,7 +53,8 @@ class SymmetricOperator(ABC):
             for: under 1 for an estimate from some of its parts. Default 1.
 
     Attributes:
-        after: Called after each product, which is lost if it raises. Default nothing.
+        after: Called after each product, or the block of those made at once, which is
+            lost if it raises. Default nothing.
     """
 
     after: Callable[[], None] | None = None
@@ -90,9 +91,21 @@ class SymmetricOperator(ABC):
         """``(n, n)``."""
         return self.size, self.size
 
+    @property
+    def columns_at_once(self) -> int:
+        """How many columns of a block are multiplied together; 1 for one by one."""
+        return 1
+
     @abstractmethod
     def _product(self, vector: Tensor) -> Tensor:
         """Return the product with one flat vector ``[n]``, and count it."""
+
+    def _block_product(self, block: Tensor) -> Tensor:
+        """Return the products with up to ``columns_at_once`` columns, and count them.
+
+        Default one by one.
+        """
+        return torch.stack([self._product(c.contiguous()) for c in block.unbind(1)], 1)
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Return the product with a flat vector.
@@ -112,10 +125,14 @@ class SymmetricOperator(ABC):
             SecondOrderError: If the loss has no second derivative.
         """
         self._check(vector, ndim=1)
+        return self._multiplied(vector)
+
+    def _multiplied(self, rhs: Tensor) -> Tensor:
+        """Return the product with a flat vector or a block, looked at."""
         with second_derivatives():
-            result = self._product(vector)
+            result = self._product(rhs) if rhs.ndim == 1 else self._block_product(rhs)
         what = f"the product of {type(self).__name__}"
-        result = checks.tensor(what, result, (self.size,)).to(vector.dtype)
+        result = checks.tensor(what, result, tuple(rhs.shape)).to(rhs.dtype)
         if result.device != self.device:
             raise ValueError(f"{what} is on {result.device}, expected {self.device}")
         if not bool(torch.isfinite(result).all()):
@@ -129,8 +146,25 @@ class SymmetricOperator(ABC):
         return result
 
     def matmat(self, block: Tensor) -> Tensor:
-        """Return the products with the columns of a block ``[n, k]``."""
+        """Return the products with the columns of a block ``[n, k]``.
+
+        Each counts as a product, also where several are made at once.
+
+        Args:
+            block: ``[n, k]``, on this operator's device.
+
+        Returns:
+            ``[n, k]``, in the dtype of ``block``.
+
+        Raises:
+            Exception: As for ``matvec``.
+        """
         self._check(block, ndim=2)
+        at_once, n_columns = self.columns_at_once, block.shape[1]
+        if at_once > 1 and n_columns > 1:
+            return torch.cat(
+                [self._multiplied(p) for p in torch.split(block, at_once, 1)], 1
+            )
         columns = [self.matvec(column.contiguous()) for column in block.unbind(1)]
         return torch.stack(columns, 1) if columns else torch.empty_like(block)
 
@@ -409,6 +443,11 @@ class FunctionOperator(SymmetricOperator):
         return self._function(vector.to(self.dtype))
 
 
+def _apply(operator: SymmetricOperator, rhs: Tensor) -> Tensor:
+    """Return the product with a flat vector or a block."""
+    return operator.matvec(rhs) if rhs.ndim == 1 else operator.matmat(rhs)
+
+
 class DerivedOperator(SymmetricOperator):
     """An operator made of others, on the same device; closing it closes them.
 
@@ -488,15 +527,27 @@ class SumOperator(DerivedOperator):
         super().__init__(operators, counts=Counts() if counts is None else counts)
         self.names = tuple(names)
 
+    @property
+    def columns_at_once(self) -> int:
+        """As many as the term that takes most."""
+        return max(operator.columns_at_once for operator in self.operators)
+
     def _product(self, vector: Tensor) -> Tensor:
         self.counts.tally(products=1)
-        total = torch.zeros_like(vector)
+        return self._sum(vector)
+
+    def _block_product(self, block: Tensor) -> Tensor:
+        self.counts.tally(products=block.shape[1])
+        return self._sum(block)
+
+    def _sum(self, rhs: Tensor) -> Tensor:
+        total = torch.zeros_like(rhs)
         pairs = zip(self.weights, self.operators, strict=True)
         for place, (weight, term) in enumerate(pairs):
             # sums in other threads may share a term
             with metered(term.counts, pass_on=True) as own:
                 try:
-                    total.add_(term.matvec(vector), alpha=weight)
+                    total.add_(_apply(term, rhs), alpha=weight)
                 except BadPartError as error:
                     for name in self.names[place : place + 1]:
                         error.within(name)
@@ -525,9 +576,17 @@ class ShiftedOperator(DerivedOperator):
             "the shift", shift, above=-math.inf, below=math.inf, says=says
         )
 
+    @property
+    def columns_at_once(self) -> int:
+        """As many as H takes."""
+        return self.operators[0].columns_at_once
+
     def _product(self, vector: Tensor) -> Tensor:
         (operator,) = self.operators
-        return operator.matvec(vector) + self.shift * vector
+        return _apply(operator, vector) + self.shift * vector
+
+    def _block_product(self, block: Tensor) -> Tensor:
+        return self._product(block)
 
 
 class RestrictedOperator(DerivedOperator):
@@ -543,14 +602,22 @@ class RestrictedOperator(DerivedOperator):
         super().__init__([operator], size=self._indices.numel())
 
     def restrict(self, vector: Tensor) -> Tensor:
-        """Return the kept entries of a full vector ``[n]``."""
+        """Return the kept entries of a full vector ``[n]``, or block ``[n, k]``."""
         return vector[self._indices]
 
     def extend(self, vector: Tensor) -> Tensor:
-        """Return the full vector ``[n]`` of kept entries, zero elsewhere."""
-        full = vector.new_zeros(self.operators[0].size)
+        """Return the full vector or block of kept entries, zero elsewhere."""
+        full = vector.new_zeros(self.operators[0].size, *vector.shape[1:])
         full[self._indices] = vector
         return full
 
+    @property
+    def columns_at_once(self) -> int:
+        """As many as the whole operator takes."""
+        return self.operators[0].columns_at_once
+
     def _product(self, vector: Tensor) -> Tensor:
-        return self.restrict(self.operators[0].matvec(self.extend(vector)))
+        return self.restrict(_apply(self.operators[0], self.extend(vector)))
+
+    def _block_product(self, block: Tensor) -> Tensor:
+        return self._product(block)

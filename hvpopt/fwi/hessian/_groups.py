@@ -41,6 +41,9 @@ _OUT_OF_MEMORY = (
 )
 #: Bytes of histories that small shots on a CPU may take together.
 SMALL_GROUP = 32 * 2**20
+#: Shots that fill a GPU: of 16 products of one shot together each was 3.2 times as fast
+#: as alone, of 4 it was 2.7 times (benchmarks/GPU.md).
+FILLS_GPU = 16
 #: Told by the memory plan once a group has run out of memory.
 _SMALLER = "; made smaller when memory ran out"
 
@@ -211,6 +214,52 @@ class GroupRunner:
             return [list(group) for group in groups]
         return [part for group in groups for part in groups_of(group, self.largest)]
 
+    def copies(self, groups: Sequence[Sequence[int]]) -> int:
+        """Return how many columns of a block may propagate together on a GPU.
+
+        As many as bring a group to the shots that fill one, within what the memory limit
+        and earlier failures allow.
+
+        Args:
+            groups: Shots that run together, group by group.
+        """
+        most = FILLS_GPU if self.plan.limit is None else self.plan.shots_per_group
+        most = min(FILLS_GPU, most, self.largest or most)
+        return max(1, most // max(len(group) for group in self.split(groups)))
+
+    def try_total(self, task: Task, groups: Sequence[Sequence[int]]) -> list[Any] | None:
+        """Return the sum over groups; None where it is not finite or does not fit.
+
+        After it did not fit, ``copies`` is 1.
+
+        Args:
+            task: What to sum.
+            groups: Shots that run together, group by group.
+        """
+        total: Terms | None = None
+        groups, failure = self.split(groups), ""
+        try:
+            for group in groups:
+                with counted(task.counts, task.cost * len(group)):
+                    total = _added(total, task.part(group))
+        except FloatingPointError:  # deepwave looks at its wavefields
+            return None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = _first_line(error)
+        if failure:
+            task.forget()
+            _free_memory()
+            self.largest = max(len(group) for group in groups)
+            logger.warning(
+                "several products at once ran out of memory; from now on they run one by "
+                "one (%s)",
+                failure,
+            )
+            return None
+        return total if total is not None and _first_bad(total) is None else None
+
     def total(self, task: Task, groups: Sequence[Sequence[int]]) -> list[Any]:
         """Return the sum over groups, term by term.
 
@@ -284,9 +333,7 @@ class GroupRunner:
                 f"{task.quantity} ({failure}); split time with checkpoint_segments=, or "
                 "put histories on disk with storage_mode='disk'"
             )
-        gc.collect()  # an autograd graph may hang in cycles
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free_memory()
         self.largest = -(-len(group) // 2)
         self.plan = replace(
             self.plan,
@@ -300,6 +347,13 @@ class GroupRunner:
         )
         logger.warning(message)
         warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _free_memory() -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()  # an autograd graph may hang in cycles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _look_at(task: Task, terms: Terms, *, tensors: bool) -> _Failure | None:

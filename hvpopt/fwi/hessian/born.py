@@ -14,6 +14,9 @@ Of the first sum, what δV contributes through m is, with g = F'(V)ᵀ r held co
 and is made of two reverse passes as on the right. A differentiated ``V'(m) w`` would be a
 third derivative to autograd, which omits parts of it, with no error, for layer and batch
 normalisation.
+
+On a GPU few shots do not fill the device. There the columns of a block propagate
+together, each with a copy of the model of its own for each shot.
 """
 
 from __future__ import annotations
@@ -105,8 +108,7 @@ class WaveformHessian(SymmetricOperator):
     def _task(
         self, part: Callable[[list[int]], Terms], names: Sequence[str], cost: int
     ) -> Task:
-        """Return the sum over groups that a product is; it counts as begun."""
-        self.counts.tally(products=1)
+        """Return the sum over groups that a product is."""
         return Task(
             "product", part, names, cost, self.counts, self._waveforms.shots, self._forget
         )
@@ -138,27 +140,78 @@ class BornHessian(WaveformHessian):
 
     engine = "born"
 
+    @property
+    def columns_at_once(self) -> int:
+        """How many columns of a block propagate together: on a GPU as many as fill it."""
+        return self._runner.copies(self._groups) if self.device.type == "cuda" else 1
+
     def _product(self, vector: Tensor) -> Tensor:
-        leaves, steps = self._leaves(), self._steps(vector)
+        self.counts.tally(products=1)
+        found = self._images([vector], self._runner.total)
+        assert found is not None
+        return found[0]
+
+    def _block_product(self, block: Tensor) -> Tensor:
+        columns = [column.contiguous() for column in block.unbind(1)]
+        found = self._images(columns, self._runner.try_total)
+        if found is None:
+            # one by one it fits, or says which shot is bad
+            return super()._block_product(block)
+        self.counts.tally(products=len(columns))
+        return torch.stack(found, 1)
+
+    def _images(
+        self,
+        vectors: list[Tensor],
+        total: Callable[[Task, Sequence[Sequence[int]]], list[Any] | None],
+    ) -> list[Tensor] | None:
+        """Return the products with k vectors, which propagate together.
+
+        Args:
+            vectors: ``[n]`` each.
+            total: Makes the sum over groups, or returns None.
+
+        Returns:
+            ``[n]`` for each; None where there is no sum.
+        """
+        leaves, k = self._leaves(), len(vectors)
         with torch.enable_grad():
             models = self._waveforms.models(rebuild(self._model, leaves), check=False)
-        # detached from V's graph, so that groups of shots add to one gradient
-        inputs = [m.detach().requires_grad_(m.requires_grad) for m in models]
+        steps = [self._steps(vector) for vector in vectors]
+        deltas = [self._deltas(models, leaves, step) for step in steps]
         curved = self._curved and self.kind == "exact"
+        # detached from V's graph, so that groups of shots add to one gradient
+        inputs = [_stacked(k * [m]).requires_grad_(m.requires_grad) for m in models]
         pushes = [
-            d.detach().requires_grad_(curved and m.requires_grad)
-            for d, m in zip(self._deltas(models, leaves, steps), models, strict=True)
+            _stacked(columns).requires_grad_(curved and m.requires_grad)
+            for m, *columns in zip(models, *deltas, strict=True)
         ]
         part = self._exact if self.kind == "exact" else self._gauss_newton
         names = 2 * self._waveforms.survey.model_names
-        task = self._task(partial(part, inputs, pushes), names, PROPAGATIONS)
-        gradients = self._runner.total(task, self._groups)
+        task = self._task(partial(part, k, inputs, pushes), names, PROPAGATIONS * k)
+        gradients = total(task, self._groups)
+        if gradients is None:
+            return None
+        return [
+            self._pulled_row(models, leaves, step, _column(gradients, j, k), curved)
+            for j, step in enumerate(steps)
+        ]
+
+    def _pulled_row(
+        self,
+        models: Sequence[Tensor],
+        leaves: list[Tensor],
+        step: list[Tensor],
+        gradients: list[Tensor | None],
+        curved: bool,
+    ) -> Tensor:
+        """Return a product ``[n]`` from its gradients in V and δV."""
         in_models, in_pushes = gradients[: len(models)], gradients[len(models) :]
-        rows = pulled(models, leaves, in_models, retain_graph=curved)
+        rows = pulled(models, leaves, in_models, retain_graph=True)
         if curved:
             with torch.enable_grad():
                 back = pulled(models, leaves, in_pushes, create_graph=True)
-            seconds = vjp(back, leaves, steps)
+            seconds = vjp(back, leaves, step)
             rows = [row + second for row, second in zip(rows, seconds, strict=True)]
         return self._row(rows)
 
@@ -171,15 +224,17 @@ class BornHessian(WaveformHessian):
         return jvp(models, leaves, steps)
 
     def _exact(
-        self, inputs: list[Tensor], pushes: list[Tensor], group: list[int]
+        self, k: int, inputs: list[Tensor], pushes: list[Tensor], group: list[int]
     ) -> Terms:
         """Return a group's gradients in the models, and in δV where asked for."""
-        survey = self._waveforms.survey
+        survey, rows = self._waveforms.survey, k * group
         _clear(inputs, pushes)
         with torch.enable_grad():
-            data, scattered, fields = survey.propagate_born(inputs, pushes, group)
+            data, scattered, fields = survey.propagate_born(
+                _of_each_shot(inputs, k, group), _of_each_shot(pushes, k, group), rows
+            )
             r, q = self._waveforms.derivatives(
-                _detached(data), _detached(scattered), group
+                _detached(data), _detached(scattered), rows
             )
             outputs = [*scattered.values(), *data.values()]
             weights = [*r.values(), *q.values()]
@@ -189,18 +244,37 @@ class BornHessian(WaveformHessian):
         return [leaf.grad for leaf in (*inputs, *pushes)]
 
     def _gauss_newton(
-        self, inputs: list[Tensor], pushes: list[Tensor], group: list[int]
+        self, k: int, inputs: list[Tensor], pushes: list[Tensor], group: list[int]
     ) -> Terms:
         """Return a group's gradients in the models; none in δV."""
-        survey = self._waveforms.survey
+        survey, rows = self._waveforms.survey, k * group
         _clear(inputs, pushes)
         with torch.no_grad():
-            data, scattered, _ = survey.propagate_born(inputs, pushes, group)
-        q = self._waveforms.gauss_newton(data, scattered, group)
+            data, scattered, _ = survey.propagate_born(
+                _of_each_shot(inputs, k, group), _of_each_shot(pushes, k, group), rows
+            )
+        q = self._waveforms.gauss_newton(data, scattered, rows)
         with torch.enable_grad():
-            data = survey.propagate(inputs, group)
+            data = survey.propagate(_of_each_shot(inputs, k, group), rows)
             pull_back(list(data.values()), [q[channel] for channel in data], [])
         return [leaf.grad for leaf in (*inputs, *pushes)]
+
+
+def _stacked(columns: list[Tensor]) -> Tensor:
+    """Return one tensor detached, or several as one with an axis before the others."""
+    return columns[0].detach() if len(columns) == 1 else torch.stack(columns).detach()
+
+
+def _column(gradients: list[Any], j: int, k: int) -> list[Tensor | None]:
+    """Return those of column j of k; None where there is none."""
+    return gradients if k == 1 else [None if g is None else g[j] for g in gradients]
+
+
+def _of_each_shot(columns: list[Tensor], k: int, group: list[int]) -> list[Tensor]:
+    """Return one model for all shots, or with k columns one for each shot of each."""
+    if k == 1:
+        return columns
+    return [column.repeat_interleave(len(group), 0) for column in columns]
 
 
 def _clear(*leaves: list[Tensor]) -> None:

@@ -83,6 +83,7 @@ class DoubleBackpropHessian(WaveformHessian):
             raise RuntimeError(
                 "this operator is closed: its graph was released; make a new one"
             )
+        self.counts.tally(products=1)
         steps = self._steps(vector)
 
         def part(group: list[int]) -> Terms:
