@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 import warnings
+import xml.etree.ElementTree
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -324,6 +325,20 @@ def measure(device: torch.device, sizes: Sizes) -> dict[str, Any]:
     return found
 
 
+def tests(path: Path) -> dict[str, float]:
+    """Return how many tests ended how, from a file in the format of JUnit."""
+    (suite,) = xml.etree.ElementTree.parse(path).iter("testsuite")
+    failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
+    told = [skipped.attrib["message"] for skipped in suite.iter("skipped")]
+    return {
+        "passed": int(suite.attrib["tests"]) - len(told) - failed,
+        "failed": failed,
+        "not_begun": sum(message.startswith("not begun within") for message in told),
+        "not_here": sum(not message.startswith("not begun within") for message in told),
+        "seconds": float(suite.attrib["time"]),
+    }
+
+
 def size(n_bytes: float) -> str:
     """Return a number of bytes in MB or GB."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
@@ -391,9 +406,9 @@ def page(found: dict[str, Any]) -> str:
         "",
         "## Several products at once",
         "",
-        "One shot of the same survey. Single products are `H @ block`, one after the "
-        "other; by copies, each column propagates with a copy of the model of its own, "
-        "all in one call (`block_products` in benchmarks/gpu.py).",
+        "One shot of the same survey. Single products run one after the other; by "
+        "copies, which is what `H @ block` does on a GPU, each column propagates with a "
+        "copy of the model of its own, all in one call.",
         "",
         "| columns | single | by copies | single over copies | peak memory |",
         "|--:|--:|--:|--:|--:|",
@@ -429,12 +444,26 @@ def page(found: dict[str, Any]) -> str:
         f"{run['model_error']:.3f} of it. It ended so: {run['message']}",
         "",
     ]
+    if "tests" in found:
+        ran = found["tests"]
+        lines += [
+            "## The tests on this device",
+            "",
+            f"{ran['passed']} passed and {ran['failed']} failed in "
+            f"{duration(ran['seconds'])}; {ran['not_begun']} had not begun by then, "
+            f"{ran['not_here']} have no part in it.",
+            "",
+        ]
+    if found.get("not_measured"):
+        lines += ["## Not measured", ""]
+        lines += [f"- {what}" for what in found["not_measured"]] + [""]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--device", default="cuda", help="cuda (the default), or cpu")
+    parser.add_argument("--tests", type=Path, help="what pytest --junitxml wrote")
     given = parser.parse_args()
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -444,6 +473,8 @@ def main() -> None:
         print(page(measure(device, SMALL)))
         return
     found = measure(device, Sizes())
+    if given.tests is not None:
+        found["tests"] = tests(given.tests)
     (HERE / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "GPU.md").write_text(page(found))
     print(page(found))

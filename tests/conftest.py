@@ -1,12 +1,16 @@
 """Seeds that are fresh for every test and named when it fails; a single thread; a device.
 
 ``HVPOPT_SEED`` gives all tests one seed, ``HVPOPT_THREADS`` another number of threads,
-``HVPOPT_DEVICE`` another device than the CPU (on_device.py).
+``HVPOPT_DEVICE`` another device than the CPU (on_device.py). With ``HVPOPT_SECONDS`` the
+tests that have not begun by then are skipped, and files take turns.
 """
 
 import gc
+import math
 import multiprocessing
 import os
+import time
+from collections import Counter
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -18,6 +22,8 @@ from on_device import DEVICE, OnDevice, cpu_only
 torch.set_num_threads(int(os.environ.get("HVPOPT_THREADS", "1")))
 
 SEED_VARIABLE = "HVPOPT_SEED"
+#: When this process began its tests, and for how long it begins more.
+BEGAN, SECONDS = time.monotonic(), float(os.environ.get("HVPOPT_SECONDS", "inf"))
 used_seed = pytest.StashKey[int]()
 
 #: Files that take longest, longest first: begun in this order, before all others, so that
@@ -90,12 +96,21 @@ def processes():
 def pytest_collection_modifyitems(items):
     place = {stem: k for k, stem in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    if math.isfinite(SECONDS):
+        turns = Counter()
+        turn = {item: turns.update([item.path]) or turns[item.path] for item in items}
+        items.sort(key=turn.__getitem__)
     for item in items:
         reason = CPU_ONLY.get(item.path.stem)
         if reason is None and "processes" in item.fixturenames:
             reason = "processes of their own"
         if reason is not None:
             item.add_marker(cpu_only(reason))
+
+
+def pytest_runtest_setup():
+    if time.monotonic() - BEGAN > SECONDS:
+        pytest.skip(f"not begun within {SECONDS:g} s")
 
 
 def pytest_collection_finish():

@@ -1,5 +1,8 @@
 """Benchmarks that run in several processes or write files, on tiny surveys."""
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -89,6 +92,43 @@ def test_page_of_a_gpu_is_made_of_what_was_measured():
     lines = gpu.page(found).splitlines()
     assert sum(line.startswith("| 2 | ") for line in lines) == len(products["seconds"])
     assert sum(line.startswith("| 3 | ") for line in lines) == 1
+
+
+def test_committed_page_of_a_gpu_is_of_the_committed_figures():
+    found = json.loads((gpu.HERE / "gpu.json").read_text())
+    assert gpu.page(found) == (gpu.HERE / "GPU.md").read_text()
+    if found.get("not_measured"):
+        assert "## Not measured" in gpu.page(found)
+    assert "## Not measured" not in gpu.page({**found, "not_measured": []})
+
+
+TESTS = """
+def test_a(): pass
+def test_b(): assert False
+def test_c():
+    import pytest
+    pytest.skip("not here")
+"""
+
+
+@pytest.mark.parametrize(("limit", "ran"), [("inf", True), ("0", False)])
+def test_what_tests_of_a_device_did_is_counted(limit, ran, tmp_path):
+    file, written = tmp_path / "test_some.py", tmp_path / "some.xml"
+    file.write_text(TESTS)
+    options = ["-q", "-p", "conftest", "-p", "no:cacheprovider", "-c", os.devnull]
+    folder = str(Path(__file__).parent)
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, f"--junitxml={written}", file],
+        env={**os.environ, "HVPOPT_SECONDS": limit, "PYTHONPATH": folder},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == ran, ended.stdout
+    found = gpu.tests(written)
+    assert found.pop("seconds") > 0
+    names = ("passed", "failed", "not_begun", "not_here")
+    assert found == dict(zip(names, (1, 1, 0, 1) if ran else (0, 0, 3, 0), strict=True))
 
 
 def test_benchmark_of_a_gpu_says_that_there_is_none(monkeypatch):

@@ -125,12 +125,12 @@ class SymmetricOperator(ABC):
             SecondOrderError: If the loss has no second derivative.
         """
         self._check(vector, ndim=1)
-        return self._multiplied(vector)
-
-    def _multiplied(self, rhs: Tensor) -> Tensor:
-        """Return the product with a flat vector or a block, looked at."""
         with second_derivatives():
-            result = self._product(rhs) if rhs.ndim == 1 else self._block_product(rhs)
+            result = self._product(vector)
+        return self._checked(result, vector)
+
+    def _checked(self, result: Tensor, rhs: Tensor) -> Tensor:
+        """Return a product in the dtype of its right-hand side, or raise."""
         what = f"the product of {type(self).__name__}"
         result = checks.tensor(what, result, tuple(rhs.shape)).to(rhs.dtype)
         if result.device != self.device:
@@ -162,9 +162,12 @@ class SymmetricOperator(ABC):
         self._check(block, ndim=2)
         at_once, n_columns = self.columns_at_once, block.shape[1]
         if at_once > 1 and n_columns > 1:
-            return torch.cat(
-                [self._multiplied(p) for p in torch.split(block, at_once, 1)], 1
-            )
+            results = []
+            for part in torch.split(block, at_once, 1):
+                with second_derivatives():
+                    result = self._block_product(part)
+                results.append(self._checked(result, part))
+            return torch.cat(results, 1)
         columns = [self.matvec(column.contiguous()) for column in block.unbind(1)]
         return torch.stack(columns, 1) if columns else torch.empty_like(block)
 

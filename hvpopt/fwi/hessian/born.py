@@ -147,32 +147,30 @@ class BornHessian(WaveformHessian):
 
     def _product(self, vector: Tensor) -> Tensor:
         self.counts.tally(products=1)
-        found = self._images([vector], self._runner.total)
-        assert found is not None
-        return found[0]
+        task, products = self._pass([vector])
+        return products(self._runner.total(task, self._groups))[0]
 
     def _block_product(self, block: Tensor) -> Tensor:
         columns = [column.contiguous() for column in block.unbind(1)]
-        found = self._images(columns, self._runner.try_total)
-        if found is None:
+        task, products = self._pass(columns)
+        gradients = self._runner.try_total(task, self._groups)
+        if gradients is None:
             # one by one it fits, or says which shot is bad
             return super()._block_product(block)
         self.counts.tally(products=len(columns))
-        return torch.stack(found, 1)
+        return torch.stack(products(gradients), 1)
 
-    def _images(
-        self,
-        vectors: list[Tensor],
-        total: Callable[[Task, Sequence[Sequence[int]]], list[Any] | None],
-    ) -> list[Tensor] | None:
-        """Return the products with k vectors, which propagate together.
+    def _pass(
+        self, vectors: list[Tensor]
+    ) -> tuple[Task, Callable[[list[Any]], list[Tensor]]]:
+        """Return what propagates for k vectors together, and makes products of it.
 
         Args:
             vectors: ``[n]`` each.
-            total: Makes the sum over groups, or returns None.
 
         Returns:
-            ``[n]`` for each; None where there is no sum.
+            The sum over groups of gradients in V and δV; the function that returns the
+            products ``[n]`` of such a sum.
         """
         leaves, k = self._leaves(), len(vectors)
         with torch.enable_grad():
@@ -189,31 +187,16 @@ class BornHessian(WaveformHessian):
         part = self._exact if self.kind == "exact" else self._gauss_newton
         names = 2 * self._waveforms.survey.model_names
         task = self._task(partial(part, k, inputs, pushes), names, PROPAGATIONS * k)
-        gradients = total(task, self._groups)
-        if gradients is None:
-            return None
-        return [
-            self._pulled_row(models, leaves, step, _column(gradients, j, k), curved)
-            for j, step in enumerate(steps)
-        ]
 
-    def _pulled_row(
-        self,
-        models: Sequence[Tensor],
-        leaves: list[Tensor],
-        step: list[Tensor],
-        gradients: list[Tensor | None],
-        curved: bool,
-    ) -> Tensor:
-        """Return a product ``[n]`` from its gradients in V and δV."""
-        in_models, in_pushes = gradients[: len(models)], gradients[len(models) :]
-        rows = pulled(models, leaves, in_models, retain_graph=True)
-        if curved:
-            with torch.enable_grad():
-                back = pulled(models, leaves, in_pushes, create_graph=True)
-            seconds = vjp(back, leaves, step)
-            rows = [row + second for row, second in zip(rows, seconds, strict=True)]
-        return self._row(rows)
+        def products(gradients: list[Any]) -> list[Tensor]:
+            return [
+                self._row(
+                    _pulled_back(models, leaves, step, _column(gradients, j, k), curved)
+                )
+                for j, step in enumerate(steps)
+            ]
+
+        return task, products
 
     def _deltas(
         self, models: Sequence[Tensor], leaves: list[Tensor], steps: list[Tensor]
@@ -258,6 +241,24 @@ class BornHessian(WaveformHessian):
             data = survey.propagate(_of_each_shot(inputs, k, group), rows)
             pull_back(list(data.values()), [q[channel] for channel in data], [])
         return [leaf.grad for leaf in (*inputs, *pushes)]
+
+
+def _pulled_back(
+    models: Sequence[Tensor],
+    leaves: list[Tensor],
+    step: list[Tensor],
+    gradients: list[Tensor | None],
+    curved: bool,
+) -> list[Tensor]:
+    """Return a product from its gradients in V and, where V is curved, in δV."""
+    in_models, in_pushes = gradients[: len(models)], gradients[len(models) :]
+    rows = pulled(models, leaves, in_models, retain_graph=True)
+    if not curved:
+        return rows
+    with torch.enable_grad():
+        back = pulled(models, leaves, in_pushes, create_graph=True)
+    seconds = vjp(back, leaves, step)
+    return [row + second for row, second in zip(rows, seconds, strict=True)]
 
 
 def _stacked(columns: list[Tensor]) -> Tensor:
