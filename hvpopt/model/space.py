@@ -15,6 +15,8 @@ for parameters of different units.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.model._scale import euclidean_norm
+from hvpopt.model._scale import euclidean_norm, power_of_two
 from hvpopt.model.tensors import (
     Model,
     all_finite,
@@ -31,6 +33,11 @@ from hvpopt.model.tensors import (
     named_tensors,
     rebuild,
 )
+
+logger = logging.getLogger(__name__)
+
+#: Parameters whose sizes differ by more than this are not measured in one unit.
+FAR_APART = 1000.0
 
 PerParameter: TypeAlias = "float | Tensor | Sequence[Any] | Mapping[str, Any] | None"
 
@@ -43,7 +50,9 @@ class ModelSpace:
             It is copied.
         scale: Positive size of one unit of each parameter (a scalar or a tensor that
             broadcasts to it); one for all, or one per parameter as a sequence or
-            mapping arranged like the model. Default 1.
+            mapping arranged like the model. ``"auto"`` for 1, unless the root mean
+            squares of the free parameters differ by more than a factor of 1000: then
+            for each its own, rounded down to a power of two. Default 1.
         mask: Boolean, True where a cell may change; per parameter like ``scale``.
             Default all free.
         lower: Lower bounds in the model's units, scalars or tensors, per parameter
@@ -101,6 +110,8 @@ class ModelSpace:
         if self.size == 0:
             raise ValueError("the mask freezes every cell; leave at least one True")
         self._free_counts = self._count_free()
+        if isinstance(scale, str):
+            scale = self._typical_sizes(scale)
         self.scale = self._flat_option("scale", scale, 1.0)
         if self.scale is not None and not bool((self.scale > 0).all()):
             raise ValueError(
@@ -335,6 +346,29 @@ class ModelSpace:
     def _times_scale(self, vector: Tensor) -> Tensor:
         self._check_length(vector)
         return vector if self.scale is None else vector * self.scale
+
+    def _typical_sizes(self, asked: str) -> PerParameter:
+        """Return the size of each parameter where they differ much, else None."""
+        if asked != "auto":
+            raise ValueError(
+                f"scale is {asked!r}; pass 'auto', a number, or sizes by parameter"
+            )
+        sizes = [
+            power_of_two(euclidean_norm(t.reshape(-1).double()) / math.sqrt(t.numel()))
+            if n_free and bool(t.any())
+            else None
+            for t, n_free in zip(self._tensors(), self._free_counts, strict=True)
+        ]
+        known = [size for size in sizes if size is not None]
+        if not known or max(known) <= FAR_APART * min(known):
+            return None
+        names = [n for n, size in zip(self.names, sizes, strict=True) if size is not None]
+        told = dict(zip(names, known, strict=True))
+        logger.info("each parameter is measured in units of its own size: %s", told)
+        by_place = [1.0 if size is None else size for size in sizes]
+        if isinstance(self._reference, Mapping):
+            return dict(zip(self.names, by_place, strict=True))
+        return by_place
 
     def _expand(
         self, what: str, option: PerParameter, default: object, dtype: torch.dtype

@@ -40,9 +40,9 @@ class Newton(torch.optim.Optimizer):
     A step costs the gradient at its start, its products and its trial values, as in
     hvpopt.minimize. The first step costs one more value, to detect and refuse a loss that
     is not deterministic (dropout, noise, a batch drawn within the closure). The iterates
-    are those of minimize too, unless the parameters are changed between steps: the method
-    then restarts from their values. A gradient that a line search has already evaluated
-    is used again only if the closure is the same object.
+    are those of minimize with ``scale=1`` too, unless the parameters are changed between
+    steps: the method then restarts from their values. A gradient that a line search has
+    already evaluated is used again only if the closure is the same object.
 
     After a step, ``.grad`` of each parameter holds the gradient at the start of the step,
     as with every torch optimiser. Parameters are changed in place.

@@ -52,7 +52,7 @@ def minimize(
     model: Model,
     *,
     method: Method | None = None,
-    scale: PerParameter = None,
+    scale: PerParameter = "auto",
     mask: PerParameter = None,
     lower: PerParameter = None,
     upper: PerParameter = None,
@@ -84,7 +84,9 @@ def minimize(
             shots, or 24 drawn ones); else ``TrustRegionNewton()``; and, with a warning,
             ``QuasiNewton(initial=GradientScale())`` if the first step shows that the loss
             has no second derivative.
-        scale: Size of one unit of each parameter; see ModelSpace. Default 1.
+        scale: Size of one unit of each parameter; see ModelSpace. Default ``"auto"``: 1,
+            but for parameters whose sizes differ by more than a factor of 1000 that of
+            each, without which no method would move the larger ones.
         mask: True where cells may change; see ModelSpace. Default all.
         lower: Lower bounds in the model's units, scalars or tensors; see ModelSpace.
             Every iterate and trial is within the bounds. Default none.
