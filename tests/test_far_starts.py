@@ -107,3 +107,31 @@ def test_a_minimum_to_the_rounding_of_float32_is_mostly_called_one(name, generat
 
 def slope(x, shift):
     return float(torch.cos(x + shift) + 0.1 * x)
+
+
+class WrongSign(torch.autograd.Function):
+    """A quadratic whose gradient points the other way."""
+
+    @staticmethod
+    def forward(ctx, x, curvatures):
+        ctx.save_for_backward(x, curvatures)
+        return 0.5 * (curvatures * x * x).sum() + 1.0
+
+    @staticmethod
+    def backward(ctx, out):
+        x, curvatures = ctx.saved_tensors
+        return -out * curvatures * x, None
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("size", [1e-2, 1.0, 1e6])
+def test_a_gradient_of_the_wrong_sign_ends_a_run_at_once(name, size, generator):
+    curvatures = 0.5 + torch.rand(9, generator=generator, dtype=D)
+    start = size * (1.0 + torch.rand(9, generator=generator, dtype=D))
+    result = hvpopt.minimize(
+        lambda x: WrongSign.apply(x, curvatures), start, method=METHODS[name]()
+    )
+    assert result.status is hvpopt.Status.NO_DECREASE
+    assert "the gradient may be wrong" in result.message
+    assert torch.equal(result.x, start)
+    assert result.counts.values + result.counts.gradients < 50

@@ -55,6 +55,8 @@ POOR = 0.25
 GOOD = 0.75
 #: Above it, on the boundary, a larger radius is tried at once, for one value.
 EXCELLENT = 0.9
+#: Times its rounding, a decrease of the loss that would be seen.
+VISIBLE = 1e6
 #: Least and largest factor of a shrinking radius, and the factor of a growing one.
 SHRINK, GROW = (0.1, 0.5), 2.0
 #: Factor of the tolerance where a step at the old one is lost in the loss's rounding.
@@ -365,6 +367,8 @@ class _RadiusSearch:
         self.promised = max(self.promised, predicted)
         actual = point.value - value
         lifted = max(predicted, 0.0) + self.slack
+        # rounding is no answer to what had to be seen: the gradient may be wrong
+        noise = actual <= self.rounding and self.promised > VISIBLE * self.rounding
         return _Trial(
             radius=radius,
             step=step,
@@ -377,7 +381,7 @@ class _RadiusSearch:
             ratio=(actual + self.slack) / lifted if lifted > 0.0 else -math.inf,
             # far below zero it is what cancellation left
             below_rounding=not cut and abs(predicted) <= self.rounding,
-            accepted=actual + self.slack >= asked + ACCEPT * self.slack,
+            accepted=not noise and actual + self.slack >= asked + ACCEPT * self.slack,
         )
 
     def _larger(self, trial: _Trial) -> tuple[_Trial, bool]:

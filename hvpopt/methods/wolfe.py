@@ -10,8 +10,9 @@ positive curvature. A trial costs a value and a gradient, but the gradient of th
 one is the next point's own.
 
 Near a minimum rounding hides the decrease of φ long before it hides that of its slope.
-There the first condition is replaced by ``φ′(t) ≤ (2 c₁ − 1) φ′(0)``, which is the same
-for a parabola (Hager and Zhang, SIAM J. Optim. 16, 2005).
+Where c₁ φ′(0) is below the rounding of φ, the first condition is therefore replaced by
+``φ′(t) ≤ (2 c₁ − 1) φ′(0)``, which is the same for a parabola (Hager and Zhang, SIAM J.
+Optim. 16, 2005).
 """
 
 from __future__ import annotations
@@ -194,7 +195,10 @@ class _Search:
         if change <= asked:
             return True
         hidden = self.rule.rounding * abs(self.start.value)
-        if change > hidden:
+        # a step that rounding hides, of a direction whose unit step it would not hide, is
+        # what is left of a wrong gradient
+        visible = -self.rule.decrease * self.start.slope > hidden
+        if visible or change > hidden:
             return False
         return trial.slope <= (2.0 * self.rule.decrease - 1.0) * self.start.slope
 
