@@ -66,6 +66,59 @@ def test_true_model_fits_every_stage_exactly(generator):
         assert stage.value(true) <= 1e-28 * stage.value(v)
 
 
+@pytest.mark.parametrize("name", ["l2", "huber"])
+@pytest.mark.parametrize("per_trace", [False, True])
+def test_what_was_not_recorded_is_filtered_on_neither_side(name, per_trace, generator):
+    there = survey(n_shots=2)
+    (v,) = models_of("scalar", generator)
+    true = 1.02 * v
+    whole = there.simulate(true)
+    weights = torch.ones_like(whole) if per_trace else torch.ones(NT, dtype=D)
+    weights[..., :12] = 0.0
+    if per_trace:
+        weights[0, 1, 60:] = 0.0
+    make = {"l2": hvpopt.fwi.L2, "huber": hvpopt.fwi.Huber}[name]
+    data_misfit = make(sample_weights=weights)
+    misfit = WaveformMisfit(there, whole * weights, data_misfit)
+    band = BandFilter(high=40.0)
+    (stage,) = frequency_stages(misfit, [40.0])
+    given = WaveformMisfit(there, whole * weights, data_misfit, transforms=[band])
+    simulated = there.simulate(v) * weights
+    filtered = band.filter(simulated, DT) - band.filter(whole * weights, DT)
+    for found in (stage, given):
+        assert found.value(true) == 0.0
+        assert found.value(v) > 0.0
+        if name == "l2":
+            expected = float((filtered.square() * weights).mean())
+            assert found.value(v) == pytest.approx(expected, rel=1e-10)
+    # twice is once
+    (again,) = frequency_stages(stage, [30.0])
+    names = [one.name for one in again.waveforms.processing.transforms]
+    assert names.count("mask of recorded samples") == 1
+    # weights where there are data are a choice: the filter sees all of them
+    late = torch.ones(NT, dtype=D)
+    late[50:60] = 0.0
+    chosen = WaveformMisfit(there, whole, make(sample_weights=late))
+    (plain,) = frequency_stages(chosen, [40.0])
+    assert [one.name for one in plain.waveforms.processing.transforms] == [band.name]
+
+
+def test_mask_of_recorded_samples_serves_misfits_without_weights(generator):
+    there = survey(n_shots=2)
+    (v,) = models_of("scalar", generator)
+    whole = there.simulate(1.02 * v)
+    weights = torch.ones_like(whole)
+    weights[..., :15] = 0.0
+    mask = hvpopt.fwi.RecordedSamples(weights)
+    for name in ("envelope", "normalised-correlation", "l2"):
+        plain = WaveformMisfit(there, whole * weights, name)
+        misfit = plain.transformed(mask)
+        assert misfit.value(1.02 * v) == pytest.approx(0.0, abs=1e-14)
+        assert misfit.value(v) > 1e-12
+        muted = plain.transformed(Mute(top=15 * DT))
+        assert misfit.value(v) == pytest.approx(muted.value(v), rel=1e-12)
+
+
 def test_stage_is_the_misfit_of_a_filtered_wavelet(generator):
     """F(m; H s) = H F(m; s): the wavelet begins late and the record ends late enough."""
     band, nt, quiet = BandFilter(high=70.0, order=2), 900, 300

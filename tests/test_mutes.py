@@ -8,7 +8,14 @@ import torch
 from transformed import KINDS, T_END, made_with, streamer, times, transforms_of
 from waves import DT, NT, SHAPE, SPACING, D, arguments, one_thread, rand, relative
 
-from hvpopt.fwi import CosineTaper, LinearMoveout, Mute, OffsetLimits, Survey
+from hvpopt.fwi import (
+    CosineTaper,
+    LinearMoveout,
+    Mute,
+    OffsetLimits,
+    RecordedSamples,
+    Survey,
+)
 
 __all__ = ["one_thread"]
 
@@ -160,6 +167,31 @@ WRONG = {
     "mute nan": (lambda: Mute(top=NAN), ValueError, "8 NaN; give inf"),
     "mute integers": (lambda: Mute(top=torch.ones(2, 4).int()), TypeError, "int32; give"),
     "mute negative taper": (lambda: Mute(0.1, taper=-1), ValueError, "taper is -1"),
+    "mute ramps": (
+        lambda: Mute(0.1, 0.2, taper=0.3),
+        ValueError,
+        r"two tapers of 0.3 s do not fit in a window of 0.1 s",
+    ),
+    "offset ramps": (
+        lambda: OffsetLimits(100.0, 200.0, taper=500.0),
+        ValueError,
+        r"two tapers of 500 m do not fit in a range of offsets of 100 m",
+    ),
+    "recorded text": (
+        lambda: RecordedSamples("all"),
+        TypeError,
+        "recorded is a str; pass a tensor, or one by channel",
+    ),
+    "recorded shape": (
+        lambda: made_with(RecordedSamples(torch.ones(3))),
+        ValueError,
+        r"recorded has shape \(3,\) for channel 'u'; expected \(72,\) or \(2, 4, 72\)",
+    ),
+    "recorded channel": (
+        lambda: made_with(RecordedSamples({"p": torch.ones(3)})),
+        ValueError,
+        r"recorded has channels \['p'\]; the survey records \['u'\]",
+    ),
     "mute shape": (
         lambda: made_with(Mute(top=torch.zeros(3, 4))),
         ValueError,

@@ -8,6 +8,7 @@ from hvpopt.fwi.data.mutes import (
     LinearMoveout,
     Mute,
     OffsetLimits,
+    RecordedSamples,
 )
 from hvpopt.fwi.data.trace_misfits import (
     DeepwaveMisfit,
@@ -60,6 +61,7 @@ __all__ = [
     "NormalisedCorrelation",
     "OffsetLimits",
     "Parameterisation",
+    "RecordedSamples",
     "SlownessSquared",
     "SubRegion",
     "Survey",

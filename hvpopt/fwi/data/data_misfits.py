@@ -273,6 +273,18 @@ class DataMisfit(ABC):
                 "over shots; give it a method merged(constants) that returns those of all"
             )
 
+    def recorded(self, observed: Data, shots: Shots) -> Data:
+        """Return 0 where a sample was not recorded, else 1.
+
+        Args:
+            observed: The rows of ``shots``.
+            shots: Which they are. Default all.
+
+        Returns:
+            By channel, ``[shot or 1, receiver or 1, time]``.
+        """
+        return {c: torch.ones_like(d[:1, :1]) for c, d in observed.items()}
+
 
 class _Weighted(DataMisfit):
     """A sum over samples, each with its weight, divided by their number."""
@@ -298,6 +310,21 @@ class _Weighted(DataMisfit):
             _check_weights(
                 "sample", self._samples, channel, [(samples,), tuple(data.shape)]
             )
+
+    def recorded(self, observed: Data, shots: Shots) -> Data:
+        """Return 0 where a sample has neither weight nor value, else 1."""
+        found = {}
+        for channel, data in observed.items():
+            samples = _of_channel(self._samples, channel)
+            if samples is None:
+                found[channel] = torch.ones_like(data[:1, :1])
+                continue
+            weights = samples if samples.ndim == 1 else take(samples, shots)
+            there = (weights != 0.0) | (data != 0.0)
+            if samples.ndim == 1:  # of every shot alike
+                there = there.any(0, keepdim=True).any(1, keepdim=True)
+            found[channel] = there.to(data)
+        return found
 
     def _factor(self, channel: str, shots: Shots) -> Tensor | float:
         """Return what multiplies each term, shaped to broadcast to the rows."""

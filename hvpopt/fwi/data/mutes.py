@@ -1,4 +1,4 @@
-"""Mutes, offset limits and cosine tapers: transforms that multiply every sample.
+"""Mutes, offset limits and tapers: transforms that multiply every sample.
 
 A mute by factors m gives an L2 misfit the values that ``L2(sample_weights=m²)`` has.
 Weights belong to L2 and Huber; mutes work with every misfit, can follow offsets, and take
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -54,6 +54,8 @@ Times: TypeAlias = "float | Tensor | LinearMoveout"
 
 class _Factors(DataTransform):
     """A transform that multiplies every sample by a number."""
+
+    multiplies = True
 
     @abstractmethod
     def factors(self, survey: Survey, channel: str) -> Callable[[Shots], Tensor]:
@@ -102,8 +104,9 @@ class Mute(_Factors):
 
     Raises:
         TypeError: For times or a taper of the wrong type.
-        ValueError: For neither time, NaN, a taper that is negative; when it meets the
-            survey, for shapes or channels that do not fit.
+        ValueError: For neither time, NaN, a taper that is negative, or two ramps that do
+            not fit in the window; when it meets the survey, for shapes or channels that
+            do not fit.
     """
 
     top: Times | Mapping[str, Times] | None = None
@@ -120,6 +123,9 @@ class Mute(_Factors):
                 _check_times(name, value)
         taper = checks.number("taper", self.taper, least=0.0, below=math.inf)
         checks.put(self, taper=taper)
+        if checks.is_number(self.top) and checks.is_number(self.bottom):
+            window = checks.number("bottom", self.bottom) - checks.number("top", self.top)
+            _check_ramps("window", window, taper, "s")
 
     @property
     def same_for_every_shot(self) -> bool:
@@ -199,7 +205,8 @@ class OffsetLimits(_Factors):
 
     Raises:
         TypeError: If they are no numbers.
-        ValueError: If there is no limit, or they are negative or in another order.
+        ValueError: If there is no limit, they are negative or in another order, or two
+            ramps do not fit between them.
     """
 
     nearest: float | None = None
@@ -222,6 +229,8 @@ class OffsetLimits(_Factors):
             )
         taper = checks.number("taper", self.taper, least=0.0, below=math.inf)
         checks.put(self, nearest=near, farthest=far, taper=taper)
+        if near is not None and far is not None:
+            _check_ramps("range of offsets", far - near, taper, "m")
 
     def factors(self, survey: Survey, channel: str) -> Callable[[Shots], Tensor]:
         """Return the factors ``[shot, receiver, 1]``."""
@@ -232,6 +241,78 @@ class OffsetLimits(_Factors):
         if self.farthest is not None:
             factor = factor * ramp(-offsets, -self.farthest, self.taper)
         return _Rows(factor.unsqueeze(-1).to(survey.device, survey.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedSamples(_Factors):
+    """Zeroes what was not recorded, in simulated data as they are zero in observed.
+
+    A filter that follows then has the same ends of records on both sides. A misfit with
+    zero ``sample_weights`` puts this before its first filter by itself.
+
+    Args:
+        recorded: Zero for samples that were not recorded, ``[time]`` or ``[shot,
+            receiver, time]``, such as ``SurveyData.sample_weights``; one tensor or one by
+            channel, whose other channels are left as they are.
+
+    Raises:
+        TypeError: If it is no tensor, or no mapping of tensors.
+        ValueError: When it meets the survey, for shapes or channels that do not fit.
+    """
+
+    recorded: Tensor | Mapping[str, Tensor]
+
+    name = "mask of recorded samples"
+
+    def __post_init__(self) -> None:
+        for part in self._parts():
+            checks.instance("recorded", part, Tensor, "pass a tensor, or one by channel")
+
+    def _parts(self) -> list[Tensor]:
+        given = self.recorded
+        return [*given.values()] if isinstance(given, Mapping) else [given]
+
+    @property
+    def same_for_every_shot(self) -> bool:
+        """True for masks ``[time]``."""
+        return all(part.ndim == 1 or len(part) == 1 for part in self._parts())
+
+    def factors(self, survey: Survey, channel: str) -> Callable[[Shots], Tensor]:
+        """Return the factors ``[shot or 1, receiver or 1, time]``."""
+        mask, (shots, receivers, nt) = self.recorded, survey.data_shapes[channel]
+        if isinstance(mask, Mapping):
+            if unknown := set(mask) - set(survey.data_shapes):
+                raise ValueError(
+                    f"recorded has channels {sorted(map(str, unknown))}; the survey "
+                    f"records {list(survey.data_shapes)}"
+                )
+            mask = mask.get(channel, torch.ones(nt))
+        part = mask[None, None] if mask.ndim == 1 else mask
+        fits = part.ndim == 3 and all(
+            n in (1, of) for n, of in zip(part.shape[:2], (shots, receivers), strict=True)
+        )
+        if not fits or part.shape[2] != nt:
+            raise ValueError(
+                f"recorded has shape {tuple(mask.shape)} for channel {channel!r}; "
+                f"expected ({nt},) or ({shots}, {receivers}, {nt})"
+            )
+        return _Rows((part != 0).to(survey.device, survey.dtype))
+
+
+def masked_first(
+    transforms: Sequence[DataTransform], recorded: Data
+) -> tuple[DataTransform, ...]:
+    """Return transforms with a mask of what was recorded before the first filter.
+
+    Args:
+        transforms: In their order. What multiplies samples alone needs no mask.
+        recorded: 0 where a sample was not recorded, else 1; by channel.
+    """
+    plain = [one.multiplies for one in transforms]
+    if all(plain) or all(bool(part.all()) for part in recorded.values()):
+        return tuple(transforms)
+    first = plain.index(False)
+    return (*transforms[:first], RecordedSamples(recorded), *transforms[first:])
 
 
 @dataclass(frozen=True)
@@ -343,6 +424,14 @@ def ramp(
 def _rows(tensor: Tensor, shots: Shots) -> Tensor:
     """Return the rows of some shots; the only one where there is one for all."""
     return tensor if len(tensor) == 1 else take(tensor, shots)
+
+
+def _check_ramps(what: str, length: float, taper: float, unit: str) -> None:
+    if length < 2.0 * taper:
+        raise ValueError(
+            f"two tapers of {taper:g} {unit} do not fit in a {what} of {length:g} "
+            f"{unit}: shorten taper="
+        )
 
 
 def _check_times(name: str, times: Any) -> None:

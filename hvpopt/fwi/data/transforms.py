@@ -30,9 +30,12 @@ class DataTransform(ABC):
 
     Attributes:
         name: For errors.
+        multiplies: True if it multiplies each sample by a number, and no more. Default
+            False.
     """
 
     name: str = "transform"
+    multiplies: bool = False
 
     @property
     def same_for_every_shot(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.fwi.data.data_misfits import Constants, DataMisfit
+from hvpopt.fwi.data.mutes import masked_first
 from hvpopt.fwi.data.transforms import DataTransform, Processing
 from hvpopt.fwi.hessian.bad_shots import ShotNames
 from hvpopt.fwi.survey.acquisition import Shots, take
@@ -64,6 +65,9 @@ class Waveforms:
         shots = self.shots
         moved = shots.rows_of(None) != list(range(self.survey.n_shots))
         added = Processing.fitted(transforms, self.survey)
+        if all(one.multiplies for one in self.processing.transforms):
+            rows, given = shots.rows_of(None), (self.data_misfit, self.observed)
+            added = masked(added, self.survey, *given, rows)
         if shots.some or shots.unit != "shot" or (moved and added.why_not_same()):
             raise ValueError(
                 "this is the misfit of some shots or of a sample; transform the misfit "
@@ -275,6 +279,28 @@ class Waveforms:
 
     def _rows(self, shots: Shots) -> Data:
         return {channel: take(d, shots) for channel, d in self.observed.items()}
+
+
+def masked(
+    processing: Processing,
+    survey: Survey,
+    data_misfit: DataMisfit,
+    observed: Data,
+    rows: Sequence[int],
+) -> Processing:
+    """Return transforms with a mask of what was recorded before the first filter.
+
+    Args:
+        processing: The transforms.
+        survey: What they are fitted to.
+        data_misfit: Whose weights say what was not recorded.
+        observed: What was, by channel.
+        rows: Of the weights, one for each shot.
+    """
+    recorded = data_misfit.recorded(observed, rows)
+    transforms = masked_first(processing.transforms, recorded)
+    same = len(transforms) == len(processing.transforms)
+    return processing if same else Processing.fitted(transforms, survey)
 
 
 def check_parameterisation(function: object) -> None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.fwi.data.mutes import RecordedSamples
+from hvpopt.fwi.data.transforms import DataTransform
 from hvpopt.fwi.io.formats import PathLike
 from hvpopt.fwi.io.gathers import Gathers, check_dt
 from hvpopt.fwi.io.geometry import (
@@ -75,6 +77,12 @@ class SurveyData:
     shots: tuple[int, ...]
     left_out: Mapping[str, Tensor]
     info: str
+
+    @property
+    def transforms(self) -> list[DataTransform]:
+        """What zeroes unrecorded samples, for misfits that take no ``sample_weights``."""
+        weights = self.sample_weights
+        return [] if weights is None else [RecordedSamples(weights)]
 
     def __repr__(self) -> str:
         return f"<SurveyData: {self.info}>"

@@ -26,6 +26,7 @@ from hvpopt.fwi.hessian.waveforms import (
     detached,
     every_gradient,
     live_models,
+    masked,
 )
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.model.space import ModelSpace
@@ -123,9 +124,12 @@ class WaveformMisfit(Objective):
         check_parameterisation(parameterisation)
         name = checks.text("name", name)
         processing = Processing.fitted(transforms, survey)
-        data = processing.of_observed(check_observed(survey, observed))
+        data = check_observed(survey, observed)
         data_misfit = as_data_misfit(misfit)
         data_misfit.check(data)
+        shots = range(survey.n_shots)
+        processing = masked(processing, survey, data_misfit, data, shots)
+        data = processing.of_observed(data)
         constants = data_misfit.take_constants(data)
         if on_bad_shot not in ("raise", "drop"):
             raise ValueError(
@@ -143,14 +147,14 @@ class WaveformMisfit(Objective):
             one_graph=by_default,
             joins_small=by_default,
         )
-        shots = ShotNames(tuple(range(survey.n_shots)), may_drop=on_bad_shot == "drop")
+        names = ShotNames(tuple(shots), may_drop=on_bad_shot == "drop")
         waveforms = Waveforms(
             survey,
             parameterisation,
             data_misfit,
             data,
             constants,
-            shots,
+            names,
             processing=processing,
         )
         self._set_up(name, waveforms, engine, runner)
