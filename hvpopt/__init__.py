@@ -106,7 +106,7 @@ __all__ = [
 ]
 
 #: Imported when they are first asked for: deepwave takes seconds, and plain losses none.
-_ON_REQUEST = ("analysis", "distributed", "fwi")
+_ON_REQUEST = ("analysis", "distributed", "fwi", "interop", "plotting")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -11,6 +11,8 @@ number, since ``1e3`` and many results of NumPy are floats; 2.5 is not.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import numbers
 import os
@@ -504,6 +506,28 @@ def floating(name: str, value: Any) -> torch.dtype:
             "real floating-point dtype"
         )
     return value
+
+
+def no_option(
+    function: Callable[..., Any], unknown: Mapping[str, object], meant: Mapping[str, str]
+) -> None:
+    """Raise TypeError for options that a function does not have, with what was meant.
+
+    Args:
+        function: Whose options.
+        unknown: What was given besides them.
+        meant: What serves for options of other libraries, by their names.
+
+    Raises:
+        TypeError: If there is one.
+    """
+    for name in unknown:
+        own = [p for p in inspect.signature(function).parameters if p != "unknown"]
+        close = difflib.get_close_matches(name, own, 1, 0.75)
+        instead = f"use {close[0]}=" if close else f"it has {', '.join(own)}"
+        raise TypeError(
+            f"{function.__name__} has no option {name!r}; {meant.get(name, instead)}"
+        )
 
 
 def device(value: Any) -> torch.device:

@@ -138,6 +138,16 @@ class Method(ABC):
     #: Whether each step is on a sample of the objective: a ``SampledMethod``.
     samples = False
 
+    def __repr__(self) -> str:
+        """Return the class and the options that are not the defaults."""
+        try:
+            defaults = vars(type(self)())
+        except TypeError:  # of a class of one's own
+            defaults = {}
+        own = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        told = [f"{k}={v!r}" for k, v in own.items() if not _same(v, defaults.get(k))]
+        return f"{type(self).__name__}({', '.join(told)})"
+
     def __new__(cls, *args: object, **options: object) -> Self:
         """Refuse arguments that do not fit, such as those that SciPy gives a method.
 
@@ -286,6 +296,14 @@ def _use(cls: type[Method], args: tuple[object, ...]) -> str:
     first, *rest = options_of(cls)
     options = ", ".join([f"{first}=...", *rest])
     return f"options are given by name: {name}({options})"
+
+
+def _same(a: object, b: object) -> bool:
+    """True for equal options, also of classes that compare by identity."""
+    if type(a) is not type(b):
+        return False
+    plain = isinstance(a, (int, float, str, tuple, type(None)))
+    return a == b if plain or not hasattr(a, "__dict__") else vars(a) == vars(b)
 
 
 def checked_method(method: object) -> Method:

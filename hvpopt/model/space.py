@@ -124,6 +124,16 @@ class ModelSpace:
         self.upper = self._unscaled(self._highest)
         self._check_bounds()
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(
+            f"{name} {list(shape)}"
+            for name, shape in zip(self.names, self._shapes, strict=True)
+        )
+        told = {"scaled": self.scale is not None, "bounded": self.bounded}
+        more = "".join(f", {word}" for word, holds in told.items() if holds)
+        free = f"{self.size} free cells of {sum(self._numels)}"
+        return f"<ModelSpace: {free}, {shapes}; {self.dtype} on {self.device}{more}>"
+
     # -- points -----------------------------------------------------------------
 
     def to_vector(self, model: Model) -> Tensor:

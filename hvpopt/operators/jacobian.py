@@ -75,6 +75,11 @@ class Jacobian(ABC):
 
     # -- what a subclass supplies -------------------------------------------------
 
+    def __repr__(self) -> str:
+        m, n = self.shape
+        products = self.counts.products
+        return f"<{type(self).__name__}: {m} × {n}, {products} products>"
+
     @abstractmethod
     def _push(self, step: Model) -> dict[str, Tensor]:
         """Return J times a model-shaped step, by channel, and count it."""

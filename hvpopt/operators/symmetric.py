@@ -91,6 +91,12 @@ class SymmetricOperator(ABC):
         """``(n, n)``."""
         return self.size, self.size
 
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__}: {self.size} × {self.size}, {self.dtype} on "
+            f"{self.device}, {self.counts.products} products>"
+        )
+
     @property
     def columns_at_once(self) -> int:
         """How many columns of a block are multiplied together; 1 for one by one."""

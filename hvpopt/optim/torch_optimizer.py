@@ -75,8 +75,9 @@ class Newton(torch.optim.Optimizer):
 
     Raises:
         TypeError: For a method or parameters of the wrong type.
-        ValueError: For several parameter groups, no parameter that requires a gradient,
-            ``gtol`` out of range, or options that do not fit the parameters.
+        ValueError: For a method of samples, several parameter groups, no parameter that
+            requires a gradient, ``gtol`` out of range, or options that do not fit the
+            parameters.
 
     Example:
         >>> import torch, hvpopt
@@ -109,7 +110,12 @@ class Newton(torch.optim.Optimizer):
                 "decay); it has method, scale, mask, lower, upper, gtol and certify"
             )
         method = TrustRegionNewton() if method is None else method
-        checked_method(method)
+        if checked_method(method).samples:
+            raise ValueError(
+                f"{type(method).__name__} takes its steps on samples of a sum, and a "
+                "closure has none; pass method=hvpopt.QuasiNewton(), or minimise the "
+                "misfit itself by hvpopt.minimize(misfit, model)"
+            )
         gtol = checks.gtol(gtol)
         use = "pass a list of tensors, or what parameters() of a module returns"
         if isinstance(params, torch.nn.Module):

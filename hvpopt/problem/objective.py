@@ -56,6 +56,10 @@ class Objective(ABC):
         self.name = name
         self.counts = Counts()
 
+    def __repr__(self) -> str:
+        spent = ", ".join(f"{n} {k}" for k, n in self.counts.as_dict().items() if n)
+        return f"<{type(self).__name__} {self.name!r}: {spent or 'not evaluated yet'}>"
+
     @property
     def has_gauss_newton(self) -> bool:
         """True if ``hessian`` accepts ``kind="gauss-newton"``. Default False."""

@@ -545,6 +545,7 @@ class Run:
             counts=self._account.spent,
             seconds=self._saving.seconds,
             stage=self._account.number,
+            loss=self._account.stage.entry,
             dropped=dict(self._current.dropped),
             sample=sample,
         )

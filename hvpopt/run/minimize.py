@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -44,6 +44,22 @@ from hvpopt.run.signals import SignalListener
 
 logger = logging.getLogger(__name__)
 
+#: What serves here for options of scipy.optimize and torch.optim.
+_ELSEWHERE = {
+    "args": "pass a function of the model alone, such as a lambda",
+    "bounds": "use lower= and upper=, numbers or tensors like the model",
+    "hess": "torch differentiates the loss",
+    "hessp": "torch differentiates the loss",
+    "jac": "torch differentiates the loss",
+    "lr": "the method finds the length of its steps",
+    "maxfun": "use max_cost=, in gradients of the whole loss",
+    "maxiter": "use max_iter=",
+    "options": "they are arguments of minimize itself, such as max_iter= and gtol=",
+    "params": "pass the model as the second argument",
+    "tol": "use gtol=, relative to the largest gradient",
+    "x0": "pass the model as the second argument",
+}
+
 Loss: TypeAlias = Objective | Callable[..., Tensor]
 
 
@@ -68,6 +84,7 @@ def minimize(
     checkpoint_every: int = 1,
     checkpoint_seconds: float = 60.0,
     history_file: str | os.PathLike[str] | None = None,
+    **unknown: NoReturn,
 ) -> MinimizeResult:
     """Minimise a scalar function of a model.
 
@@ -141,6 +158,7 @@ def minimize(
             products of a step. Default 60.
         history_file: File of JSON lines, to which each step appends a record. An existing
             file is replaced; a resumed run keeps its lines. Default none.
+        **unknown: None: refused by name.
 
     Returns:
         The best model and the history. A run that reaches a limit, fails after its first
@@ -184,6 +202,7 @@ def minimize(
         >>> hvpopt.minimize(f, x).x
         tensor([1.0000, 1.0000], dtype=torch.float64)
     """
+    checks.no_option(minimize, unknown, _ELSEWHERE)
     losses: list[Any] = list(loss) if isinstance(loss, (list, tuple)) else [loss]
     if not losses:
         raise ValueError("the list of losses is empty; give one for each stage")

@@ -74,7 +74,9 @@ class IterationRecord:
         parts: Value of each named part of a sum; empty for a single objective.
         counts: Cost since the run began.
         seconds: Seconds since the run began.
-        stage: Number of the stage, from 0. Values of different stages are not comparable.
+        stage: Number of the stage, from 0: a loss has one, or one of steps on samples and
+            one of the whole. Values of different stages are not comparable.
+        loss: Place of the stage's loss in the list of losses, from 0.
         dropped: Why each dropped part of the objective (a bad shot) was bad, by name.
             Values of records with different dropped parts are not comparable.
         sample: Number of parts of the sample of which ``value`` and ``gradient_norm``
@@ -104,6 +106,7 @@ class IterationRecord:
     stage: int = 0
     dropped: dict[str, str] = field(default_factory=dict)
     sample: int = 0
+    loss: int = 0
 
     @property
     def objective(self) -> tuple[int, frozenset[str]]:
@@ -189,7 +192,10 @@ class MinimizeResult:
             "jac": summarised(self.jac),
             "counts": counts,
             "history": _shown(self.history),
-            "negative_curvature": summarised(self.negative_curvature),
+            # what was met on the way says nothing of a minimum
+            "negative_curvature": (
+                "" if self.success else summarised(self.negative_curvature)
+            ),
         }
         plural = "" if self.nit == 1 else "s"
         return screen(f"MinimizeResult: {how} after {self.nit} step{plural}", rows)
@@ -242,14 +248,21 @@ class MinimizeResult:
 
 
 def _shown(history: list[IterationRecord]) -> str:
-    """Return a line of a history: number of records, loss, gradient and time."""
+    """Return a line of a history: number of records, loss, gradient and time.
+
+    Loss and gradient are those of the last objective: others are not to be compared.
+    """
     if not history:
         return ""
-    first, last = history[0], history[-1]
+    last = history[-1]
+    first = next(r for r in history if r.objective == last.objective)
     norms = f"{first.gradient_norm:.3g} to {last.gradient_norm:.3g}"
+    of = "" if first is history[0] else " of the last objective"
+    if last.sample:
+        of = f" of samples of {last.sample}"
     return (
-        f"{len(history)} records, loss {first.value:.4g} to {last.value:.4g}, gradient "
-        f"norm {norms}, {last.seconds:.3g} s"
+        f"{len(history)} records, loss{of} {first.value:.4g} to {last.value:.4g}, "
+        f"gradient norm {norms}, {last.seconds:.3g} s"
     )
 
 
@@ -269,6 +282,7 @@ def record_of(
     counts: Counts,
     seconds: float,
     stage: int,
+    loss: int,
     dropped: dict[str, str],
     sample: int = 0,
 ) -> IterationRecord:
@@ -283,6 +297,7 @@ def record_of(
         counts: Cost since the run began.
         seconds: Seconds since the run began.
         stage: Number of the stage, from 0.
+        loss: Place of its loss in the list, from 0.
         dropped: Why each dropped part of the objective was bad, by name.
         sample: Number of parts of the point's sample. Default 0, the whole objective.
     """
@@ -296,6 +311,7 @@ def record_of(
         counts=counts,
         seconds=seconds,
         stage=stage,
+        loss=loss,
         dropped=dropped,
         sample=sample,
     )

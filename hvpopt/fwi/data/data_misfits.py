@@ -49,6 +49,9 @@ class DataMisfit(ABC):
     adds: bool = False
     reads_only: bool = False
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: the misfit {self.name!r}>"
+
     @property
     def same_square_for_every_shot(self) -> bool:
         """True if ``ℓ`` is one quadratic form of each shot's data: shots may be mixed."""

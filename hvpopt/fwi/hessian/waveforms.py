@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.fwi.data.data_misfits import Constants, DataMisfit
+from hvpopt.fwi.data.data_misfits import L2, Constants, DataMisfit, Huber
 from hvpopt.fwi.data.mutes import masked_first
+from hvpopt.fwi.data.trace_misfits import Envelope
 from hvpopt.fwi.data.transforms import DataTransform, Processing
 from hvpopt.fwi.hessian.bad_shots import ShotNames
 from hvpopt.fwi.survey.acquisition import Shots, take
 from hvpopt.fwi.survey.survey import Data, Survey
 from hvpopt.model._copies import call_with_graph, new_leaves, writes
+from hvpopt.model._scale import power_of_two
 from hvpopt.model.tensors import Model, named_tensors, rebuild
 from hvpopt.operators.autograd import IN_PLACE
 from hvpopt.problem.objective import Kind
@@ -381,6 +383,30 @@ def check_observed(survey: Survey, observed: Tensor | Mapping[str, Tensor]) -> D
     for channel, shape in shapes.items():
         _check_recording(survey, f"observed[{channel!r}]", observed[channel], shape)
     return {channel: observed[channel].detach() for channel in shapes}
+
+
+def check_size(data_misfit: DataMisfit, observed: Data) -> None:
+    """Check that the dtype of the data holds their squares.
+
+    Args:
+        data_misfit: Those that square data are meant. Others pass.
+        observed: By channel.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if not isinstance(data_misfit, (L2, Huber, Envelope)):
+        return
+    sizes = [float(d.double().abs().max()) for d in observed.values() if d.numel()]
+    dtype = next(iter(observed.values())).dtype
+    info = torch.finfo(dtype)
+    size = max(sizes, default=0.0)
+    if 0.0 < size < (info.tiny / info.eps) ** 0.5:
+        raise ValueError(
+            f"the largest of the observed data is {size:.2g}, whose square {dtype} "
+            "holds to few digits or none; multiply wavelets and observed data by "
+            f"{power_of_two(1.0 / size):.1g}, or use float64"
+        )
 
 
 def _check_recording(

@@ -23,6 +23,7 @@ from hvpopt.fwi.hessian.waveforms import (
     Waveforms,
     check_observed,
     check_parameterisation,
+    check_size,
     detached,
     every_gradient,
     live_models,
@@ -127,6 +128,7 @@ class WaveformMisfit(Objective):
         data = check_observed(survey, observed)
         data_misfit = as_data_misfit(misfit)
         data_misfit.check(data)
+        check_size(data_misfit, data)
         shots = range(survey.n_shots)
         processing = masked(processing, survey, data_misfit, data, shots)
         data = processing.of_observed(data)

@@ -193,6 +193,11 @@ class Regulariser(Objective):
             of, shape = f"of parameter {name!r}", tuple(tensor.shape)
             if spacings[i] is None:
                 raise ValueError(f"spacing gives none {of}; name every parameter")
+            if isinstance(self._weight, Mapping) and weights[i] is None:
+                raise ValueError(
+                    f"weight gives none {of}; name every parameter, with 0 for one that "
+                    "takes no part"
+                )
             centre = None
             if reference is not None:
                 centre = checks.tensor(f"the reference {of}", reference[name], shape)
