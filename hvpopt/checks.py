@@ -219,7 +219,8 @@ def per_axis(name: str, value: Any, n_axes: int) -> tuple[float, ...]:
 
     Args:
         name: Name of the option.
-        value: A number for every axis, or a tuple or list with one for each.
+        value: A number for every axis, or a tuple, list, tensor or array with one for
+            each.
         n_axes: Number of axes.
 
     Raises:
@@ -227,7 +228,9 @@ def per_axis(name: str, value: Any, n_axes: int) -> tuple[float, ...]:
         ValueError: If an entry is not positive and finite, or there is another number
             of them.
     """
-    entries = list(value) if isinstance(value, (tuple, list)) else [value] * n_axes
+    array = isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1
+    several = array or isinstance(value, (tuple, list))
+    entries = list(value) if several else [value] * n_axes
     if len(entries) != n_axes:
         raise ValueError(f"{name} has {len(entries)} entries for a grid of {n_axes} axes")
     return tuple(float(number(name, e, above=0.0, below=math.inf)) for e in entries)

@@ -49,7 +49,7 @@ def test_filter_halves_the_amplitude_at_its_corners():
     t = dt * (torch.arange(n, dtype=D) - n // 2)
     for corner in (4.0, 20.0):
         wave = torch.cos(2 * math.pi * corner * t)
-        got = BandFilter(4.0, 20.0).filter(wave, dt)
+        got = BandFilter(low=4.0, high=20.0).filter(wave, dt)
         assert float(got[n // 2]) == pytest.approx(0.5, abs=1e-9)
 
 
@@ -66,7 +66,11 @@ WRONG = {
     "filter none": (lambda: BandFilter(), ValueError, "give low=, high= or both"),
     "filter text": (lambda: BandFilter(high="6"), TypeError, "high is '6'; pass"),
     "filter zero": (lambda: BandFilter(low=0.0), ValueError, "low is 0"),
-    "filter order": (lambda: BandFilter(9, 3), ValueError, "low is 9 Hz and high 3 Hz"),
+    "filter order": (
+        lambda: BandFilter(low=9, high=3),
+        ValueError,
+        "low is 9 Hz and high 3 Hz",
+    ),
     "filter of order 0": (lambda: BandFilter(high=3, order=0), ValueError, "order is 0"),
     "filter of half order": (
         lambda: BandFilter(high=3, order=2.5),
@@ -79,7 +83,7 @@ WRONG = {
         "high is 1000 Hz, and data sampled at 0.0005 s hold frequencies below 1000 Hz",
     ),
     "filter too narrow": (
-        lambda: made_with(BandFilter(20.0, 20.001)),
+        lambda: made_with(BandFilter(low=20.0, high=20.001)),
         ValueError,
         "rings for .* widen the band",
     ),

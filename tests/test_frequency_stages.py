@@ -1,6 +1,7 @@
 """Frequency stages: bands of one misfit, the wavelet they stand for, a skipped cycle."""
 
 import deepwave
+import numpy as np
 import pytest
 import torch
 from waves import (
@@ -43,8 +44,8 @@ def test_each_stage_compares_filtered_data(generator):
     stages = frequency_stages(misfit, [40.0, (20.0, 90.0), [30, 120]], order=3)
     filters = [
         BandFilter(high=40.0, order=3),
-        BandFilter(20.0, 90.0, order=3),
-        BandFilter(30.0, 120.0, order=3),
+        BandFilter(low=20.0, high=90.0, order=3),
+        BandFilter(low=30.0, high=120.0, order=3),
     ]
     for stage, band in zip(stages, filters, strict=True):
         difference = band.filter(simulated, DT) - band.filter(observed, DT)
@@ -55,6 +56,15 @@ def test_each_stage_compares_filtered_data(generator):
     assert misfit.waveforms.observed["u"] is observed
     expected = float((simulated - observed).square().mean())
     assert misfit.value(v) == pytest.approx(expected, rel=1e-12)
+
+
+def test_bands_may_be_of_numpy_or_torch(generator):
+    misfit, v, _ = problem(generator)
+    pairs = [(20.0, 90.0), np.array([20.0, 90.0]), torch.tensor([20.0, 90.0])]
+    first, *others = frequency_stages(misfit, pairs)
+    assert all(other.value(v) == first.value(v) for other in others)
+    with pytest.raises(TypeError, match="positional"):
+        BandFilter(6.0)  # a low-pass, or a high-pass?
 
 
 def test_true_model_fits_every_stage_exactly(generator):

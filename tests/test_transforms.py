@@ -376,7 +376,7 @@ def test_what_is_the_same_for_every_shot_stays_encodable(generator):
     kinds = [
         Mute(top=0.2 * T_END, bottom=rand((4,), generator, 0.7) * T_END, taper=0.003),
         CosineTaper(end=0.004, first=1),
-        BandFilter(15.0, 120.0),
+        BandFilter(low=15.0, high=120.0),
     ]
     made, (v,), _ = fixed_spread(generator, kinds)
     assert all(k.same_for_every_shot for k in kinds)

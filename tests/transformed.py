@@ -39,7 +39,9 @@ def transforms_of(g, n_shots):
         "offsets": OffsetLimits(8.0, 55.0, taper=9.0),
         "taper": CosineTaper(start=0.004, end=0.007, first=1, last=2),
         "low-pass": BandFilter(high=float(rand((), g, 30, 200)), order=3),
-        "band": BandFilter(float(rand((), g, 10, 30)), float(rand((), g, 60, 200))),
+        "band": BandFilter(
+            low=float(rand((), g, 10, 30)), high=float(rand((), g, 60, 200))
+        ),
     }
 
 

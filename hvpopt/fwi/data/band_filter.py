@@ -24,7 +24,7 @@ from hvpopt.fwi.survey.survey import Data, Survey
 LONGEST = 2**22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BandFilter(DataTransform):
     """A zero-phase Butterworth low-pass, high-pass or band-pass filter.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,11 +77,12 @@ def frequency_stages(
 
 
 def _filter(band: Any, order: int) -> BandFilter:
-    if isinstance(band, (tuple, list)) or (isinstance(band, Tensor) and band.ndim == 1):
+    array = isinstance(band, (Tensor, np.ndarray)) and band.ndim == 1
+    if isinstance(band, (tuple, list)) or array:
         if len(band) != 2:
             raise ValueError(f"a band is {tuple(band)}; give a corner, or (low, high)")
         low, high = (_corner("a corner of a band", corner) for corner in band)
-        return BandFilter(low, high, order=order)
+        return BandFilter(low=low, high=high, order=order)
     return BandFilter(high=_corner("a band", band), order=order)
 
 
