@@ -22,8 +22,8 @@ def test_filter_is_scipys_forwards_and_backwards(band, order, generator):
     series = rand((2, 3, nt), generator, -1)
     corners = {"lowpass": [high], "highpass": [low], "bandpass": [low, high]}[band]
     ours = BandFilter(
-        None if band == "lowpass" else low,
-        None if band == "highpass" else high,
+        low=None if band == "lowpass" else low,
+        high=None if band == "highpass" else high,
         order=order,
     )
     sos = scipy.signal.butter(
