@@ -662,3 +662,131 @@ def test_source_on_a_free_surface(generator):
     boundary = {"boundary": ["free", "pml", "pml", "pml"], "pml_width": [0, 6, 6, 6]}
     with pytest.raises(ValueError, match="The free face above lies at depth 0 m"):
         read_survey(gathers, **{**GIVEN, "origin": None, **boundary})
+
+
+# -- where the face above lies ------------------------------------------------------
+
+REFLECTING = {
+    "scalar, free": ("scalar", "free", {}, 0.03),
+    "scalar, rigid": ("scalar", "rigid", {}, 0.03),
+    "scalar, without width": ("scalar", None, {}, 0.1),
+    "acoustic, free": ("acoustic", "free", {}, 0.05),
+    "acoustic, rigid": ("acoustic", "rigid", {}, 0.05),
+    "acoustic, without width": ("acoustic", None, {}, 0.05),
+    "acoustic, free, vertical": ("acoustic", "free", {"receiver_channel": "y"}, 0.1),
+    "acoustic, rigid, vertical": ("acoustic", "rigid", {"receiver_channel": "y"}, 0.1),
+    "acoustic, free, along": ("acoustic", "free", {"receiver_channel": "x"}, 0.1),
+    "elastic, without width": ("elastic", None, {}, 0.05),
+}
+
+
+def below_a_face(generator, source_depth, receiver_depth):
+    sources = torch.tensor([[source_depth, 0.0, 200.0]], dtype=D)
+    receivers = torch.zeros(1, RECEIVERS, 3, dtype=D)
+    receivers[..., 0] = receiver_depth
+    receivers[..., 2] = 240.0 + 20.0 * torch.arange(RECEIVERS)
+    return Gathers(noise(generator, shots=1, samples=150).to(D), DT, sources, receivers)
+
+
+def faced(propagator, condition, h, gathers, **options):
+    """Return what is read below a face that reflects, and its data over the cell's area."""
+    width = round(60 / h)
+    given = {
+        "wavelet": 12.0,
+        "grid_spacing": h,
+        "max_vel": MAX_VEL,
+        "propagator": propagator,
+        "depth": 200.0,
+        "margin": width,
+        "pml_width": [0, width, width, width],
+        **({"boundary": [condition, "pml", "pml", "pml"]} if condition else {}),
+        **options,
+    }
+    found = read_survey(gathers, **given)
+    v = torch.full(found.shape, 2000.0, dtype=D)
+    rho = torch.full_like(v, 1000.0)
+    model = {
+        "scalar": v,
+        "acoustic": (v, rho),
+        "elastic": deepwave.vpvsrho_to_lambmubuoyancy(v, v / 2, rho),
+    }[propagator]
+    return found, found.survey.simulate(model) / h**2
+
+
+@pytest.mark.parametrize("name", REFLECTING)
+def test_face_that_reflects_is_at_depth_zero_off_the_nodes_too(name, generator):
+    """Cells four times as fine, with the face in the same place, are the truth."""
+    propagator, condition, options, tolerance = REFLECTING[name]
+    # an elastic wall takes positions on nodes alone, half a cell and more below it
+    depths = (15.0, 25.0) if propagator == "elastic" else (13.0, 17.5)
+    gathers = below_a_face(generator, *depths)
+    found, data = faced(propagator, condition, 10.0, gathers, **options)
+    ratio = 3 if propagator == "elastic" else 4
+    fine, truth = faced(propagator, condition, 10.0 / ratio, gathers, **options)
+    assert relative(data, truth) < tolerance
+    word = condition or {"scalar": "free"}.get(propagator, "rigid")
+    for told in (found.info, fine.info):
+        assert f"The {word} face above lies at depth 0 m." in told
+
+
+def test_face_without_width_on_nodes_is_one_cell_above(generator):
+    gathers = below_a_face(generator, 20.0, 30.0)
+    found, _ = faced("scalar", None, 20.0, gathers, snap=0.5)
+    assert found.origin[0] == 20.0
+    given, _ = faced("scalar", None, 10.0, gathers, origin=(0.0, 100.0))
+    assert "The free face above lies at depth -10 m." in given.info
+
+
+def test_elastic_wall_refuses_what_is_between_nodes(generator):
+    gathers = below_a_face(generator, 13.0, 25.0)
+    words = "only taken on nodes, which lie at depths of 5, 15, … m: pass source_depth="
+    with pytest.raises(ValueError, match=words):
+        faced("elastic", "rigid", 10.0, gathers)
+    expected = faced("elastic", "rigid", 10.0, below_a_face(generator, 15.0, 25.0))[1]
+    for option in ({"snap": 0.5}, {"source_depth": 15.0}):
+        assert relative(faced("elastic", "rigid", 10.0, gathers, **option)[1], expected) == 0
+    read = faced("elastic", "pml", 10.0, gathers, pml_width=6)[0]
+    assert "face above" not in read.info
+
+
+@pytest.mark.parametrize("depth", [0.0, -500.0])
+@pytest.mark.parametrize("boundary", [{"boundary": ["free", "pml", "pml", "pml"]}, {}])
+@pytest.mark.parametrize("propagator", ["scalar", "acoustic"])
+def test_positions_on_or_above_a_free_face_are_told_what_to_do(
+    depth, boundary, propagator, generator
+):
+    if propagator == "acoustic" and not boundary:
+        boundary = {"boundary": ("free", "pml", "pml", "pml")}
+    gathers = below_a_face(generator, depth, depth)
+    given = {"wavelet": 12.0, "grid_spacing": 10.0, "max_vel": MAX_VEL}
+    given |= {"propagator": propagator, "pml_width": [0, 6, 6, 6], **boundary}
+    words = (
+        "The free face above lies at depth 0 m. A free surface holds the field at zero "
+        "there, .* pass source_depth="
+    )
+    with pytest.raises(ValueError, match=words) as error:
+        read_survey(gathers, **given)
+    assert "A grid that holds all" not in str(error.value)
+    assert "boundary='pml' and its pml_width above zero" in str(error.value)
+    absorbing = {**given, "boundary": "pml", "pml_width": 6}
+    shifted = gathers.sources.clone(), gathers.receivers.clone()
+    for where in shifted:  # ten metres below the surface
+        where[..., 0] += 10.0 - depth
+    subtracted = Gathers(gathers.data, DT, *shifted)
+    calls = [
+        read_survey(gathers, **given, source_depth=10.0, receiver_depth=10.0),
+        read_survey(subtracted, **given),
+        read_survey(gathers, **absorbing),
+    ]
+    for found in calls:
+        v = torch.full(found.shape, 2000.0, dtype=D)
+        model = v if propagator == "scalar" else (v, 0 * v + 1000)
+        assert float(found.survey.simulate(model).abs().max()) > 0
+    assert calls[0].origin == calls[1].origin
+
+
+def test_faces_must_be_named_one_by_one(generator):
+    gathers = below_a_face(generator, 20.0, 30.0)
+    for option in ({"boundary": ["free", "pml"]}, {"pml_width": [0, 6]}):
+        with pytest.raises(ValueError, match=r"must name 4 faces"):
+            read_survey(gathers, **{**GIVEN, **option})

@@ -21,14 +21,14 @@ from hvpopt.fwi.io.geometry import (
     Grid,
     Spots,
     choose_grid,
+    faces_of,
     largest_offset,
     located,
-    mirror_faces,
     projected,
 )
 from hvpopt.fwi.io.segy import ByteOrder, read_segy_shots
 from hvpopt.fwi.io.wavelets import SEGY, peak_frequency, read_wavelets
-from hvpopt.fwi.survey._options import check_channels, spacing_of
+from hvpopt.fwi.survey._options import check_channels, check_options, spacing_of
 from hvpopt.fwi.survey.interpolation import Interpolation
 from hvpopt.fwi.survey.physics import find_propagator
 from hvpopt.fwi.survey.survey import Survey
@@ -132,9 +132,9 @@ def read_survey(
             them as they are.
         origin: Position of the first cell, metres: ``(depth, along)`` or ``(depth, y,
             x)``. Default: depth zero, or above it by as many whole cells as interpolation
-            needs (with a free or rigid face above in ``boundary=`` of the scalar
-            propagator, its plane is depth zero, one or half a cell above the first
-            cell); along the line, ``margin`` cells before the first position.
+            needs; where the face above reflects (free or rigid in ``boundary=``, or of
+            zero ``pml_width``), such that it reflects at depth zero. Along the line,
+            ``margin`` cells before the first position.
         shape: Of the model, in cells. Default as large as positions, ``margin`` and
             ``depth`` need.
         depth: Of the default shape's last cell, metres. Default half the largest offset.
@@ -211,7 +211,8 @@ def read_survey(
             shots.tolist(),
         )
         told.append(sentence)
-    find_propagator(checks.text("propagator", propagator))
+    function = find_propagator(checks.text("propagator", propagator))
+    options = check_options(function, options)
     fired, fires_at = _channel("source", propagator, n_dimensions, source_channel)
     taken, taken_at = _channel("receiver", propagator, n_dimensions, receiver_channel)
     every = torch.ones(len(shots), 1, dtype=torch.bool)
@@ -225,7 +226,7 @@ def read_survey(
             (0.0,) * n_dimensions,
             spacing,
             (1,) * n_dimensions,
-            mirror_faces(propagator, options.get("boundary"), n_dimensions),
+            faces_of(propagator, options, n_dimensions),
             checks.integer("halfwidth", halfwidth, least=1, most=10),
             checks.number("snap", snap, least=0.0, below=math.inf),
         ),
@@ -237,6 +238,8 @@ def read_survey(
     told.append(_depths(spots))
     chosen = "" if origin is not None and shape is not None else ", chosen to hold them"
     told.append(f"Grid: {grid}{chosen}.")
+    if above := grid.face_above():
+        told.append(above.strip())
     source, _ = located(spots[0], grid, device)
     receiver, mask = located(spots[1], grid, device)
     told.append(_between(source, receiver, grid))
