@@ -298,8 +298,8 @@ class Grid:
             return (
                 "Next to it this propagator's fields cannot be interpolated, only taken "
                 f"on nodes, which lie at depths of {nodes[0]:g}, {nodes[1]:g}, … m: pass "
-                f"{name}_depth= or a grid_spacing= that puts them there, snap=0.5 to move "
-                f"every position to its node, or {absorbing}"
+                f"{name}_depth= or a grid_spacing= that puts them there, snap=0.5 to "
+                f"move every position to its node, or {absorbing}"
             )
         why = "There is no field above it"
         if face.condition == "free" and spots.offset[0] == 0:
