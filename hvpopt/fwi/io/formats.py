@@ -198,8 +198,8 @@ def read_gathers(
         SEG-Y, traces whose TraceIdentificationCode says that they are not seismic data
         are left out; samples are zero of those it marks as dead, and after the end of
         those that are shorter than the others (TRACE_SAMPLE_COUNT). A source's position
-        is the mean of its traces', which may differ by one unit of the headers, at most
-        by a metre.
+        is the mean of its traces', which may differ by two units of the headers (by one
+        of more than five centimetres, at most by a metre).
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -70,8 +70,9 @@ OTHERS = {
     21: "vibrator reference",
     22: "time-velocity pairs",
 }
-#: The largest difference of positions that a coarse unit of headers explains, metres.
-COARSEST = 1.0
+#: The largest difference of one source's positions that rounding explains, metres: two
+#: units of fine headers, one of coarse ones.
+FINE, COARSEST = 0.1, 1.0
 
 
 def _segyio() -> Any:
@@ -254,7 +255,7 @@ def read_segy_shots(
         delays = _scaled(file, "DelayRecordingTime", "ScalarTraceHeader") / 1e3
         lengths = _lengths(file)
         codes = _field(file, "TraceIdentificationCode")
-        units = _units(file)
+        rounding = _rounding(_units(file))
     kept, dead, told = choose_traces(str(path), codes, component)
     keys, traces, sources, receivers, delays, lengths, dead = (
         values[kept]
@@ -280,7 +281,7 @@ def read_segy_shots(
     if source_depth is not None:
         sources[:, 0] = source_depth
     fired, apart = sources_of(sources, shot, dead)
-    allowed = np.maximum(units, tolerance) * (1 + 1e-6)
+    allowed = np.maximum(rounding, np.array(tolerance) * (1 + 1e-6))
     if (apart > allowed).any():
         worst = int((apart / allowed).max(1).argmax())
         shown = [
@@ -455,7 +456,8 @@ class SegyHeaders:
         starts: When each trace starts after the shot, seconds.
         lengths: Samples that were recorded of each trace.
         codes: TraceIdentificationCode of each trace.
-        units: Of the headers' positions ``(z, y, x)``, metres, at most one.
+        units: Of the headers' positions ``(z, y, x)``, metres.
+        rounding: By how much positions of one source may differ.
         keys: Headers that may tell shots apart, by segyio's name.
     """
 
@@ -470,6 +472,7 @@ class SegyHeaders:
     lengths: Array
     codes: Array
     units: Array
+    rounding: Array
     keys: dict[str, Array]
 
 
@@ -509,6 +512,7 @@ def read_segy_headers(
             _lengths(file),
             _field(file, "TraceIdentificationCode"),
             _units(file),
+            _rounding(_units(file)),
             {key: _field(file, key) for key in keys},
         )
 
@@ -544,8 +548,22 @@ def _units(file: Any) -> Array:
         factor = _field(file, scalar).astype(np.float64)
         size = np.maximum(np.abs(factor), 1.0)
         unit = float(np.where(factor < 0, 1 / size, size).max())
-        units.append(min(unit * (_FEET if _in_feet(file) else 1.0), COARSEST))
+        units.append(unit * (_FEET if _in_feet(file) else 1.0))
     return np.array(units)
+
+
+def _rounding(units: Array) -> Array:
+    """Return the largest difference of one source's positions that rounding explains.
+
+    Two units, but no more than one of those above five centimetres, and no metres: there
+    they may be two sources.
+
+    Args:
+        units: Of the headers' positions ``(z, y, x)``, metres.
+    """
+    fine = np.minimum(2 * units, FINE)
+    limits: Array = np.minimum(np.maximum(units, fine), COARSEST) * (1 + 1e-6)
+    return limits
 
 
 def _in_feet(file: Any) -> bool:

@@ -15,6 +15,7 @@ from hvpopt.fwi.io.formats import PathLike
 from hvpopt.fwi.io.gathers import Array
 from hvpopt.fwi.io.geometry import best_line
 from hvpopt.fwi.io.segy import (
+    COARSEST,
     COMPONENTS,
     FORMATS,
     PLAIN,
@@ -230,23 +231,23 @@ def _read_samples(
 def _find_shots(headers: SegyHeaders, dead: Array) -> _Shots | None:
     """Return the shots by the first header that has one source for each value.
 
-    Within a shot positions may differ by the headers' unit; depths that differ by more
-    count as one where they do not differ by more from shot to shot.
+    Within a shot positions may differ by a metre, as they jitter; depths by more, where
+    they differ as much within a shot as from shot to shot.
     """
     assert not isinstance(headers.positions, str)
     sources, receivers = headers.positions
     for name, keys in headers.keys.items():
         _, shot = np.unique(keys, return_inverse=True)
         fired, apart = sources_of(sources, shot, dead)
-        differs: Array = np.any(apart > headers.units * (1 + 1e-6), axis=0)
-        if differs[1:].any():
+        most = tuple(float(by) for by in apart.max(0))
+        if max(most[1:]) > COARSEST:
             continue
         depth = None
-        if differs[0]:
-            overall = float(np.ptp(sources[~dead][:, 0]))
-            if overall > 2 * float(apart[:, 0].max()):
+        if most[0] > headers.rounding[0]:
+            if float(np.ptp(sources[~dead][:, 0])) <= 2 * most[0]:
+                depth = float(f"{fired[:, 0].mean():.4g}")
+            elif most[0] > COARSEST:
                 continue
-            depth = float(f"{fired[:, 0].mean():.4g}")
         counts = np.bincount(shot)
         order = np.lexsort((*receivers.T, shot))
         rows = receivers[order]
@@ -254,7 +255,6 @@ def _find_shots(headers: SegyHeaders, dead: Array) -> _Shots | None:
         if alike:
             by_shot = rows.reshape(len(counts), -1, 3)
             alike = bool((by_shot == by_shot[:1]).all())
-        most = tuple(float(by) for by in apart.max(0))
         return _Shots(
             name, len(counts), int(counts.min()), int(counts.max()), alike, most, depth
         )
@@ -362,8 +362,12 @@ def _advice(
         given["n_dimensions"] = 3
     elif off > 2 * spacing:
         given["max_off_line"] = math.ceil(off)
+    beyond = np.array(shots.apart) > headers.rounding
     if shots.depth is not None:
-        given["source_depth"] = shots.depth
+        given["source_depth"], beyond[0] = shots.depth, False
+    if beyond.any():
+        most = float(np.array(shots.apart)[beyond].max())
+        given["snap"] = math.ceil(1000 * most / spacing) / 1000
     if shots.key != "FieldRecord":
         given["shot_key"] = shots.key
     if taken.component is not None:

@@ -158,8 +158,8 @@ def read_survey(
         halfwidth: Of the interpolation's window, cells.
         snap: Distance, cells, within which a position is moved to its node (headers are
             rounded); 0.5 moves all. Source positions in the headers of one shot that
-            differ by no more, or by no more than the headers' unit (at most a metre), are
-            one: their mean.
+            differ by no more, or by two units of the headers (one of more than five
+            centimetres, at most a metre), are one: their mean.
         dt: Sampling interval, seconds. Default the headers'.
         nt: Samples to keep, from time zero. Default all.
         shot_key: SEG-Y trace header, by segyio's name, that tells the shots apart.
