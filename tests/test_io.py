@@ -381,6 +381,22 @@ class TestWhatDoesNotFit:
         with pytest.raises(ValueError, match=r"up to 4.5, .* multiply it by 1000"):
             write_model(tmp_path / "v.npy", torch.tensor([[1.5, 4.5]]), units="km/s")
         assert not (tmp_path / "v.npy").exists()
+        words = (
+            r"up to 4.5, .* models are in m/s, .* multiply it by 1000 if it is in km/s"
+        )
+        km = torch.tensor([[1.5, 4.5]])
+        for units in ("m/s", "km/s"):
+            with pytest.raises(ValueError, match=words) as error:
+                write_model(tmp_path / "v.npy", km, units=units)
+            assert "pass units='" not in str(error.value)
+        write_model(tmp_path / "v.npy", km * 1000)
+        assert torch.equal(read_model(tmp_path / "v.npy"), km * 1000)
+        with pytest.raises(
+            ValueError, match=r"in kg/m3, .* multiply it by 1000 if it is in"
+        ):
+            write_model(tmp_path / "rho.npy", torch.tensor([[1.0, 2.2]]), units="kg/m3")
+        with pytest.raises(ValueError, match=r"up to 1e\+09, .*; check its values, or"):
+            write_model(tmp_path / "rho.npy", torch.tensor([[1e9]]))
 
     def test_nan(self, tmp_path):
         model = velocity(3, 4)
