@@ -1058,6 +1058,13 @@ def test_elastic_wall_refuses_what_is_between_nodes(generator):
         assert torch.equal(moved, expected)
     read = faced("elastic", "pml", 10.0, gathers, pml_width=6)[0]
     assert "face above" not in read.info
+    # room for a vacuum above the surface, as deepwave has a free one
+    room = faced("elastic", None, 10.0, gathers, origin=(-60.0, 100.0))[0]
+    assert "The rigid face above lies at depth -65 m." in room.info
+    with pytest.raises(
+        ValueError, match=r"elastic has no free face .* a vacuum: no buoy"
+    ):
+        faced("elastic", "free", 10.0, gathers)
 
 
 @pytest.mark.parametrize("depth", [0.0, -500.0])
@@ -1084,11 +1091,14 @@ def test_positions_on_or_above_a_free_face_are_told_what_to_do(
     for where in shifted:  # ten metres below the surface
         where[..., 0] += 10.0 - depth
     subtracted = Gathers(gathers.data, DT, *shifted)
+    below = float(str(error.value).split("face's plus ")[1].split(" m;")[0])
     calls = [
         read_survey(gathers, **given, source_depth=10.0, receiver_depth=10.0),
         read_survey(subtracted, **given),
+        read_survey(gathers, **given, origin=(depth - 10.0 + below, 100.0)),
         read_survey(gathers, **absorbing),
     ]
+    assert f"face above lies at depth {depth - 10:g} m." in calls[2].info
     for found in calls:
         v = torch.full(found.shape, 2000.0, dtype=D)
         model = v if propagator == "scalar" else (v, 0 * v + 1000)

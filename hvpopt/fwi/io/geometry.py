@@ -21,12 +21,15 @@ from hvpopt.fwi.survey.interpolation import Interpolation
 #: How far outside the outermost cell a face reflects, in cells, by propagator and
 #: condition (deepwave 0.1.0, ``_boundaries.py``). The scalar field is held to zero one
 #: cell outside, an acoustic pressure on the outermost node itself; every rigid wall is
-#: half a cell outside.
+#: half a cell outside (an elastic one also holds the velocity along it, on the outermost
+#: node).
 OUTSIDE = {"scalar": {"free": 1.0, "rigid": 0.5}}
 STAGGERED = {"free": 0.0, "rigid": 0.5}
 #: What a face without width and without a name is (deepwave 0.1.0, ``_common.py``,
 #: ``_BARE_ZERO_WIDTH_CONDITION``).
 UNNAMED = {"scalar": "free"}
+#: Propagators that refuse a free face (deepwave 0.1.0).
+WITHOUT_FREE = ("acoustic_vti", "elastic", "elastic_vti")
 #: Propagators of which every component's image at a face is known: odd or even.
 FOLDING = ("scalar", "acoustic", "viscoacoustic")
 
@@ -299,15 +302,19 @@ class Grid:
                 "Next to it this propagator's fields cannot be interpolated, only taken "
                 f"on nodes, which lie at depths of {nodes[0]:g}, {nodes[1]:g}, … m: pass "
                 f"{name}_depth= or a grid_spacing= that puts them there, snap=0.5 to "
-                f"move every position to its node, or {absorbing}"
+                f"move every position to its node, origin= above a layer of vacuum whose "
+                f"underside is the surface, or {absorbing}"
             )
+        below = face.plane * self.spacing[0]
         why = "There is no field above it"
         if face.condition == "free" and spots.offset[0] == 0:
             why = "A free surface holds the field at zero there, and at what is above it"
         return (
             f"{why}: pass {name}_depth=, in metres below the surface, where headers have "
-            "no depths; subtract the surface's from positions that are elevations above "
-            f"another datum, and give Gathers; or {absorbing}"
+            "no depths; where they are elevations above another datum, subtract the "
+            "surface's and give Gathers, or put the face where the surface is with "
+            f"origin=, whose depth is the face's plus {below:g} m; "
+            f"or {absorbing}"
         )
 
     def face_above(self) -> str:
@@ -419,6 +426,13 @@ def faces_of(
     for option, values in (("boundary", names), ("pml_width", widths)):
         if len(values) != number:
             raise ValueError(f"{option}={options[option]!r} must name {number} faces")
+    if "free" in names and propagator in WITHOUT_FREE:
+        raise ValueError(
+            f"deepwave's {propagator} has no free face (boundary={boundary!r}); leave it "
+            "out, give the face above a pml_width of zero and origin= above the surface, "
+            "and make the cells of the model above the surface a vacuum: no buoyancy, no "
+            "stiffness"
+        )
     for face in bare_faces(options, n_dimensions):
         names[face] = UNNAMED.get(propagator, "rigid")
     outside = OUTSIDE.get(propagator, STAGGERED)
