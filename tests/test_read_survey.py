@@ -674,6 +674,7 @@ def test_traces_all_shorter_than_the_file(generator, tmp_path):
     )
     found = read_survey(path, **GIVEN)
     assert torch.equal(found.sample_weights, (torch.arange(NT) < 70).float())
+    assert "zero here: the end of all traces;" in found.info
     assert read_survey(path, **GIVEN, nt=70).sample_weights.all()
 
 
@@ -976,25 +977,27 @@ def test_source_on_a_free_surface(generator):
 
 # -- where the face above lies ------------------------------------------------------
 
+#: Propagator, condition, receiver's channel, depths and x of the first receiver, such that
+#: all are on nodes of cells of 2.5 m and not of 10 m; and how near the two come.
 REFLECTING = {
-    "scalar, free": ("scalar", "free", {}, 0.03),
-    "scalar, rigid": ("scalar", "rigid", {}, 0.03),
-    "scalar, without width": ("scalar", None, {}, 0.1),
-    "acoustic, free": ("acoustic", "free", {}, 0.05),
-    "acoustic, rigid": ("acoustic", "rigid", {}, 0.05),
-    "acoustic, without width": ("acoustic", None, {}, 0.05),
-    "acoustic, free, vertical": ("acoustic", "free", {"receiver_channel": "y"}, 0.1),
-    "acoustic, rigid, vertical": ("acoustic", "rigid", {"receiver_channel": "y"}, 0.1),
-    "acoustic, free, along": ("acoustic", "free", {"receiver_channel": "x"}, 0.1),
-    "elastic, without width": ("elastic", None, {}, 0.05),
+    "scalar, free": ("scalar", "free", None, (12.5, 17.5, 240.0), 0.03),
+    "scalar, rigid": ("scalar", "rigid", None, (13.75, 18.75, 240.0), 0.03),
+    "scalar, without width": ("scalar", None, None, (12.5, 17.5, 240.0), 0.1),
+    "acoustic, free": ("acoustic", "free", None, (12.5, 17.5, 240.0), 0.05),
+    "acoustic, rigid": ("acoustic", "rigid", None, (13.75, 18.75, 240.0), 0.05),
+    "acoustic, without width": ("acoustic", None, None, (13.75, 18.75, 240.0), 0.05),
+    "acoustic, free, down": ("acoustic", "free", "y", (12.5, 18.75, 240.0), 0.1),
+    "acoustic, rigid, down": ("acoustic", "rigid", "y", (13.75, 17.5, 240.0), 0.1),
+    "acoustic, free, along": ("acoustic", "free", "x", (12.5, 17.5, 241.25), 0.1),
+    "acoustic, rigid, along": ("acoustic", "rigid", "x", (13.75, 18.75, 241.25), 0.1),
 }
 
 
-def below_a_face(generator, source_depth, receiver_depth):
+def below_a_face(generator, source_depth, receiver_depth, first=240.0):
     sources = torch.tensor([[source_depth, 0.0, 200.0]], dtype=D)
     receivers = torch.zeros(1, RECEIVERS, 3, dtype=D)
     receivers[..., 0] = receiver_depth
-    receivers[..., 2] = 240.0 + 20.0 * torch.arange(RECEIVERS)
+    receivers[..., 2] = first + 20.0 * torch.arange(RECEIVERS)
     return Gathers(noise(generator, shots=1, samples=150).to(D), DT, sources, receivers)
 
 
@@ -1025,18 +1028,26 @@ def faced(propagator, condition, h, gathers, **options):
 
 @pytest.mark.parametrize("name", REFLECTING)
 def test_face_that_reflects_is_at_depth_zero_off_the_nodes_too(name, generator):
-    """Cells four times as fine, with the face in the same place, are the truth."""
-    propagator, condition, options, tolerance = REFLECTING[name]
-    # an elastic wall takes positions on nodes alone, half a cell and more below it
-    depths = (15.0, 25.0) if propagator == "elastic" else (13.0, 17.5)
-    gathers = below_a_face(generator, *depths)
-    found, data = faced(propagator, condition, 10.0, gathers, **options)
-    ratio = 3 if propagator == "elastic" else 4
-    fine, truth = faced(propagator, condition, 10.0 / ratio, gathers, **options)
+    """Cells a quarter as large, on whose nodes all positions lie, are the truth."""
+    propagator, condition, channel, places, tolerance = REFLECTING[name]
+    gathers = below_a_face(generator, *places)
+    option = {"receiver_channel": channel}
+    found, data = faced(propagator, condition, 10.0, gathers, **option)
+    fine, truth = faced(propagator, condition, 2.5, gathers, **option)
+    assert "lie between nodes" in found.info
+    assert "All positions are on nodes." in fine.info
     assert relative(data, truth) < tolerance
     word = condition or {"scalar": "free"}.get(propagator, "rigid")
     for told in (found.info, fine.info):
         assert f"The {word} face above lies at depth 0 m." in told
+
+
+def test_elastic_wall_is_at_depth_zero(generator):
+    gathers = below_a_face(generator, 15.0, 25.0)  # on nodes of both
+    found, data = faced("elastic", None, 10.0, gathers)
+    _, truth = faced("elastic", None, 10.0 / 3, gathers)
+    assert "The rigid face above lies at depth 0 m." in found.info
+    assert relative(data, truth) < 0.05
 
 
 def test_face_without_width_on_nodes_is_one_cell_above(generator):
@@ -1203,3 +1214,9 @@ def test_wavelet_that_does_not_start_at_zero_is_refused(delay, generator, tmp_pa
     words = rf"of .*w.sgy starts at {delay} ms \(DelayRecordingTime\); shift it"
     with pytest.raises(ValueError, match=words):
         read_survey(path, **{**GIVEN, "wavelet": wavelet})
+
+
+def test_depth_of_the_caller_is_no_position(tmp_path):
+    path = write_traces(tmp_path / "line.sgy", np.ones((1, NT)), [{}], dt=DT)
+    with pytest.raises(ValueError, match="holds no positions of sources"):
+        read_survey(path, **GIVEN, source_depth=20.0)

@@ -130,6 +130,8 @@ COMMANDS = {
     "srun": "exec bash step.sh",
     "scontrol": 'if [ "$1" = requeue ]; then echo "$2" >> requeued; else echo node1; fi',
 }
+#: The job's shell gets SLURM's signal, and the step waits for what the shell passes on.
+CAUGHT = "kill -TERM $PPID; sleep 2 >pause 2>&1 & wait"
 
 
 @pytest.mark.parametrize(
@@ -140,17 +142,17 @@ COMMANDS = {
         ("exit 1", 1, False),  # failed at once
         # the signal, which the step answers by saving for a while
         (
-            "trap 'sleep 0.3; exit 0' TERM; kill -TERM $PPID; sleep 2 >pause 2>&1 & wait",
+            "trap 'sleep 0.3; exit 0' TERM; " + CAUGHT,
             0,
             True,
         ),
         (
-            "trap 'touch run/model.pt; exit 0' TERM; kill -TERM $PPID; sleep 2 >pause 2>&1 & wait",
+            "trap 'touch run/model.pt; exit 0' TERM; " + CAUGHT,
             0,
             False,
         ),
         (
-            "trap 'sleep 0.3; exit 1' TERM; kill -TERM $PPID; sleep 2 >pause 2>&1 & wait",
+            "trap 'sleep 0.3; exit 1' TERM; " + CAUGHT,
             1,
             True,
         ),

@@ -257,13 +257,15 @@ def read_segy_shots(
         codes = _field(file, "TraceIdentificationCode")
         rounding = _rounding(_units(file))
     kept, dead, told = choose_traces(str(path), codes, component)
-    keys, traces, sources, receivers, delays, lengths, dead = (
-        values[kept]
-        for values in (keys, traces, sources, receivers, delays, lengths, dead)
+    located = bool(sources[kept].any() or receivers[kept].any())
+    if not kept.all():
+        traces = traces[kept]
+    keys, sources, receivers, delays, lengths, dead = (
+        values[kept] for values in (keys, sources, receivers, delays, lengths, dead)
     )
-    ended: Array = np.arange(traces.shape[1]) >= lengths[:, None]
-    traces[ended | dead[:, None]] = 0
-    delays[dead] = 0.0
+    traces[dead], delays[dead] = 0, 0.0
+    for i in np.flatnonzero(lengths < traces.shape[1]):
+        traces[i, lengths[i] :] = 0
     names, first, shot = np.unique(keys, return_index=True, return_inverse=True)
     # shots in the file's order, whatever their numbers
     rank = np.argsort(np.argsort(first))
@@ -312,7 +314,6 @@ def read_segy_shots(
     data[shot, slot], where[shot, slot], live[shot, slot] = traces, receivers, True
     starts, ends = np.zeros(live.shape), np.full(live.shape, traces.shape[1])
     starts[shot, slot], ends[shot, slot] = delays, lengths
-    located = bool(sources.any() or receivers.any())
     gathers = Gathers(
         torch.tensor(data, dtype=dtype),
         dt,
@@ -537,7 +538,9 @@ def _lengths(file: Any) -> Array:
     """Return how many samples of each trace were recorded, by its own count or all."""
     own = _field(file, "TRACE_SAMPLE_COUNT").astype(np.int64) & 0xFFFF
     whole = len(file.samples)
-    lengths: Array = np.where((own > 0) & (own < whole), own, whole)
+    # two bytes hold no more; revision 2 has longer traces, all of one length
+    given = (own > 0) & (own < whole) & (whole <= 0xFFFF)
+    lengths: Array = np.where(given, own, whole)
     return lengths
 
 

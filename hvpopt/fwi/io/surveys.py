@@ -57,8 +57,8 @@ class SurveyData:
         trace_weights: One for each trace that takes part and zero for the others
             ``[shot, receiver]``, or None where all do.
         sample_weights: Zero where a trace had not started or had ended, ``[time]`` where
-            all traces start together, else ``[shot, receiver, time]``; None where all
-            start at time zero or before.
+            all traces start and end together, else ``[shot, receiver, time]``; None where
+            all start at time zero or before and end together.
         shots: Which of the file's shots these are, in its order.
         left_out: Traces that do not take part, though the file has them: ``(shot,
             receiver)`` in the file's order ``[n, 2]``, by the reason, ``"dead"`` (all
@@ -286,8 +286,8 @@ def read_survey(
         nt=observed.shape[2],
         **options,
     )
-    ended = bool((lengths[shots][exists] < gathers.data.shape[2]).any())
-    told += _starts(begins, recorded, ended=ended)
+    ended = lengths[shots][exists] < gathers.data.shape[2]
+    told += _starts(begins, recorded, ended)
     for reason, which in left_out.items():
         told.append(f"Left out, {reason}: {_number(len(which), 'trace')}.")
     if len(shots) < len(gathers.data):
@@ -483,7 +483,7 @@ def _check_recorded(nt: int, recorded: Tensor | None, dt: float) -> None:
 # -- what is told -------------------------------------------------------------------
 
 
-def _starts(begins: Tensor, recorded: Tensor | None, *, ended: bool) -> list[str]:
+def _starts(begins: Tensor, recorded: Tensor | None, ended: Tensor) -> list[str]:
     """Return what was done about traces that do not begin with the shot."""
     first, last = float(begins.min()), float(begins.max())
     told = []
@@ -491,7 +491,8 @@ def _starts(begins: Tensor, recorded: Tensor | None, *, ended: bool) -> list[str
         told.append(f"Cut, before the shot: up to {-first * 1e3:g} ms.")
     if recorded is not None:
         missing = [f"the first {last * 1e3:g} ms"] if last > 0.0 else []
-        missing += ["the end of some traces"] if first < last or ended else []
+        if first < last or bool(ended.any()):
+            missing.append(f"the end of {'all' if bool(ended.all()) else 'some'} traces")
         told.append(
             f"Not recorded, and zero here: {' or '.join(missing)}; give sample_weights "
             "to the misfit."
