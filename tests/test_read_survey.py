@@ -517,6 +517,7 @@ def test_trace_marked_dead_takes_no_part(endian, generator, tmp_path):
             "TraceIdentificationCode": 2 if dead[s, r] else 1,
             **({"SourceX": 0, "GroupY": 9**6} if dead[s, r] else {}),
             **({"DelayRecordingTime": 4} if dead[s, r] else {}),
+            **({"SourceGroupScalar": 1000} if dead[s, r] else {}),
         },
         endian=endian,
     )

@@ -255,13 +255,14 @@ def read_segy_shots(
         delays = _scaled(file, "DelayRecordingTime", "ScalarTraceHeader") / 1e3
         lengths = _lengths(file)
         codes = _field(file, "TraceIdentificationCode")
-        rounding = _rounding(_units(file))
+        units = _units(file)
     kept, dead, told = choose_traces(str(path), codes, component)
     located = bool(sources[kept].any() or receivers[kept].any())
     if not kept.all():
         traces = traces[kept]
-    keys, sources, receivers, delays, lengths, dead = (
-        values[kept] for values in (keys, sources, receivers, delays, lengths, dead)
+    keys, sources, receivers, delays, lengths, units, dead = (
+        values[kept]
+        for values in (keys, sources, receivers, delays, lengths, units, dead)
     )
     traces[dead], delays[dead] = 0, 0.0
     for i in np.flatnonzero(lengths < traces.shape[1]):
@@ -283,7 +284,7 @@ def read_segy_shots(
     if source_depth is not None:
         sources[:, 0] = source_depth
     fired, apart = sources_of(sources, shot, dead)
-    allowed = np.maximum(rounding, np.array(tolerance) * (1 + 1e-6))
+    allowed = np.maximum(rounding_of(units, dead), np.array(tolerance) * (1 + 1e-6))
     if (apart > allowed).any():
         worst = int((apart / allowed).max(1).argmax())
         shown = [
@@ -457,8 +458,7 @@ class SegyHeaders:
         starts: When each trace starts after the shot, seconds.
         lengths: Samples that were recorded of each trace.
         codes: TraceIdentificationCode of each trace.
-        units: Of the headers' positions ``(z, y, x)``, metres.
-        rounding: By how much positions of one source may differ.
+        units: Of the headers' positions ``[trace, 3]``, metres.
         keys: Headers that may tell shots apart, by segyio's name.
     """
 
@@ -473,7 +473,6 @@ class SegyHeaders:
     lengths: Array
     codes: Array
     units: Array
-    rounding: Array
     keys: dict[str, Array]
 
 
@@ -513,7 +512,6 @@ def read_segy_headers(
             _lengths(file),
             _field(file, "TraceIdentificationCode"),
             _units(file),
-            _rounding(_units(file)),
             {key: _field(file, key) for key in keys},
         )
 
@@ -545,27 +543,31 @@ def _lengths(file: Any) -> Array:
 
 
 def _units(file: Any) -> Array:
-    """Return what one unit of the headers' positions ``(z, y, x)`` is, in metres."""
+    """Return what one unit of positions is in the headers ``[trace, 3]``, metres."""
     units = []
     for scalar in ("ElevationScalar", "SourceGroupScalar", "SourceGroupScalar"):
         factor = _field(file, scalar).astype(np.float64)
         size = np.maximum(np.abs(factor), 1.0)
-        unit = float(np.where(factor < 0, 1 / size, size).max())
-        units.append(unit * (_FEET if _in_feet(file) else 1.0))
-    return np.array(units)
+        units.append(np.where(factor < 0, 1 / size, size))
+    return np.stack(units, 1) * (_FEET if _in_feet(file) else 1.0)
 
 
-def _rounding(units: Array) -> Array:
-    """Return the largest difference of one source's positions that rounding explains.
+def rounding_of(units: Array, dead: Array) -> Array:
+    """Return by how much positions of one source may differ as they are rounded, metres.
 
-    Two units, but no more than one of those above five centimetres, and no metres: there
-    they may be two sources.
+    By two units of up to five centimetres, by one of larger ones, and by a metre at most:
+    what is farther apart may be two sources.
 
     Args:
-        units: Of the headers' positions ``(z, y, x)``, metres.
+        units: Of each trace's positions ``[trace, 3]``, metres.
+        dead: True for traces that count only where there is no other.
+
+    Returns:
+        The limits ``(z, y, x)``.
     """
-    fine = np.minimum(2 * units, FINE)
-    limits: Array = np.minimum(np.maximum(units, fine), COARSEST) * (1 + 1e-6)
+    own = units[dead if dead.all() else ~dead].max(0)
+    fine = np.minimum(2 * own, FINE)
+    limits: Array = np.minimum(np.maximum(own, fine), COARSEST) * (1 + 1e-6)
     return limits
 
 

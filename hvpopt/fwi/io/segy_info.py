@@ -25,6 +25,7 @@ from hvpopt.fwi.io.segy import (
     format_code,
     named_codes,
     read_segy_headers,
+    rounding_of,
     segy_blocks,
     sources_of,
 )
@@ -181,6 +182,7 @@ def _kept(headers: SegyHeaders, kept: Array) -> SegyHeaders:
         starts=headers.starts[kept],
         lengths=headers.lengths[kept],
         codes=headers.codes[kept],
+        units=headers.units[kept],
         keys={name: values[kept] for name, values in headers.keys.items()},
     )
 
@@ -236,6 +238,7 @@ def _find_shots(headers: SegyHeaders, dead: Array) -> _Shots | None:
     """
     assert not isinstance(headers.positions, str)
     sources, receivers = headers.positions
+    rounding = rounding_of(headers.units, dead)
     for name, keys in headers.keys.items():
         _, shot = np.unique(keys, return_inverse=True)
         fired, apart = sources_of(sources, shot, dead)
@@ -243,7 +246,7 @@ def _find_shots(headers: SegyHeaders, dead: Array) -> _Shots | None:
         if max(most[1:]) > COARSEST:
             continue
         depth = None
-        if most[0] > headers.rounding[0]:
+        if most[0] > rounding[0]:
             if float(np.ptp(sources[~dead][:, 0])) <= 2 * most[0]:
                 depth = float(f"{fired[:, 0].mean():.4g}")
             elif most[0] > COARSEST:
@@ -362,7 +365,7 @@ def _advice(
         given["n_dimensions"] = 3
     elif off > 2 * spacing:
         given["max_off_line"] = math.ceil(off)
-    beyond = np.array(shots.apart) > headers.rounding
+    beyond = np.array(shots.apart) > rounding_of(headers.units, taken.dead)
     if shots.depth is not None:
         given["source_depth"], beyond[0] = shots.depth, False
     if beyond.any():
@@ -392,7 +395,7 @@ def _spacing(headers: SegyHeaders, frequency: float) -> float:
     if not len(steps):
         return float(f"{coarsest:.2g}")
     # what is rounded in headers says no more of the distance than their unit
-    unit = float(headers.units[1:].max())
+    unit = min(float(headers.units[:, 1:].min()), COARSEST)
     alike = np.abs(steps - np.median(steps)) <= 2 * unit
     half = unit / 2
     step = max(round(float(steps[alike].mean()) / half) * half, half)
