@@ -378,9 +378,25 @@ class TestWhatDoesNotFit:
             read_model(tmp_path / "v.npy", units=units)
 
     def test_units_of_what_is_written(self, tmp_path):
-        with pytest.raises(ValueError, match=r"the model has values up to 0.0045"):
+        with pytest.raises(ValueError, match=r"up to 4.5, .* multiply it by 1000"):
             write_model(tmp_path / "v.npy", torch.tensor([[1.5, 4.5]]), units="km/s")
         assert not (tmp_path / "v.npy").exists()
+        words = (
+            r"up to 4.5, .* models are in m/s, .* multiply it by 1000 if it is in km/s"
+        )
+        km = torch.tensor([[1.5, 4.5]])
+        for units in ("m/s", "km/s"):
+            with pytest.raises(ValueError, match=words) as error:
+                write_model(tmp_path / "v.npy", km, units=units)
+            assert "pass units='" not in str(error.value)
+        write_model(tmp_path / "v.npy", km * 1000)
+        assert torch.equal(read_model(tmp_path / "v.npy"), km * 1000)
+        with pytest.raises(
+            ValueError, match=r"in kg/m3, .* multiply it by 1000 if it is in"
+        ):
+            write_model(tmp_path / "rho.npy", torch.tensor([[1.0, 2.2]]), units="kg/m3")
+        with pytest.raises(ValueError, match=r"up to 1e\+09, .*; check its values, or"):
+            write_model(tmp_path / "rho.npy", torch.tensor([[1e9]]))
 
     def test_nan(self, tmp_path):
         model = velocity(3, 4)
@@ -466,7 +482,7 @@ class TestWhatDoesNotFit:
     def test_segy_shots_not_told_apart(self, tmp_path):
         headers = [{"FieldRecord": 7, "SourceX": 5 * i} for i in range(2)]
         path = segy(tmp_path / "d.sgy", traces(2), headers)
-        with pytest.raises(ValueError, match="FieldRecord 7; pass the trace header"):
+        with pytest.raises(ValueError, match=r"FieldRecord 7 lie up to 5 m apart in x"):
             read_gathers(path)
         assert read_gathers(path, shot_key="SourceX").data.shape == (2, 1, 5)
         with pytest.raises(ValueError, match="'Shot' is no SEG-Y trace header"):

@@ -471,6 +471,318 @@ def test_recordings_that_start_before_or_after_the_shot(start, generator, tmp_pa
     assert torch.equal(cut.observed, expected[..., :20])
 
 
+def coded(codes, counts=None):
+    """Return headers that say what each trace is, and how long."""
+
+    def headers(s, r):
+        own = {"TraceIdentificationCode": int(codes[s, r])}
+        if counts is not None:
+            own["TRACE_SAMPLE_COUNT"] = int(counts[s, r])
+        return own
+
+    return headers
+
+
+def some(generator, low, high):
+    """Random whole numbers ``[shot, receiver]`` from low to below high."""
+    return torch.randint(low, high, (SHOTS, RECEIVERS), generator=generator)
+
+
+def test_plain_trace_codes_say_nothing(generator, tmp_path):
+    data, places = noise(generator), streamer()
+    plain = write_line(tmp_path / "a.sgy", data, *places)
+    headers = coded(some(generator, -1, 2))
+    path = write_line(tmp_path / "b.sgy", data, *places, headers=headers)
+    found = read_survey(path, **GIVEN)
+    assert torch.equal(found.observed, data)
+    assert found.info == read_survey(plain, **GIVEN).info
+    assert torch.equal(hvpopt.fwi.read_gathers(path).data, data)
+
+
+@pytest.mark.parametrize("endian", ["big", "little"])
+def test_trace_marked_dead_takes_no_part(endian, generator, tmp_path):
+    data, (sources, receivers) = noise(generator), streamer()
+    dead = some(generator, 0, 3) == 0
+    dead[0, 0] = True
+    dead[:, 1] = False  # no shot of dead traces alone
+    # what a dead trace has in its headers and samples counts for nothing
+    data[dead] *= 1e3
+    data[0, 0, 3] = math.nan
+    path = write_line(
+        tmp_path / "line.sgy",
+        data,
+        sources,
+        receivers,
+        headers=lambda s, r: {
+            "TraceIdentificationCode": 2 if dead[s, r] else 1,
+            **({"SourceX": 0, "GroupY": 9**6} if dead[s, r] else {}),
+            **({"DelayRecordingTime": 4} if dead[s, r] else {}),
+            **({"SourceGroupScalar": 1000} if dead[s, r] else {}),
+        },
+        endian=endian,
+    )
+    order = {"byte_order": endian}
+    found = read_survey(path, **GIVEN, **order)
+    assert torch.equal(found.trace_weights, (~dead).float())
+    assert {k: v.tolist() for k, v in found.left_out.items()} == {
+        "dead": dead.nonzero().tolist()
+    }
+    assert torch.equal(found.observed, torch.where(dead[..., None], 0.0, data))
+    assert f"Left out, dead: {int(dead.sum())} trace" in found.info
+    gathers = hvpopt.fwi.read_gathers(path, **order)
+    assert torch.equal(gathers.data, found.observed)
+    assert torch.equal(gathers.sources, sources)
+    taken = read_survey(path, **GIVEN, **order, component=1)
+    assert torch.equal(taken.observed, found.observed)
+
+
+def test_auxiliary_traces_are_left_out(generator, tmp_path):
+    data, (sources, receivers) = noise(generator), streamer()
+    auxiliary = torch.tensor([[0, 5], [1, 0], [2, 3]])
+    codes = torch.ones(SHOTS, RECEIVERS)
+    for i, (s, r) in enumerate(auxiliary.tolist()):
+        codes[s, r] = (6, 4, 9)[i]
+        data[s, r] *= 1e4
+    path = write_line(
+        tmp_path / "line.sgy", data, sources, receivers, headers=coded(codes)
+    )
+    found = read_survey(path, **GIVEN)
+    keep = codes == 1
+    assert torch.equal(found.observed, data[keep].reshape(SHOTS, RECEIVERS - 1, NT))
+    assert not found.left_out
+    assert (
+        "Left out, not seismic data: 1 of code 4 (time break), 1 of code 6 (sweep), "
+        "1 of code 9 (near-field gun signature)." in found.info
+    )
+    where = receivers[keep].reshape(SHOTS, RECEIVERS - 1, 3)
+    hand = on_nodes(sources, where, torch.float32)
+    v, _ = models(generator, torch.float32)
+    assert torch.equal(found.survey.simulate(v), hand.simulate(v))
+    gathers = hvpopt.fwi.read_gathers(path)
+    assert torch.equal(gathers.data, found.observed)
+    sweep = hvpopt.fwi.read_gathers(path, component=6)
+    assert torch.equal(sweep.data[0, 0], data[0, 5])
+    only = write_line(
+        tmp_path / "aux.sgy", data, sources, receivers, headers=coded(0 * codes + 6)
+    )
+    words = r"holds no seismic traces .*18 of code 6 \(sweep\); .*pass their code as comp"
+    with pytest.raises(ValueError, match=words):
+        read_survey(only, **GIVEN)
+
+
+def test_sensors_of_one_file_are_chosen(generator, tmp_path):
+    """Hydrophones and vertical geophones by turns, as a cable records them."""
+    data, (sources, receivers) = noise(generator), streamer()
+    codes = torch.where(torch.arange(RECEIVERS) % 2 == 0, 11, 12).repeat(SHOTS, 1)
+    codes[0, 0] = 2
+    path = write_line(
+        tmp_path / "line.sgy", data, sources, receivers, headers=coded(codes)
+    )
+    words = (
+        r"several sensors .*: 8 of code 11 \(pressure\), 9 of code 12 \(vertical\); "
+        "pass component='pressure' or 'vertical'"
+    )
+    for read in (hvpopt.fwi.read_gathers, lambda p: read_survey(p, **GIVEN)):
+        with pytest.raises(ValueError, match=words):
+            read(path)
+    for name, code in (("pressure", 11), ("vertical", 12)):
+        kept = [
+            data[s][(codes[s] == code) | (codes[s] == 2)].clone() for s in range(SHOTS)
+        ]
+        kept[0][0] = 0.0  # the dead trace may have been of either
+        for component in (name, code, np.int64(code)):
+            found = read_survey(path, **GIVEN, component=component)
+            for own, expected in zip(found.observed, kept, strict=True):
+                assert torch.equal(own[: len(expected)], expected)
+            assert f"of code {code} ({name})" in found.info
+            assert found.left_out["dead"].tolist() == [[0, 0]]
+            gathers = hvpopt.fwi.read_gathers(path, component=component, pad=True)
+            assert torch.equal(gathers.data, found.observed)
+    one = write_line(
+        tmp_path / "one.sgy", data, sources, receivers, headers=coded(0 * codes + 12)
+    )
+    alone = read_survey(one, **GIVEN)
+    assert torch.equal(alone.observed, data)
+    assert "Component: 18 of code 12 (vertical)." in alone.info
+
+
+@pytest.mark.parametrize(
+    ("component", "error", "words"),
+    [
+        ("inline", ValueError, r"of which .* has no trace; it has 18 of code 1 \(seis"),
+        (14, ValueError, "component is 14, of which"),
+        ("hydrophone", ValueError, r"component is 'hydrophone'; it must be one of"),
+        (1.5, ValueError, "must be a whole number"),
+        ([11], TypeError, "component"),
+    ],
+)
+def test_wrong_components(component, error, words, generator, tmp_path):
+    path = write_line(tmp_path / "line.sgy", noise(generator), *streamer())
+    with pytest.raises(error, match=words):
+        read_survey(path, **GIVEN, component=component)
+
+
+def test_component_of_gathers_is_an_error(generator):
+    gathers = Gathers(noise(generator), DT, *streamer())
+    with pytest.raises(ValueError, match="Gathers hold those of one component"):
+        read_survey(gathers, **GIVEN, component="pressure")
+
+
+@pytest.mark.parametrize("delay", [0, 8])
+def test_traces_shorter_than_the_file(delay, generator, tmp_path):
+    data, places = noise(generator), streamer()
+    counts = some(generator, 40, NT + 1)
+    counts[0, 1], counts[1, 2] = 0, NT  # zero says nothing
+    path = write_line(
+        tmp_path / "line.sgy",
+        data,
+        *places,
+        headers=lambda s, r: {
+            "TRACE_SAMPLE_COUNT": int(counts[s, r]),
+            "DelayRecordingTime": delay,
+        },
+    )
+    counts[0, 1] = NT
+    first = round(delay * 1e-3 / DT)
+    weights = torch.zeros(SHOTS, RECEIVERS, NT + first)
+    expected = torch.zeros(SHOTS, RECEIVERS, NT + first)
+    for s in range(SHOTS):
+        for r in range(RECEIVERS):
+            end = int(counts[s, r])
+            weights[s, r, first : first + end] = 1.0
+            expected[s, r, first : first + end] = data[s, r, :end]
+    found = read_survey(path, **GIVEN)
+    assert torch.equal(found.observed, expected)
+    assert torch.equal(found.sample_weights, weights)
+    assert "the end of some traces" in found.info
+    if not delay:
+        assert torch.equal(hvpopt.fwi.read_gathers(path).data, expected)
+    misfit = WaveformMisfit(
+        found.survey, found.observed, L2(sample_weights=found.sample_weights)
+    )
+    v, _ = models(generator, torch.float32)
+    residual = (found.survey.simulate(v) - expected) * weights
+    mean = float(residual.double().square().mean())
+    assert float(misfit.value(v)) == pytest.approx(mean, rel=1e-4)
+
+
+def test_traces_all_shorter_than_the_file(generator, tmp_path):
+    path = write_line(
+        tmp_path / "line.sgy",
+        noise(generator),
+        *streamer(),
+        headers=lambda s, r: {"TRACE_SAMPLE_COUNT": 70},  # noqa: ARG005
+    )
+    found = read_survey(path, **GIVEN)
+    assert torch.equal(found.sample_weights, (torch.arange(NT) < 70).float())
+    assert "zero here: the end of all traces;" in found.info
+    assert read_survey(path, **GIVEN, nt=70).sample_weights.all()
+
+
+@pytest.mark.parametrize("nt", [1, 39, 40])
+def test_samples_before_the_recording_are_not_data(nt, generator, tmp_path):
+    path = write_line(
+        tmp_path / "line.sgy",
+        noise(generator),
+        *streamer(),
+        headers=lambda s, r: {"DelayRecordingTime": 80 + 2 * s},  # noqa: ARG005
+    )
+    with pytest.raises(ValueError, match=rf"nt is {nt}, .* start at 0.08 s .* above 40"):
+        read_survey(path, **GIVEN, nt=nt)
+    assert float(read_survey(path, **GIVEN, nt=41).observed.abs().max()) > 0
+
+
+# -- positions that are rounded -----------------------------------------------------
+
+
+def jittered(generator, size, axes=(0, 1, 2)):
+    """Return moves of each trace's source, centimetres ``[shot, receiver, 3]``."""
+    moves = torch.randint(-size, size + 1, (SHOTS, RECEIVERS, 3), generator=generator)
+    moves[:, 0], moves[:, 1] = size, -size
+    taken = torch.zeros(3, dtype=torch.long)
+    taken[list(axes)] = 1
+    return moves * taken
+
+
+def write_jittered(path, data, moves, first=120.0):
+    sources, receivers = streamer(first=first)
+    places = (100 * sources).round().long()[:, None] + moves
+    return write_line(
+        path,
+        data,
+        sources,
+        receivers,
+        headers=lambda s, r: dict(
+            zip(("SourceDepth", "SourceY", "SourceX"), places[s, r].tolist(), strict=True)
+        ),
+    ), places.double().mean(1) / 100
+
+
+def test_source_positions_rounded_in_headers_are_their_mean(generator, tmp_path):
+    data = noise(generator)
+    path, mean = write_jittered(tmp_path / "line.sgy", data, jittered(generator, 1))
+    gathers = hvpopt.fwi.read_gathers(path)
+    torch.testing.assert_close(gathers.sources, mean, rtol=0, atol=1e-9)
+    found = read_survey(path, **GIVEN, snap=2e-3)
+    assert "Source positions differ by up to 0.02 m within a shot; their mean is" in (
+        found.info
+    )
+    straight = read_survey(Gathers(data, DT, mean, gathers.receivers), **GIVEN, snap=2e-3)
+    v, _ = models(generator, torch.float32)
+    assert torch.equal(found.survey.simulate(v), straight.survey.simulate(v))
+
+
+def test_sources_that_jitter_need_a_word(generator, tmp_path):
+    data = noise(generator)
+    path, mean = write_jittered(tmp_path / "line.sgy", data, jittered(generator, 30))
+    words = (
+        r"those of FieldRecord 10[123] lie up to 0.6 m apart in depth \(up to 0.02 m is "
+        r"taken for rounding\) and 0.6 m apart in y .* apart in x .* snap= .*_depth="
+    )
+    for read in (hvpopt.fwi.read_gathers, lambda p: read_survey(p, **GIVEN)):
+        with pytest.raises(ValueError, match=words):
+            read(path)
+    found = read_survey(path, **GIVEN, snap=0.06)
+    straight = Gathers(data, DT, mean, streamer()[1])
+    v, _ = models(generator, torch.float32)
+    expected = read_survey(straight, **GIVEN, snap=0.06).survey.simulate(v)
+    assert torch.equal(found.survey.simulate(v), expected)
+
+
+def test_depth_of_the_caller_settles_depths_that_jitter(generator, tmp_path):
+    data = noise(generator)
+    path, _ = write_jittered(tmp_path / "line.sgy", data, jittered(generator, 50, [0]))
+    with pytest.raises(ValueError, match="1 m apart in depth"):
+        read_survey(path, **GIVEN)
+    found = read_survey(path, **GIVEN, source_depth=20.0)
+    plain = read_survey(write_line(tmp_path / "p.sgy", data, *streamer()), **GIVEN)
+    assert found.info == plain.info
+    v, _ = models(generator, torch.float32)
+    assert torch.equal(found.survey.simulate(v), plain.survey.simulate(v))
+
+
+def test_sources_a_unit_of_coarse_headers_apart(tmp_path):
+    """A metre may be rounding where headers count metres; ten where they count tens."""
+    for scalar, step, good in (
+        (1, 1, True),
+        (1, 2, False),
+        (10, 1, False),
+        (-10, 1, True),
+    ):
+        headers = [
+            {"FieldRecord": 7, "SourceX": 500 + step * i, "SourceGroupScalar": scalar}
+            for i in range(2)
+        ]
+        path = write_traces(tmp_path / "d.sgy", np.ones((2, 9)), headers)
+        if good:
+            unit = scalar if scalar > 0 else -1 / scalar
+            found = hvpopt.fwi.read_gathers(path).sources[0, 2]
+            assert float(found) == pytest.approx((500 + step / 2) * unit)
+        else:
+            with pytest.raises(ValueError, match="several source positions within one"):
+                hvpopt.fwi.read_gathers(path)
+
+
 # -- wavelets and depths ------------------------------------------------------------
 
 
@@ -662,3 +974,250 @@ def test_source_on_a_free_surface(generator):
     boundary = {"boundary": ["free", "pml", "pml", "pml"], "pml_width": [0, 6, 6, 6]}
     with pytest.raises(ValueError, match="The free face above lies at depth 0 m"):
         read_survey(gathers, **{**GIVEN, "origin": None, **boundary})
+
+
+# -- where the face above lies ------------------------------------------------------
+
+#: Propagator, condition, receiver channel, depths and x of the first receiver, such that
+#: all are on nodes of cells of 2.5 m and not of 10 m; and how near the two come.
+REFLECTING = {
+    "scalar, free": ("scalar", "free", None, (12.5, 17.5, 240.0), 0.03),
+    "scalar, rigid": ("scalar", "rigid", None, (13.75, 18.75, 240.0), 0.03),
+    "scalar, without width": ("scalar", None, None, (12.5, 17.5, 240.0), 0.1),
+    "acoustic, free": ("acoustic", "free", None, (12.5, 17.5, 240.0), 0.05),
+    "acoustic, rigid": ("acoustic", "rigid", None, (13.75, 18.75, 240.0), 0.05),
+    "acoustic, without width": ("acoustic", None, None, (13.75, 18.75, 240.0), 0.05),
+    "acoustic, free, down": ("acoustic", "free", "y", (12.5, 18.75, 240.0), 0.1),
+    "acoustic, rigid, down": ("acoustic", "rigid", "y", (13.75, 7.5, 240.0), 0.1),
+    "acoustic, free, along": ("acoustic", "free", "x", (12.5, 17.5, 241.25), 0.1),
+    "acoustic, rigid, along": ("acoustic", "rigid", "x", (13.75, 18.75, 241.25), 0.1),
+}
+
+
+def below_a_face(generator, source_depth, receiver_depth, first=240.0):
+    sources = torch.tensor([[source_depth, 0.0, 200.0]], dtype=D)
+    receivers = torch.zeros(1, RECEIVERS, 3, dtype=D)
+    receivers[..., 0] = receiver_depth
+    receivers[..., 2] = first + 20.0 * torch.arange(RECEIVERS)
+    return Gathers(noise(generator, shots=1, samples=150).to(D), DT, sources, receivers)
+
+
+def faced(propagator, condition, h, gathers, **options):
+    """Return what is read below a face that reflects, its data over a cell's area."""
+    width = round(60 / h)
+    given = {
+        "wavelet": 12.0,
+        "grid_spacing": h,
+        "max_vel": MAX_VEL,
+        "propagator": propagator,
+        "depth": 200.0,
+        "margin": width,
+        "pml_width": [0, width, width, width],
+        **({"boundary": [condition, "pml", "pml", "pml"]} if condition else {}),
+        **options,
+    }
+    found = read_survey(gathers, **given)
+    v = torch.full(found.shape, 2000.0, dtype=D)
+    rho = torch.full_like(v, 1000.0)
+    model = {
+        "scalar": v,
+        "acoustic": (v, rho),
+        "elastic": deepwave.vpvsrho_to_lambmubuoyancy(v, v / 2, rho),
+    }[propagator]
+    return found, found.survey.simulate(model) / h**2
+
+
+@pytest.mark.parametrize("name", REFLECTING)
+def test_face_that_reflects_is_at_depth_zero_off_the_nodes_too(name, generator):
+    """Cells a quarter as large, on whose nodes all positions lie, are the truth."""
+    propagator, condition, channel, places, tolerance = REFLECTING[name]
+    gathers = below_a_face(generator, *places)
+    option = {"receiver_channel": channel}
+    found, data = faced(propagator, condition, 10.0, gathers, **option)
+    fine, truth = faced(propagator, condition, 2.5, gathers, **option)
+    assert "lie between nodes" in found.info
+    assert "All positions are on nodes." in fine.info
+    assert relative(data, truth) < tolerance
+    word = condition or {"scalar": "free"}.get(propagator, "rigid")
+    for told in (found.info, fine.info):
+        assert f"The {word} face above lies at depth 0 m." in told
+
+
+def test_elastic_wall_is_at_depth_zero(generator):
+    gathers = below_a_face(generator, 15.0, 25.0)  # on nodes of both
+    found, data = faced("elastic", None, 10.0, gathers)
+    _, truth = faced("elastic", None, 10.0 / 3, gathers)
+    assert "The rigid face above lies at depth 0 m." in found.info
+    assert relative(data, truth) < 0.05
+
+
+def test_face_without_width_on_nodes_is_one_cell_above(generator):
+    gathers = below_a_face(generator, 20.0, 30.0)
+    found, _ = faced("scalar", None, 20.0, gathers, snap=0.5)
+    assert found.origin[0] == 20.0
+    given, _ = faced("scalar", None, 10.0, gathers, origin=(0.0, 100.0))
+    assert "The free face above lies at depth -10 m." in given.info
+
+
+def test_elastic_wall_refuses_what_is_between_nodes(generator):
+    gathers = below_a_face(generator, 13.0, 25.0)
+    words = "only taken on nodes, which lie at depths of 5, 15, … m: pass source_depth="
+    with pytest.raises(ValueError, match=words):
+        faced("elastic", "rigid", 10.0, gathers)
+    expected = faced("elastic", "rigid", 10.0, below_a_face(generator, 15.0, 25.0))[1]
+    for option in ({"snap": 0.5}, {"source_depth": 15.0}):
+        moved = faced("elastic", "rigid", 10.0, gathers, **option)[1]
+        assert torch.equal(moved, expected)
+    read = faced("elastic", "pml", 10.0, gathers, pml_width=6)[0]
+    assert "face above" not in read.info
+    # room for a vacuum above the surface, as deepwave has a free one
+    room = faced("elastic", None, 10.0, gathers, origin=(-60.0, 100.0))[0]
+    assert "The rigid face above lies at depth -65 m." in room.info
+    with pytest.raises(
+        ValueError, match=r"elastic has no free face .* a vacuum: no buoy"
+    ):
+        faced("elastic", "free", 10.0, gathers)
+
+
+@pytest.mark.parametrize("depth", [0.0, -500.0])
+@pytest.mark.parametrize("boundary", [{"boundary": ["free", "pml", "pml", "pml"]}, {}])
+@pytest.mark.parametrize("propagator", ["scalar", "acoustic"])
+def test_positions_on_or_above_a_free_face_are_told_what_to_do(
+    depth, boundary, propagator, generator
+):
+    if propagator == "acoustic" and not boundary:
+        boundary = {"boundary": ("free", "pml", "pml", "pml")}
+    gathers = below_a_face(generator, depth, depth)
+    given = {"wavelet": 12.0, "grid_spacing": 10.0, "max_vel": MAX_VEL}
+    given |= {"propagator": propagator, "pml_width": [0, 6, 6, 6], **boundary}
+    words = (
+        "The free face above lies at depth 0 m. A free surface holds the field at zero "
+        "there, .* pass source_depth="
+    )
+    with pytest.raises(ValueError, match=words) as error:
+        read_survey(gathers, **given)
+    assert "A grid that holds all" not in str(error.value)
+    assert "boundary='pml' and its pml_width above zero" in str(error.value)
+    absorbing = {**given, "boundary": "pml", "pml_width": 6}
+    shifted = gathers.sources.clone(), gathers.receivers.clone()
+    for where in shifted:  # ten metres below the surface
+        where[..., 0] += 10.0 - depth
+    subtracted = Gathers(gathers.data, DT, *shifted)
+    below = float(str(error.value).split("face's plus ")[1].split(" m;")[0])
+    calls = [
+        read_survey(gathers, **given, source_depth=10.0, receiver_depth=10.0),
+        read_survey(subtracted, **given),
+        read_survey(gathers, **given, origin=(depth - 10.0 + below, 100.0)),
+        read_survey(gathers, **absorbing),
+    ]
+    assert f"face above lies at depth {depth - 10:g} m." in calls[2].info
+    for found in calls:
+        v = torch.full(found.shape, 2000.0, dtype=D)
+        model = v if propagator == "scalar" else (v, 0 * v + 1000)
+        assert float(found.survey.simulate(model).abs().max()) > 0
+    assert calls[0].origin == calls[1].origin
+
+
+def test_faces_must_be_named_one_by_one(generator):
+    gathers = below_a_face(generator, 20.0, 30.0)
+    for option in ({"boundary": ["free", "pml"]}, {"pml_width": [0, 6]}):
+        with pytest.raises(ValueError, match=r"must name 4 faces"):
+            read_survey(gathers, **{**GIVEN, **option})
+
+
+# -- the grid's depth, and what is told of nodes ------------------------------------
+
+
+@pytest.mark.parametrize("deep", [0, 1])
+def test_default_depth_counts_from_the_deepest_position(deep, generator):
+    places = streamer(depth=20.0)
+    places[deep][..., 0] = 500.0
+    gathers = Gathers(noise(generator), DT, *places)
+    found = read_survey(gathers, **without(["origin", "shape"]))
+    offset = float((places[1] - places[0][:, None])[..., 1:].norm(dim=-1).max())
+    last = found.origin[0] + (found.shape[0] - 1) * H
+    assert 500.0 + offset / 2 <= last < 500.0 + offset / 2 + H
+
+
+def test_receivers_moved_to_one_node_are_told(generator):
+    sources, receivers = streamer(step=4.0)
+    gathers = Gathers(noise(generator), DT, sources, receivers)
+    found = read_survey(gathers, **GIVEN, snap=0.5)
+    assert "All positions are on nodes. Some receivers of a shot share one." in found.info
+    assert "between nodes" not in found.info
+    data = found.survey.simulate(models(generator, torch.float32)[0])
+    nodes = (receivers[..., 2] / H).round()
+    for s in range(SHOTS):
+        for r in range(1, RECEIVERS):
+            same = bool(nodes[s, r] == nodes[s, r - 1])
+            assert torch.equal(data[s, r], data[s, r - 1]) == same
+
+
+# -- files that segyio takes for others ---------------------------------------------
+
+
+def with_format(path, code, endian="big"):
+    raw = bytearray(path.read_bytes())
+    raw[3224:3226] = code.to_bytes(2, endian)
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize("endian", ["big", "little"])
+@pytest.mark.parametrize("code", [0, 4, 7, 13, 14, 15, 17, 4000])
+def test_number_formats_that_are_not_decoded(code, endian, generator, tmp_path):
+    path = write_line(tmp_path / "line.sgy", noise(generator), *streamer(), endian=endian)
+    with_format(path, code, endian)
+    words = rf"format.* {code}.* convert .* to 4-byte IEEE floats \(format 5\) first"
+    for read in (
+        lambda: read_survey(path, **GIVEN, byte_order=endian),
+        lambda: hvpopt.fwi.read_gathers(path, byte_order=endian),
+        lambda: hvpopt.fwi.read_model(path, byte_order=endian, units=None),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read()
+
+
+@pytest.mark.parametrize("code", [2, 3, 6, 8, 9, 10, 11, 12, 16])
+@pytest.mark.filterwarnings("ignore:Implicit conversion")
+def test_number_formats_that_are_decoded(code, generator, tmp_path):
+    data = torch.randint(1, 100, (SHOTS, RECEIVERS, NT), generator=generator).float()
+    path = write_line(tmp_path / "line.sgy", data, *streamer(), code=code)
+    assert torch.equal(read_survey(path, **GIVEN).observed, data)
+
+
+def test_byte_order_that_would_do_is_named(generator, tmp_path):
+    path = write_line(tmp_path / "a.sgy", noise(generator), *streamer(), endian="little")
+    with pytest.raises(ValueError, match=r"is 1280, .*pass byte_order='little'"):
+        read_survey(path, **GIVEN)
+
+
+def test_files_of_headers_alone(generator, tmp_path):
+    path = write_line(tmp_path / "line.sgy", noise(generator), *streamer())
+    path.write_bytes(path.read_bytes()[:3600])
+    for read in (
+        lambda: read_survey(path, **GIVEN),
+        lambda: hvpopt.fwi.read_gathers(path),
+        lambda: hvpopt.fwi.read_model(path),
+        lambda: read_survey(
+            Gathers(noise(generator), DT, *streamer()), **{**GIVEN, "wavelet": path}
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"line\.sgy holds no traces"):
+            read()
+
+
+@pytest.mark.parametrize("delay", [-60, 4])
+def test_wavelet_that_does_not_start_at_zero_is_refused(delay, generator, tmp_path):
+    path = write_line(tmp_path / "line.sgy", noise(generator), *streamer())
+    header = {"DelayRecordingTime": delay}
+    wavelet = write_traces(tmp_path / "w.sgy", np.ones((1, 9)), [header], dt=DT)
+    words = rf"of .*w.sgy starts at {delay} ms \(DelayRecordingTime\); shift it"
+    with pytest.raises(ValueError, match=words):
+        read_survey(path, **{**GIVEN, "wavelet": wavelet})
+
+
+def test_depth_of_the_caller_is_no_position(tmp_path):
+    path = write_traces(tmp_path / "line.sgy", np.ones((1, NT)), [{}], dt=DT)
+    with pytest.raises(ValueError, match="holds no positions of sources"):
+        read_survey(path, **GIVEN, source_depth=20.0)

@@ -176,6 +176,146 @@ def test_files_that_read_survey_cannot_read(seed, tmp_path):
     assert "no trace is live" in segy_info(quiet)
 
 
+# -- what traces are ----------------------------------------------------------------
+
+
+def test_codes_that_are_not_plain_are_told(seed, tmp_path):
+    """Dead noise, a sweep of another frequency, and what they would do to the rest."""
+    draw = np.random.default_rng(seed)
+    data = recordings(seed)
+    codes = np.ones((SHOTS, RECEIVERS), int)
+    codes[:, 4], codes[1, 2] = 6, 2
+    data[codes == 6] = 1e3 * recordings(seed, 60.0)[codes == 6]
+    data[codes == 2] = 1e3 * draw.standard_normal(NT)
+    path = write_line(
+        tmp_path / "line.sgy",
+        data,
+        *streamer(),
+        dt=DT,
+        headers=lambda s, r: {
+            "TraceIdentificationCode": int(codes[s, r]),
+            **({"GroupX": 0} if codes[s, r] != 1 else {}),
+        },
+    )
+    told = segy_info(path)
+    assert (
+        "trace codes 15 of code 1 (seismic), 1 of code 2 (dead), 4 of code 6 (sweep)"
+        in (told)
+    )
+    assert rows(told)["shots"] == "4 by FieldRecord, 4 receivers each"
+    assert rows(told)["bad"].endswith("infinite samples, 1 marked dead")
+    good = data[codes == 1].astype(np.float32).astype(np.float64)
+    assert rows(told)["amplitudes"].startswith(f"{good.min():.6g} to {good.max():.6g}")
+    assert float(rows(told)["frequency"].split()[0]) == pytest.approx(12.0, abs=3.0)
+    found = reading(told)
+    assert found.observed.shape[1] == RECEIVERS - 1
+    assert found.trace_weights.sum() == 15
+    plain = write_line(tmp_path / "b.sgy", recordings(seed), *streamer(), dt=DT)
+    assert "trace codes" not in segy_info(plain)
+
+
+def test_sensors_are_told_and_one_is_read(seed, tmp_path):
+    codes = np.where(np.arange(RECEIVERS) % 2, 13, 12)[None].repeat(SHOTS, 0)
+    path = write_line(
+        tmp_path / "line.sgy",
+        recordings(seed),
+        *streamer(),
+        dt=DT,
+        headers=lambda s, r: {"TraceIdentificationCode": int(codes[s, r])},
+    )
+    told = segy_info(path)
+    assert "12 of code 12 (vertical), 8 of code 13 (crossline)" in told
+    assert rows(told)["shots"] == "4 by FieldRecord, 3 receivers each"
+    assert "component='vertical'" in told
+    found = reading(told)
+    expected = recordings(seed).astype(np.float32)[:, ::2]
+    np.testing.assert_array_equal(found.observed, expected)
+    sweeps = write_line(
+        tmp_path / "sweeps.sgy",
+        recordings(seed),
+        *streamer(),
+        dt=DT,
+        headers=lambda s, r: {"TraceIdentificationCode": 6},  # noqa: ARG005
+    )
+    assert "20 of code 6 (sweep)" in segy_info(sweeps)
+    assert reading(segy_info(sweeps)).observed.shape[:2] == (SHOTS, RECEIVERS)
+
+
+def test_traces_shorter_than_the_file_are_told(seed, tmp_path):
+    path = write_line(
+        tmp_path / "line.sgy",
+        recordings(seed),
+        *streamer(),
+        dt=DT,
+        headers=lambda s, r: {"TRACE_SAMPLE_COUNT": 100 + r},  # noqa: ARG005
+    )
+    told = segy_info(path)
+    assert rows(told)["traces"].endswith("from 0 ms; 100 to 104 samples recorded")
+    assert reading(told).sample_weights.shape == (SHOTS, RECEIVERS, NT)
+
+
+# -- positions that are rounded -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "along", "option"),
+    [(1, 1, None), (0, 30, "snap="), (60, 0, "source_depth=")],
+)
+def test_sources_that_jitter_are_of_one_shot(depth, along, option, seed, tmp_path):
+    draw = np.random.default_rng(seed)
+    moves = draw.integers(-1, 2, (SHOTS, RECEIVERS, 2))
+    moves[:, 0], moves[:, 1] = 1, -1
+    sources, receivers = streamer()
+    path = write_line(
+        tmp_path / "line.sgy",
+        recordings(seed),
+        sources,
+        receivers,
+        dt=DT,
+        headers=lambda s, r: {
+            "SourceDepth": round(100 * float(sources[s, 0]))
+            + depth * int(moves[s, r, 0]),
+            "SourceX": round(100 * float(sources[s, 2])) + along * int(moves[s, r, 1]),
+        },
+    )
+    told = segy_info(path)
+    assert rows(told)["shots"] == "4 by FieldRecord, 5 receivers each"
+    far = f"{2 * max(depth, along) / 100:g} m in {'depth' if depth else 'x'}"
+    assert f"sources of one shot differ by up to {far}" in told
+    assert "shot_key" not in told
+    assert ("snap=" in told) == (option == "snap=")
+    assert ("source_depth=" in told) == (option == "source_depth=")
+    assert reading(told).survey.n_shots == SHOTS
+    plain = write_line(tmp_path / "b.sgy", recordings(seed), sources, receivers, dt=DT)
+    assert "differ by up to" not in segy_info(plain)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 45, 60, 90, 135, 200])
+@pytest.mark.parametrize("scalar", [-100, 1])
+@pytest.mark.parametrize("step", [25.0, 12.5])
+def test_cells_fit_the_distance_between_receivers(degrees, scalar, step, seed, tmp_path):
+    turn = math.radians(degrees)
+    size, n = (100, 40) if scalar == -100 else (1, 40)
+    headers = []
+    for r in range(n):
+        along = 500.0 + step * r
+        x, y = along * math.cos(turn), along * math.sin(turn)
+        headers.append(
+            {
+                "FieldRecord": 1,
+                "SourceGroupScalar": scalar,
+                "SourceX": size,
+                "GroupX": round(size * x),
+                "GroupY": round(size * y),
+            }
+        )
+    data = np.tile(recordings(seed).reshape(-1, NT), (2, 1))
+    told = segy_info(write_traces(tmp_path / "l.sgy", data, headers, dt=DT))
+    cells = float(told.split("grid_spacing=")[1].split(",")[0])
+    ratio = max(step / cells, cells / step)
+    assert ratio == pytest.approx(round(ratio), rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("code", "name"), [(1, "4-byte IBM floats"), (5, "4-byte IEEE floats")]
 )
@@ -222,6 +362,9 @@ def test_command_by_python_m(seed, tmp_path):
         ("short.sgy", b"", "cannot be read as SEG-Y"),
         ("text.sgy", b"no SEG-Y at all " * 300, "the code of its number format"),
         ("cut.sgy", 5000, "cannot be read as SEG-Y"),
+        ("headers.sgy", 3600, "headers.sgy holds no traces"),
+        ("fixed.sgy", 4, "holds 4-byte fixed-point numbers (format 4), which segyio"),
+        ("zero.sgy", 0, "the code of its number format"),
     ],
 )
 def test_command_fails_with_words_and_status_2(
@@ -232,7 +375,10 @@ def test_command_fails_with_words_and_status_2(
         path.write_bytes(content)
     elif content is not None:
         whole = write_line(tmp_path / "whole.sgy", recordings(seed), *streamer(), dt=DT)
-        path.write_bytes(whole.read_bytes()[:content])
+        raw = bytearray(whole.read_bytes())
+        if content < 100:
+            raw[3224:3226] = content.to_bytes(2, "big")
+        path.write_bytes(raw[:content] if content > 100 else raw)
     assert main(["info", str(path)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""

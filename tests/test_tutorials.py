@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import matplotlib as mpl
@@ -120,3 +121,68 @@ def test_slurm_script_is_valid_bash(tmp_path):
     script = tmp_path / "job.sh"
     script.write_text(re.search(r"```bash\n(#!/bin/bash.*?)```", text, re.DOTALL)[1])
     assert os.system(f"bash -n {script}") == 0
+
+
+# -- the script of a cluster --------------------------------------------------------
+
+#: Stand-ins for SLURM's commands: srun runs what a test writes, scontrol notes its call.
+COMMANDS = {
+    "srun": "exec bash step.sh",
+    "scontrol": 'if [ "$1" = requeue ]; then echo "$2" >> requeued; else echo node1; fi',
+}
+#: The job's shell gets SLURM's signal, and the step waits for what the shell passes on.
+CAUGHT = "kill -TERM $PPID; sleep 2 >pause 2>&1 & wait"
+
+
+@pytest.mark.parametrize(
+    ("step", "status", "again"),
+    [
+        ("touch run/model.pt", 0, False),
+        ("exit 0", 0, True),  # ended by its own clock
+        ("exit 1", 1, False),  # failed at once
+        # the signal, which the step answers by saving for a while
+        (
+            "trap 'sleep 0.3; exit 0' TERM; " + CAUGHT,
+            0,
+            True,
+        ),
+        (
+            "trap 'touch run/model.pt; exit 0' TERM; " + CAUGHT,
+            0,
+            False,
+        ),
+        (
+            "trap 'sleep 0.3; exit 1' TERM; " + CAUGHT,
+            1,
+            True,
+        ),
+    ],
+)
+def test_job_is_requeued_only_where_it_was_cut_short(step, status, again, tmp_path):
+    text = (DOCS / "tutorials" / "cluster.md").read_text()
+    (script,) = re.findall(r"^```bash\n(#!/bin/bash\n.*?)^```$", text, re.M | re.S)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "step.sh").write_text(step)
+    (tmp_path / "job.sh").write_text(script)
+    for name, body in COMMANDS.items():
+        command = tmp_path / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.write_text(f"#!/bin/bash\n{body}\n")
+        command.chmod(0o755)
+    job = subprocess.run(
+        ["bash", "job.sh"],
+        cwd=tmp_path,
+        env={
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "17",
+            "SLURM_NNODES": "1",
+            "SLURM_JOB_NODELIST": "node1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert job.returncode == status, job.stderr
+    assert (tmp_path / "requeued").exists() == again
+    assert job.stderr == ""

@@ -52,13 +52,14 @@ class _Unit(NamedTuple):
     low: float  # the largest value of a plausible model lies between these, in SI
     high: float
     other: str  # the unit to suggest when it does not
+    si: str
 
 
 UNITS = {
-    "m/s": _Unit(1.0, 50.0, 2e4, "km/s"),
-    "km/s": _Unit(1e3, 50.0, 2e4, "m/s"),
-    "kg/m3": _Unit(1.0, 50.0, 3e4, "g/cm3"),
-    "g/cm3": _Unit(1e3, 50.0, 3e4, "kg/m3"),
+    "m/s": _Unit(1.0, 50.0, 2e4, "km/s", "m/s"),
+    "km/s": _Unit(1e3, 50.0, 2e4, "m/s", "m/s"),
+    "kg/m3": _Unit(1.0, 50.0, 3e4, "g/cm3", "kg/m3"),
+    "g/cm3": _Unit(1e3, 50.0, 3e4, "kg/m3", "kg/m3"),
 }
 
 
@@ -148,7 +149,7 @@ def write_model(
     if factor != 1:
         array = (array.astype(np.float64) / factor).astype(array.dtype)
     if units is not None:
-        _check_units("the model", array, units)
+        _check_units("the model", array, units, writing=True)
     with _replacing(path, overwrite=overwrite) as file:
         if _format_of(Path(path)) != "segy":
             _write_array(file, array, file_dtype, order, byte_order)
@@ -172,6 +173,7 @@ def read_gathers(
     byte_order: ByteOrder = None,
     shot_key: str = "FieldRecord",
     pad: bool = False,
+    component: str | int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Gathers:
     """Read shot gathers.
@@ -187,10 +189,17 @@ def read_gathers(
         shot_key: SEG-Y trace header, by segyio's name, that tells the shots apart.
             Shots and receivers keep the file's order.
         pad: Fill shots of fewer receivers with dead traces, instead of an error.
+        component: Sensor of a SEG-Y file, by name or code, as in ``read_survey``; needed
+            where traces are of several.
         dtype: Of the samples.
 
     Returns:
-        The gathers; positions from SEG-Y alone, their scalars applied, in metres.
+        The gathers; positions from SEG-Y alone, their scalars applied, in metres. Of
+        SEG-Y, traces whose TraceIdentificationCode says that they are not seismic data
+        are left out; samples are zero of those it marks as dead, and after the end of
+        those that are shorter than the others (TRACE_SAMPLE_COUNT). A source's position
+        is the mean of its traces', which may differ by two units of the headers (by one
+        of more than five centimetres, at most by a metre).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -203,7 +212,9 @@ def read_gathers(
     shot_key = checks.text("shot_key", shot_key)
     pad = checks.flag("pad", pad)
     if _format_of(file) == "segy":
-        gathers = read_segy_gathers(file, dt, byte_order, shot_key, dtype, pad=pad)
+        gathers = read_segy_gathers(
+            file, dt, byte_order, shot_key, dtype, pad=pad, component=component
+        )
         _check_shape(file, gathers.data.numpy(), shape, GATHERS)
         return gathers
     array = _read_array(file, shape, file_dtype, order, byte_order)
@@ -413,15 +424,40 @@ def _factor(units: str | None) -> float:
     return UNITS[units].factor
 
 
-def _check_units(path: object, array: Array, units: str) -> None:
+def _check_units(
+    path: object, array: Array, units: str, *, writing: bool = False
+) -> None:
+    """Raise ValueError unless values are plausible in their units.
+
+    Args:
+        path: What has the values, for errors.
+        array: The values.
+        units: Of them.
+        writing: They were in SI units before.
+
+    Raises:
+        ValueError: If they are not, with the remedy.
+    """
     unit, low, high = UNITS[units], float(array.min()), float(array.max())
     if low < 0:
         raise ValueError(f"{path} has negative values, down to {low:g} {units}")
-    if not unit.low <= high * unit.factor <= unit.high:
-        other = UNITS[unit.other]
-        likely = other.low <= high * other.factor <= other.high
+    if unit.low <= high * unit.factor <= unit.high:
+        return
+    other = UNITS[unit.other]
+    if writing:
+        own, top = UNITS[unit.si], high * unit.factor
+        large = UNITS[own.other]
+        says = "check its values"
+        if large.low <= top * large.factor <= large.high:
+            says = f"multiply it by {large.factor:g} if it is in {own.other}"
         raise ValueError(
-            f"{path} has values up to {high:g}, which is not plausible in {units}; "
-            + (f"pass units={unit.other!r}" if likely else "check units and byte order")
-            + ", or units=None to skip this check"
+            f"{path} has values up to {top:g}, which is not plausible: models are in "
+            f"{unit.si}, and units= is the file's; {says}, or pass units=None to write "
+            "it as it is"
         )
+    likely = other.low <= high * other.factor <= other.high
+    raise ValueError(
+        f"{path} has values up to {high:g}, which is not plausible in {units}; "
+        + (f"pass units={unit.other!r}" if likely else "check units and byte order")
+        + ", or units=None to skip this check"
+    )

@@ -7,7 +7,7 @@ two dimensions, ``(depth, y, x)`` in three.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +15,45 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.fwi.survey._options import bare_faces, pml_widths
 from hvpopt.fwi.survey.interpolation import Interpolation
 
-#: Where the mirror plane of a face lies, in cells before the first: deepwave's scalar
-#: propagator holds the field to zero one cell outside (free), or mirrors it half a cell
-#: outside (rigid).
-MIRROR = {"free": -1.0, "rigid": -0.5}
+#: How far outside the outermost cell a face reflects, in cells, by propagator and
+#: condition (deepwave 0.1.0, ``_boundaries.py``). The scalar field is held to zero one
+#: cell outside, an acoustic pressure on the outermost node itself; every rigid wall is
+#: half a cell outside (an elastic one also holds the velocity along it, on the outermost
+#: node).
+OUTSIDE = {"scalar": {"free": 1.0, "rigid": 0.5}}
+STAGGERED = {"free": 0.0, "rigid": 0.5}
+#: What a face without width and without a name is (deepwave 0.1.0, ``_common.py``,
+#: ``_BARE_ZERO_WIDTH_CONDITION``).
+UNNAMED = {"scalar": "free"}
+#: Propagators that refuse a free face (deepwave 0.1.0).
+WITHOUT_FREE = ("acoustic_vti", "elastic", "elastic_vti")
+#: Propagators of which every component's image at a face is known: odd or even.
+FOLDING = ("scalar", "acoustic", "viscoacoustic")
+
+
+@dataclass(frozen=True)
+class Face:
+    """What bounds a grid on one side.
+
+    Attributes:
+        condition: ``"pml"``, ``"free"``, ``"rigid"`` or ``"periodic"``.
+        outside: How far outside the outermost cell it reflects, cells; None where it
+            does not reflect.
+        folds: True where the part of an interpolation's window that lies outside is
+            folded back as its image.
+    """
+
+    condition: str = "pml"
+    outside: float | None = None
+    folds: bool = False
+
+    @property
+    def plane(self) -> float:
+        """How far outside the outermost cell it lies, cells; zero if it absorbs."""
+        return 0.0 if self.outside is None else self.outside
 
 
 @dataclass(frozen=True)
@@ -123,7 +156,7 @@ class Grid:
         origin: Position of the first cell, metres: ``(depth, along)``, ``(depth, y, x)``.
         spacing: Cell size in each dimension, metres.
         shape: Cells in each dimension.
-        faces: Condition of the first and last face of each dimension.
+        faces: First and last of each dimension.
         halfwidth: Cells on each side that interpolation takes off the nodes.
         snap: Distance in cells within which a position is taken to be on its node.
     """
@@ -131,7 +164,7 @@ class Grid:
     origin: tuple[float, ...]
     spacing: tuple[float, ...]
     shape: tuple[int, ...]
-    faces: tuple[str, ...]
+    faces: tuple[Face, ...]
     halfwidth: int
     snap: float
 
@@ -152,24 +185,45 @@ class Grid:
         first = places.floor() - (between - 1).clamp(min=0)
         return first, places.floor() + between
 
-    def folds(self, face: int) -> bool:
-        """True if interpolation mirrors at a face."""
-        return self.faces[face] in MIRROR
+    def mirrors(self, spots: Spots) -> list[tuple[float, float] | None]:
+        """Return the mirror of each face: its plane, in nodes, and the image's sign.
+
+        At a free face pressure is odd and the velocity normal to it even; at a rigid
+        one it is the other way round (Robertsson, Geophysics 61, 1996).
+
+        Args:
+            spots: Whose component it is; planes count from its first node.
+        """
+        found: list[tuple[float, float] | None] = []
+        for number, face in enumerate(self.faces):
+            d, offset = number // 2, spots.offset[number // 2]
+            if not face.folds:
+                found.append(None)
+                continue
+            plane = self.shape[d] - 1 + face.plane if number % 2 else -face.plane
+            odd = (face.condition == "free") != (offset != 0)
+            found.append((plane - offset, -1.0 if odd else 1.0))
+        return found
+
+    @property
+    def top(self) -> float:
+        """Depth of the face above, metres: where it reflects, or the first cell's."""
+        return self.origin[0] - self.faces[0].plane * self.spacing[0]
 
     def around(self, groups: Sequence[Spots], margin: int) -> Grid:
         """Return the grid, placed to hold points.
 
-        The surface stays at depth zero, or above it by whole cells where that is needed;
-        at a mirror it is the mirror's plane. Along the other axes the outermost position
-        is on a node, ``margin`` cells from the edge.
+        A face above that reflects lies at depth zero. Where it absorbs, the first cell
+        does, or above it by whole cells where that is needed. Along the other axes the
+        outermost position is on a node, ``margin`` cells from the edge.
         """
         least = [torch.cat([s.positions[s.exists] for s in groups]).amin(0)]
         origin = [float(x) for x in least[0]]
         for d in range(1, len(origin)):
             origin[d] -= max(margin, self.halfwidth) * self.spacing[d]
-        origin[0] = -MIRROR.get(self.faces[0], 0.0) * self.spacing[0]
+        origin[0] = self.faces[0].plane * self.spacing[0]
         placed = replace(self, origin=tuple(origin))
-        if not self.folds(0):
+        if self.faces[0].outside is None:
             first = min(float(placed.reach(s)[0][:, 0].min()) for s in groups)
             origin[0] += min(first, 0.0) * self.spacing[0]
         return replace(placed, origin=tuple(origin))
@@ -183,29 +237,38 @@ class Grid:
         shape[0] = max(int(last[0]), math.ceil(below - 1e-6)) + 1
         return replace(self, shape=tuple(max(n, 1) for n in shape))
 
-    def check_inside(self, spots: Spots, holds: Grid) -> None:
+    def outside(self, spots: Spots) -> Tensor:
+        """Return which of the points that take part do not lie in the grid ``[n]``."""
+        places = self.nodes(spots)[spots.exists]
+        first, last = self.reach(spots)
+        outside = torch.zeros(len(places), dtype=torch.bool)
+        mirrors = self.mirrors(spots)
+        for d, cells in enumerate(self.shape):
+            low, high = mirrors[2 * d : 2 * d + 2]
+            # on the plane itself an odd field is zero
+            if low is None:
+                outside |= first[:, d] < 0
+            else:
+                beyond = torch.le if low[1] < 0 else torch.lt
+                outside |= beyond(places[:, d], low[0])
+            if high is None:
+                outside |= last[:, d] > cells - 1
+            else:
+                beyond = torch.ge if high[1] < 0 else torch.gt
+                outside |= beyond(places[:, d], high[0])
+        return outside
+
+    def check_inside(self, spots: Spots, holds: Grid | None) -> None:
         """Raise ValueError unless all points lie in the grid.
 
         Args:
             spots: Which.
-            holds: A grid that would hold them, for the error.
+            holds: A grid that does hold them, for the error; None if none does.
 
         Raises:
             ValueError: If some do not, with their shots.
         """
-        places = self.nodes(spots)[spots.exists]
-        first, last = self.reach(spots)
-        outside = torch.zeros(len(places), dtype=torch.bool)
-        for d, cells in enumerate(self.shape):
-            low, high = 2 * d, 2 * d + 1
-            if self.folds(low):
-                outside |= places[:, d] <= MIRROR[self.faces[low]]
-            else:
-                outside |= first[:, d] < 0
-            if self.folds(high):
-                outside |= places[:, d] >= cells - 1 - MIRROR[self.faces[high]]
-            else:
-                outside |= last[:, d] > cells - 1
+        outside = self.outside(spots)
         if not bool(outside.any()):
             return
         where = spots.exists.nonzero()[outside]
@@ -213,21 +276,52 @@ class Grid:
         shot, point = where[0].tolist()
         spot = spots.positions[shot, point].tolist()
         named = ", ".join(map(str, shots[:5])) + (", …" if len(shots) > 5 else "")
+        remedy = self._remedy(spots)
+        if holds is not None:
+            remedy = (
+                f"A grid that holds all: origin={_point(holds.origin)}, "
+                f"shape={holds.shape}; origin=None and shape=None choose one"
+            )
         raise ValueError(
             f"{len(where)} {spots.name}{'s' if len(where) > 1 else ''} of "
             f"shot{'s' if len(shots) > 1 else ''} {named} lie outside the grid of "
             f"{self}, or nearer to its "
             f"edge than interpolation reaches; the first is {spots.name} {point} of shot "
-            f"{shots[0]}, at {_point(spot)} m. {self._mirrors()}A grid that holds all: "
-            f"origin={_point(holds.origin)}, shape={holds.shape}; origin=None and "
-            "shape=None choose one"
+            f"{shots[0]}, at {_point(spot)} m. {self.face_above()}{remedy}"
         )
 
-    def _mirrors(self) -> str:
-        if not self.folds(0):
+    def _remedy(self, spots: Spots) -> str:
+        """Return what helps where no grid with this face above holds the points."""
+        face, name = self.faces[0], spots.name
+        absorbing = "let the face absorb: boundary='pml' and its pml_width above zero"
+        if not face.folds:
+            nodes = [
+                self.origin[0] + (i + spots.offset[0]) * self.spacing[0] for i in (0, 1)
+            ]
+            return (
+                "Next to it this propagator's fields cannot be interpolated, only taken "
+                f"on nodes, which lie at depths of {nodes[0]:g}, {nodes[1]:g}, … m: pass "
+                f"{name}_depth= or a grid_spacing= that puts them there, snap=0.5 to "
+                f"move every position to its node, origin= above a layer of vacuum whose "
+                f"underside is the surface, or {absorbing}"
+            )
+        below = face.plane * self.spacing[0]
+        why = "There is no field above it"
+        if face.condition == "free" and spots.offset[0] == 0:
+            why = "A free surface holds the field at zero there, and at what is above it"
+        return (
+            f"{why}: pass {name}_depth=, in metres below the surface, where headers have "
+            "no depths; where they are elevations above another datum, subtract the "
+            "surface's and give Gathers, or put the face where the surface is with "
+            f"origin=, whose depth is the face's plus {below:g} m; "
+            f"or {absorbing}"
+        )
+
+    def face_above(self) -> str:
+        """Return a sentence of where the face above reflects, or nothing."""
+        if self.faces[0].outside is None:
             return ""
-        plane = self.origin[0] + MIRROR[self.faces[0]] * self.spacing[0]
-        return f"The {self.faces[0]} face above lies at depth {plane:g} m. "
+        return f"The {self.faces[0].condition} face above lies at depth {self.top:g} m. "
 
     def __str__(self) -> str:
         return (
@@ -309,27 +403,43 @@ def projected(
     return flat[0], flat[1], told + "."
 
 
-def mirror_faces(propagator: str, boundary: Any, n_dimensions: int) -> tuple[str, ...]:
-    """Return the condition of each face, of those that mirror interpolation.
+def faces_of(
+    propagator: str, options: Mapping[str, Any], n_dimensions: int
+) -> tuple[Face, ...]:
+    """Return each face: whether it reflects, and where.
 
-    Deepwave's scalar propagator has mirrors where its ``Hicks`` puts them; the other
-    propagators' components lie on staggered nodes, so windows must stay inside there.
+    A face of no width that ``boundary`` does not name reflects too.
 
     Args:
         propagator: Its name.
-        boundary: Deepwave's option.
+        options: Of deepwave.
         n_dimensions: Of the grid.
 
     Raises:
-        ValueError: If the option does not name each face.
+        ValueError: If ``boundary`` or ``pml_width`` do not name each face.
     """
-    faces = 2 * n_dimensions
-    if propagator != "scalar" or boundary is None:
-        return ("pml",) * faces
-    named = (boundary,) * faces if isinstance(boundary, str) else tuple(boundary)
-    if len(named) != faces:
-        raise ValueError(f"boundary={boundary!r} must name {faces} faces")
-    return named
+    number = 2 * n_dimensions
+    boundary, widths = options.get("boundary"), pml_widths(options, n_dimensions)
+    if boundary is None:
+        boundary = "pml"
+    names = [boundary] * number if isinstance(boundary, str) else list(boundary)
+    for option, values in (("boundary", names), ("pml_width", widths)):
+        if len(values) != number:
+            raise ValueError(f"{option}={options[option]!r} must name {number} faces")
+    if "free" in names and propagator in WITHOUT_FREE:
+        raise ValueError(
+            f"deepwave's {propagator} has no free face (boundary={boundary!r}); leave it "
+            "out, give the face above a pml_width of zero and origin= above the surface, "
+            "and make the cells of the model above the surface a vacuum: no buoyancy, no "
+            "stiffness"
+        )
+    for face in bare_faces(options, n_dimensions):
+        names[face] = UNNAMED.get(propagator, "rigid")
+    outside = OUTSIDE.get(propagator, STAGGERED)
+    return tuple(
+        Face(name, outside.get(name), name in outside and propagator in FOLDING)
+        for name in names
+    )
 
 
 def choose_grid(
@@ -370,8 +480,9 @@ def choose_grid(
         cells = checks.lengths("shape", shape)
         _check_axes("shape", cells, axes)
         grid = replace(grid, shape=cells)
+    possible = not any(bool(holds.outside(group).any()) for group in spots)
     for group in spots:
-        grid.check_inside(group, holds)
+        grid.check_inside(group, holds if possible else None)
     return grid
 
 
@@ -409,9 +520,7 @@ def located(
         exists,
         halfwidth=grid.halfwidth,
         offset=spots.offset,
-        free_surfaces=[face == "free" for face in grid.faces],
-        rigid_surfaces=[face == "rigid" for face in grid.faces],
-        shape=grid.shape,
+        mirrors=grid.mirrors(spots),
     )
     return interpolation.to(torch.empty(0, device=device).device), None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import deepwave
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,14 +24,14 @@ from hvpopt.fwi.io.geometry import (
     Grid,
     Spots,
     choose_grid,
+    faces_of,
     largest_offset,
     located,
-    mirror_faces,
     projected,
 )
-from hvpopt.fwi.io.segy import ByteOrder, read_segy_shots
+from hvpopt.fwi.io.segy import ByteOrder, SegyShots, read_segy_shots
 from hvpopt.fwi.io.wavelets import SEGY, peak_frequency, read_wavelets
-from hvpopt.fwi.survey._options import check_channels, spacing_of
+from hvpopt.fwi.survey._options import check_channels, check_options, spacing_of
 from hvpopt.fwi.survey.interpolation import Interpolation
 from hvpopt.fwi.survey.physics import find_propagator
 from hvpopt.fwi.survey.survey import Survey
@@ -58,12 +59,13 @@ class SurveyData:
         trace_weights: One for each trace that takes part and zero for the others
             ``[shot, receiver]``, or None where all do.
         sample_weights: Zero where a trace had not started or had ended, ``[time]`` where
-            all traces start together, else ``[shot, receiver, time]``; None where all
-            start at time zero or before.
+            all traces start and end together, else ``[shot, receiver, time]``; None where
+            all start at time zero or before and end together.
         shots: Which of the file's shots these are, in its order.
         left_out: Traces that do not take part, though the file has them: ``(shot,
             receiver)`` in the file's order ``[n, 2]``, by the reason, ``"dead"`` (all
-            samples are zero) or ``"not finite"``.
+            samples are zero, or its header says so) or ``"not finite"``. Traces that are
+            not seismic data, or of another component, are not counted here.
         info: What was read, chosen and left out, as sentences.
     """
 
@@ -112,6 +114,7 @@ def read_survey(
     dt: float | None = None,
     nt: int | None = None,
     shot_key: str = "FieldRecord",
+    component: str | int | None = None,
     byte_order: ByteOrder = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -123,7 +126,9 @@ def read_survey(
     SourceDepth − SourceSurfaceElevation, of a receiver −ReceiverGroupElevation, with
     their scalars, feet converted. Receivers may move with the shot or stay, and shots
     may have different numbers of them. A position between nodes is interpolated (Hicks,
-    Geophysics 67, 2002). Traces that are dead (all zero) or not finite do not take part.
+    Geophysics 67, 2002). Traces that are dead (all zero, or so marked in their header) or
+    not finite do not take part, nor do those whose header says that they are no seismic
+    data; samples after a trace's own end have no weight.
 
     Args:
         path: Of a ``.sgy`` or ``.segy`` file, or gathers that have positions.
@@ -140,28 +145,38 @@ def read_survey(
             them as they are.
         origin: Position of the first cell, metres: ``(depth, along)`` or ``(depth, y,
             x)``. Default: depth zero, or above it by as many whole cells as interpolation
-            needs (with a free or rigid face above in ``boundary=`` of the scalar
-            propagator, its plane is depth zero, one or half a cell above the first
-            cell); along the line, ``margin`` cells before the first position.
+            needs; where the face above reflects (free or rigid in ``boundary=``, or of
+            zero ``pml_width``), such that it reflects at depth zero. Along the line,
+            ``margin`` cells before the first position.
         shape: Of the model, in cells. Default as large as positions, ``margin`` and
             ``depth`` need.
-        depth: Of the default shape's last cell, metres. Default half the largest offset.
+        depth: Of the default shape's last cell, metres. Default half the largest offset
+            below the deepest position.
         margin: Cells of the default grid beyond the outermost positions along the line.
         line: Its ends ``((x, y), (x, y))``, metres; distances count from the first. By
             default the x or y coordinate where all positions share the other one, else
             the line of least squares, from its end of least x.
         max_off_line: The farthest that a position may lie off the line, metres. Default
             two cells.
-        source_depth: Of all sources, metres, in place of the headers'.
+        source_depth: Of all sources, metres, in place of the headers', which then may
+            differ within a shot.
         receiver_depth: Of all receivers, metres, in place of the headers'.
         source_channel: Of the propagator. Default its first, an explosion.
         receiver_channel: Of the propagator. Default its first, pressure.
         halfwidth: Of the interpolation's window, cells.
         snap: Distance, cells, within which a position is moved to its node (headers are
-            rounded); 0.5 moves all.
+            rounded); 0.5 moves all. Source positions in the headers of one shot that
+            differ by no more, or by two units of the headers (one of more than five
+            centimetres, at most a metre), are one: their mean.
         dt: Sampling interval, seconds. Default the headers'.
-        nt: Samples to keep. Default all.
+        nt: Samples to keep, from time zero. Default all.
         shot_key: SEG-Y trace header, by segyio's name, that tells the shots apart.
+        component: Sensor whose traces to read, where a file holds several
+            (TraceIdentificationCode): ``"seismic"`` (no sensor named), ``"pressure"``,
+            ``"vertical"``, ``"crossline"``, ``"inline"``, ``"rotated vertical"``,
+            ``"rotated transverse"``, ``"rotated radial"``, or a code. Default the only
+            one there is. It chooses traces alone: what the survey records is
+            ``receiver_channel``.
         byte_order: Of the file. Default big-endian.
         dtype: Of data and wavelets. Default float32, or that of the gathers.
         device: Of data and wavelets.
@@ -175,7 +190,8 @@ def read_survey(
         ImportError: For SEG-Y without segyio.
         TypeError: For arguments of the wrong type.
         ValueError: If the file has no positions, they lie off the line or outside the
-            grid, no trace is live, or headers, wavelet or options do not fit.
+            grid, no trace is live, several components are there and none is named, or
+            headers, wavelet or options do not fit.
 
     Example:
         >>> found = read_survey("line.sgy", wavelet=8.0, grid_spacing=12.5,
@@ -186,7 +202,19 @@ def read_survey(
     checks.floating("dtype", torch.float32 if dtype is None else dtype)
     n_dimensions = checks.integer("n_dimensions", n_dimensions, least=2, most=3)
     spacing = tuple(spacing_of(grid_spacing, n_dimensions))
-    gathers, starts = _read(path, dt, byte_order, shot_key, dtype)
+    snap = checks.number("snap", snap, least=0.0, below=math.inf)
+    found = _read(
+        path,
+        dt,
+        byte_order,
+        shot_key,
+        dtype,
+        component,
+        None if source_depth is None else _depth("source_depth", source_depth),
+        tuple(snap * size for size in (spacing[0], min(spacing[1:]), min(spacing[1:]))),
+    )
+    gathers, starts = found.gathers, torch.from_numpy(found.starts)
+    lengths = torch.from_numpy(found.lengths)
     dtype = gathers.data.dtype if dtype is None else dtype
     sources, receivers = _positions(path, gathers, source_depth, receiver_depth)
     exists, left_out = _live(gathers)
@@ -198,15 +226,18 @@ def read_survey(
     data = torch.where(exists[..., None], gathers.data, 0.0)[shots]
     sources, receivers, exists = sources[shots, None], receivers[shots], exists[shots]
     begins = starts[shots][exists]
-    observed, recorded = _from_time_zero(data, starts[shots], exists, gathers.dt)
+    observed, recorded = _from_time_zero(
+        data, starts[shots], lengths[shots], exists, gathers.dt
+    )
     if nt is not None:
         nt = checks.integer("nt", nt, least=1, most=observed.shape[2])
+        _check_recorded(nt, recorded, gathers.dt)
     observed = observed[..., :nt].to(device, dtype)
 
     if pml_freq is None:
         pml_freq = peak_frequency(wavelet, amplitudes, gathers.dt)
 
-    told = [_counts(exists)]
+    told = [_counts(exists), *found.told]
     farthest = largest_offset(sources, receivers, exists)
     if n_dimensions == 2:
         limit = 2 * spacing[1] if max_off_line is None else max_off_line
@@ -219,7 +250,8 @@ def read_survey(
             shots.tolist(),
         )
         told.append(sentence)
-    find_propagator(checks.text("propagator", propagator))
+    function = find_propagator(checks.text("propagator", propagator))
+    options = check_options(function, options)
     fired, fires_at = _channel("source", propagator, n_dimensions, source_channel)
     taken, taken_at = _channel("receiver", propagator, n_dimensions, receiver_channel)
     every = torch.ones(len(shots), 1, dtype=torch.bool)
@@ -227,27 +259,30 @@ def read_survey(
         Spots("source", sources, every, fires_at, shots.tolist()),
         Spots("receiver", receivers, exists, taken_at, shots.tolist()),
     ]
+    deepest = max(float(s.positions[s.exists][:, 0].max()) for s in spots)
     grid = choose_grid(
         spots,
         Grid(
             (0.0,) * n_dimensions,
             spacing,
             (1,) * n_dimensions,
-            mirror_faces(propagator, options.get("boundary"), n_dimensions),
+            faces_of(propagator, options, n_dimensions),
             checks.integer("halfwidth", halfwidth, least=1, most=10),
-            checks.number("snap", snap, least=0.0, below=math.inf),
+            snap,
         ),
         origin,
         shape,
-        farthest / 2 if depth is None else checks.number("depth", depth, below=math.inf),
+        deepest + farthest / 2 if depth is None else _depth("depth", depth),
         checks.integer("margin", margin, least=0),
     )
     told.append(_depths(spots))
     chosen = "" if origin is not None and shape is not None else ", chosen to hold them"
     told.append(f"Grid: {grid}{chosen}.")
+    if above := grid.face_above():
+        told.append(above.strip())
     source, _ = located(spots[0], grid, device)
     receiver, mask = located(spots[1], grid, device)
-    told.append(_between(source, receiver, grid))
+    told.append(_between(spots, (source, receiver), grid))
     survey = Survey(
         propagator,
         grid_spacing=spacing,
@@ -259,7 +294,8 @@ def read_survey(
         nt=observed.shape[2],
         **options,
     )
-    told += _starts(begins, recorded)
+    ended = lengths[shots][exists] < gathers.data.shape[2]
+    told += _starts(begins, recorded, ended)
     for reason, which in left_out.items():
         told.append(f"Left out, {reason}: {_number(len(which), 'trace')}.")
     if len(shots) < len(gathers.data):
@@ -288,8 +324,11 @@ def _read(
     byte_order: ByteOrder,
     shot_key: str,
     dtype: torch.dtype | None,
-) -> tuple[Gathers, Tensor]:
-    """Return gathers, and when each trace starts ``[shot, receiver]``, seconds."""
+    component: str | int | None,
+    source_depth: float | None,
+    tolerance: tuple[float, ...],
+) -> SegyShots:
+    """Return gathers, and when each trace starts and how long it is."""
     dt = checks.optional(check_dt, "dt", dt)
     if isinstance(path, Gathers):
         taken = Gathers(
@@ -299,7 +338,14 @@ def _read(
             path.receivers,
             path.live,
         )
-        return taken, torch.zeros(path.data.shape[:2], dtype=torch.float64)
+        if component is not None:
+            raise ValueError(
+                f"component is {component!r}, which chooses traces of a SEG-Y file; "
+                "Gathers hold those of one component"
+            )
+        shape = tuple(path.data.shape[:2])
+        ends = np.full(shape, path.data.shape[2])
+        return SegyShots(taken, np.zeros(shape), ends, ())
     file = checks.path("path (which may be hvpopt.fwi.Gathers)", path)
     if file.suffix.lower() not in SEGY:
         raise ValueError(
@@ -310,11 +356,24 @@ def _read(
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
     shot_key = checks.text("shot_key", shot_key)
-    gathers, starts = read_segy_shots(
-        file, dt, byte_order, shot_key, dtype or torch.float32, pad=True
+    found = read_segy_shots(
+        file,
+        dt,
+        byte_order,
+        shot_key,
+        dtype or torch.float32,
+        pad=True,
+        component=component,
+        source_depth=source_depth,
+        tolerance=tolerance,
     )
-    check_dt("dt", gathers.dt)
-    return gathers, torch.from_numpy(starts)
+    check_dt("dt", found.gathers.dt)
+    return found
+
+
+def _depth(name: str, value: Any) -> float:
+    """Return a depth, metres."""
+    return float(checks.number(name, value, below=math.inf))
 
 
 def _positions(
@@ -343,7 +402,7 @@ def _positions(
                 "sources, receivers)"
             )
         if z is not None:
-            where[..., 0] = checks.number(f"{name}_depth", z, below=math.inf)
+            where[..., 0] = _depth(f"{name}_depth", z)
         found.append(where)
     return found[0], found[1]
 
@@ -384,10 +443,11 @@ def _check_finite(sources: Tensor, receivers: Tensor, exists: Tensor) -> None:
 
 
 def _from_time_zero(
-    data: Tensor, starts: Tensor, exists: Tensor, dt: float
+    data: Tensor, starts: Tensor, lengths: Tensor, exists: Tensor, dt: float
 ) -> tuple[Tensor, Tensor | None]:
     """Return data that start with the shot, and where they were recorded, or None."""
     starts = torch.where(exists, starts, starts[exists][0])
+    lengths = torch.where(exists, lengths, lengths[exists][0])
     samples = (starts / dt).round().long()
     if bool(((samples * dt - starts).abs() > 1e-3 * dt).any()):
         off = float(starts[(samples * dt - starts).abs() > 1e-3 * dt][0])
@@ -395,33 +455,43 @@ def _from_time_zero(
             f"a trace starts at {off * 1e3:g} ms (DelayRecordingTime), which is no whole "
             f"number of samples of {dt * 1e3:g} ms; resample the data"
         )
-    if not bool(samples.any()):
-        return data, None
     n = data.shape[2]
-    if int(samples.min()) <= -n:
+    if not bool(samples.any()) and bool((lengths == n).all()):
+        return data, None
+    if bool((samples + lengths <= 0).any()):
         raise ValueError(f"a trace ends before its shot: it starts at {starts.min():g} s")
     whole_length = n + int(samples.max())
     moved = data.new_zeros((*data.shape[:2], whole_length))
-    recorded = torch.zeros(moved.shape, dtype=torch.bool)
     for shift in torch.unique(samples).tolist():
         mine = samples == shift
         first, last = max(shift, 0), shift + n
         traces = torch.zeros(int(mine.sum()), whole_length, dtype=data.dtype)
         traces[:, first:last] = data[mine][:, first - shift :]
         moved[mine] = traces
-        there = torch.zeros(whole_length, dtype=torch.bool)
-        there[first:last] = True
-        recorded[mine] = there
+    time = torch.arange(whole_length)
+    begin, end = samples[..., None], (samples + lengths)[..., None]
+    recorded = (time >= begin) & (time < end)
     if bool(recorded.all()):
         return moved, None
-    alike = bool((samples == samples[0, 0]).all())
+    alike = bool((recorded == recorded[0, 0]).all())
     return moved, recorded[0, 0] if alike else recorded
+
+
+def _check_recorded(nt: int, recorded: Tensor | None, dt: float) -> None:
+    """Raise ValueError unless some of the first samples were recorded."""
+    if recorded is None or bool(recorded[..., :nt].any()):
+        return
+    first = int(recorded.flatten(0, -2).any(0).int().argmax())
+    raise ValueError(
+        f"nt is {nt}, {nt * dt:g} s from the shot, in which nothing was recorded: traces "
+        f"start at {first * dt:g} s (DelayRecordingTime); nt must be above {first}"
+    )
 
 
 # -- what is told -------------------------------------------------------------------
 
 
-def _starts(begins: Tensor, recorded: Tensor | None) -> list[str]:
+def _starts(begins: Tensor, recorded: Tensor | None, ended: Tensor) -> list[str]:
     """Return what was done about traces that do not begin with the shot."""
     first, last = float(begins.min()), float(begins.max())
     told = []
@@ -429,7 +499,8 @@ def _starts(begins: Tensor, recorded: Tensor | None) -> list[str]:
         told.append(f"Cut, before the shot: up to {-first * 1e3:g} ms.")
     if recorded is not None:
         missing = [f"the first {last * 1e3:g} ms"] if last > 0.0 else []
-        missing += ["the end of some traces"] if first < last else []
+        if first < last or bool(ended.any()):
+            missing.append(f"the end of {'all' if bool(ended.all()) else 'some'} traces")
         told.append(
             f"Not recorded, and zero here: {' or '.join(missing)}; give sample_weights "
             "to the misfit."
@@ -472,17 +543,24 @@ def _depths(spots: Sequence[Spots]) -> str:
 
 
 def _between(
-    source: Tensor | Interpolation, receiver: Tensor | Interpolation, grid: Grid
+    spots: Sequence[Spots], where: Sequence[Tensor | Interpolation], grid: Grid
 ) -> str:
-    names = [
-        name
-        for name, where in (("Sources", source), ("receivers", receiver))
-        if isinstance(where, Interpolation)
-    ]
-    if not names:
-        return "All positions are on nodes."
-    window = 2 * grid.halfwidth
-    return (
-        f"{' and '.join(names).capitalize()} lie between nodes and are interpolated "
-        f"(Hicks, {window} cells in each dimension)."
-    )
+    """Return which positions are interpolated."""
+    between, shared = [], []
+    for group, found in zip(spots, where, strict=True):
+        nodes = grid.nodes(group)[group.exists]
+        if not bool((nodes == nodes.round()).all()):
+            between.append(f"{group.name}s")
+        elif isinstance(found, Interpolation):
+            shared.append(f"{group.name}s")
+    told = []
+    if between:
+        told.append(
+            f"{' and '.join(between).capitalize()} lie between nodes and are "
+            f"interpolated (Hicks, {2 * grid.halfwidth} cells in each dimension)."
+        )
+    else:
+        told.append("All positions are on nodes.")
+    if shared:
+        told.append(f"Some {' and '.join(shared)} of a shot share one.")
+    return " ".join(told)

@@ -80,6 +80,7 @@ class Interpolation:
         free_surfaces: Sequence[bool] | None = None,
         rigid_surfaces: Sequence[bool] | None = None,
         shape: Sequence[int] | None = None,
+        mirrors: Sequence[tuple[float, float] | None] | None = None,
     ) -> Interpolation:
         """Return the interpolation of points, made without a loop over them.
 
@@ -93,12 +94,16 @@ class Interpolation:
             free_surfaces: Faces with a free surface, as ``deepwave.Hicks`` has them.
             rigid_surfaces: Faces with a rigid surface; no offset where there are any.
             shape: Of the model; needed with such faces.
+            mirrors: Of each face, in place of the three above: its plane, in cells from
+                the component's first node, and the sign of the field's image beyond it;
+                None where there is none.
         """
         shots, points, dimensions = locations.shape
         exists = torch.ones(shots, points, dtype=torch.bool) if active is None else active
         exists = exists.to(locations.device)
         shift = locations.new_tensor(offset or [0.0] * dimensions)
-        mirrors = _mirrors(free_surfaces, rigid_surfaces, shape, dimensions)
+        if mirrors is None:
+            mirrors = _mirrors(free_surfaces, rigid_surfaces, shape, dimensions)
         cells, weights = [], []
         for shot in range(shots):
             mine = exists[shot].nonzero()[:, 0]
