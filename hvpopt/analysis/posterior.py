@@ -113,11 +113,6 @@ class Posterior:
         self._space = Subspace(self._operator)
         self._remainder: tuple[float, float] | None = None
 
-    @property
-    def n_products(self) -> int:
-        """Products in the subspace."""
-        return self._space.size
-
     # -- questions --------------------------------------------------------------
 
     def functional_variance(

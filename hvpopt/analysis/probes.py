@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -198,12 +197,6 @@ def rounding_of(operator: SymmetricOperator, norm: float) -> float:
     return math.sqrt(operator.size) * operator.noise * norm
 
 
-@contextmanager
-def _closing(operator: SymmetricOperator) -> Iterator[SymmetricOperator]:
-    with operator:
-        yield operator
-
-
 def kind_of(objective: Objective, kind: Kind | None) -> Kind:
     """Return the kind of Hessian that an objective's samples have.
 
@@ -239,5 +232,5 @@ def sampled_operators(
     kind = kind_of(objective, kind)
     space = ModelSpace(model) if space is None else space
     for seed in seeds:
-        with _closing(objective.sketch(model, kind, space=space, seed=seed)) as operator:
+        with objective.sketch(model, kind, space=space, seed=seed) as operator:
             yield operator

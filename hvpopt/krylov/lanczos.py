@@ -275,17 +275,6 @@ class LanczosBasis:
         vectors = self._eigenpairs()[1]
         return self._combine(vectors[:, self._checked_index(index)])
 
-    def seen(self, vector: Tensor) -> Tensor:
-        """Return a vector ``[n]``, zero where neither start nor products have entries.
-
-        An eigenvector of a nonzero eigenvalue has no part there; a Ritz vector has what
-        is left of the random start.
-
-        Args:
-            vector: ``[n]``.
-        """
-        return vector.masked_fill(~self._seen, 0.0)
-
     def ritz_residual(self, index: int = 0) -> float:
         """Return ``‖H x − θ x‖``, the distance from θ to some eigenvalue at most.
 

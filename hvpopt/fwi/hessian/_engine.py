@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import deepwave
 import torch
@@ -25,7 +25,6 @@ from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model
 from hvpopt.problem.objective import Kind
 
-EngineName = Literal["auto", "born", "double-backprop"]
 _NAMES = ("auto", "born", "double-backprop")
 
 
