@@ -47,7 +47,7 @@ METHODS = {
     "cg": lambda: hvpopt.ShiftedNewton(solver="cg"),
     "cholesky": lambda: hvpopt.ShiftedNewton(solver="cholesky"),
     "quasi-Newton": lambda: hvpopt.QuasiNewton(refresh=7),
-    "line search": lambda: hvpopt.LineSearchNewton(memory=3, cg_pairs=3),
+    "line search": lambda: hvpopt.LineSearchNewton(memory=3),
     "wolfe": lambda: hvpopt.LineSearchNewton(
         globalisation=hvpopt.Wolfe(),
         preconditioner=lambda _, point: probed(point.hessian),

@@ -127,18 +127,6 @@ class MaternPrior:
         """Return Lᵀ z ``[m]`` or ``[m, k]`` of flat vectors ``[n]`` or ``[n, k]``."""
         return self._each(_Field.factor_transposed, vector)
 
-    def whiten(self, vector: Tensor) -> Tensor:
-        """Return the shortest w with ``L w = z``, so that ``‖w‖² = z·R z``.
-
-        Args:
-            vector: z, ``[n]`` or ``[n, k]``.
-
-        Returns:
-            ``[m]`` or ``[m, k]``: white for a z drawn from the prior, if no cell is
-            frozen.
-        """
-        return self._each(_Field.whiten, vector)
-
     # -- matrices ---------------------------------------------------------------
 
     def covariance(self, vector: Tensor) -> Tensor:
@@ -166,7 +154,7 @@ class MaternPrior:
         white = white_block(self.latent_size, n_samples, seed)
         return self.factor(white).to(self.space.device)
 
-    def objective(self, mean: Model, *, name: str = "prior") -> TorchObjective:
+    def objective(self, mean: Model) -> TorchObjective:
         """Return ``½ (m − mean)·R (m − mean)``, a convex objective for use in a sum.
 
         ``misfit + (1 / noise.weight) * prior.objective(mean)`` has the most probable
@@ -175,7 +163,6 @@ class MaternPrior:
 
         Args:
             mean: The most probable model before any data. Copied.
-            name: What it is called in a sum. Default ``"prior"``.
 
         Raises:
             ValueError: If ``mean`` is not shaped like the space's models.
@@ -196,7 +183,7 @@ class MaternPrior:
             square: Tensor = step @ _product(step, self.precision)
             return 0.5 * square
 
-        return TorchObjective(half_square, name=name, convex=True)
+        return TorchObjective(half_square, name="prior", convex=True)
 
     # -- helpers ----------------------------------------------------------------
 
@@ -296,13 +283,6 @@ class _Field:
     def factor_transposed(self, rows: Array) -> Array:
         grid = self._grid(rows * self.weight, self.free)
         return self._cells(_forward(grid) / self.symbol)
-
-    def whiten(self, rows: Array) -> Array:
-        if not self.free.all():
-            return self.factor_transposed(self.precision(rows))
-        return self._cells(
-            _forward(self._grid(rows / self.weight, self.free)) * self.symbol
-        )
 
     def precision(self, rows: Array) -> Array:
         found = self._stiffness(self._grid(rows / self.weight, self.free))

@@ -261,7 +261,6 @@ def random_probes(
     *,
     n_probes: int = 5,
     n_samples: int = 3,
-    sample: int | None = None,
     space: ModelSpace | None = None,
     seed: int = 0,
 ) -> Probes:
@@ -269,7 +268,8 @@ def random_probes(
 
     An operator is asked for ``p · n_probes`` products, for p parameters. An objective
     that is a sum, of shots for instance, is sampled: ``p · n_probes · n_samples``
-    products of as many independent samples.
+    products of as many independent samples, each of ``objective.sketch_size`` parts: one
+    encoded shot where shots can be encoded.
 
     Args:
         target: A symmetric operator, or an objective.
@@ -277,8 +277,6 @@ def random_probes(
         n_probes: Probes of each parameter, at least 2 for a standard error. Default 5.
         n_samples: Independent samples for each probe, at least 2. Default 3. Not read
             where products are whole.
-        sample: Parts in each sample, encoded shots for instance. Default
-            ``objective.sketch_size``: one where shots can be encoded.
         space: Flat coordinates, whose scale the coupling of parameters is measured in.
             Default the operator's, or ``ModelSpace(model)``.
         seed: Of probes and samples.
@@ -292,7 +290,7 @@ def random_probes(
     """
     n_probes = checks.integer("n_probes", n_probes, least=1)
     n_samples = checks.integer("n_samples", n_samples, least=2)
-    source = ProductSource(target, model, space=space, sample=sample, seed=seed)
+    source = ProductSource(target, model, space=space, sample=None, seed=seed)
     generator = torch.Generator().manual_seed(checks.seed("seed", seed, spare=1) + 1)
     grids, n = grids_of(source.space), source.space.size
     repeats = 1 if source.whole else n_samples

@@ -346,27 +346,6 @@ class ShardedMisfit(Objective):
         wire = reduce(torch.promote_types, [t.dtype for t in _tensors(model)])
         return ShardedHessian(made[0], self, agreed, wire)
 
-    def encoded_hessian(
-        self,
-        model: Model,
-        kind: Kind = "gauss-newton",
-        n_encoded: int = 1,
-        *,
-        space: ModelSpace | None = None,
-        seed: int = 0,
-    ) -> ShardedHessian:
-        """Return an estimate of the Hessian from simultaneous sources; see ``encode``.
-
-        Args:
-            model: Where to linearise, the same on every rank.
-            kind: ``"gauss-newton"`` or ``"exact"``.
-            n_encoded: Number of encoded shots. Default 1.
-            space: Flat coordinates. Default ``ModelSpace(model)``.
-            seed: Seed of the signs. Default 0.
-        """
-        codes = random_codes(n_encoded, len(self.numbers), seed)
-        return self.encode(codes).hessian(model, kind, space=space)
-
     @property
     def sketch_size(self) -> int:
         """1 where shots can be encoded, else a third of the shots, rounded up."""

@@ -33,7 +33,7 @@ METHODS = {
     "shifted": hvpopt.ShiftedNewton,
     "conjugate gradients": lambda: hvpopt.ShiftedNewton(solver="cg"),
     "line search": lambda: hvpopt.LineSearchNewton(
-        memory=3, cg_pairs=3, preconditioner=lambda _, point: probed(point), refresh=4
+        memory=3, preconditioner=lambda _, point: probed(point), refresh=4
     ),
     "quasi-Newton": hvpopt.QuasiNewton,
 }

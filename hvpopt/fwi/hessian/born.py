@@ -99,12 +99,6 @@ class WaveformHessian(SymmetricOperator):
         """Indices of the shots that run together; smaller after memory ran out."""
         return self._runner.split(self._groups)
 
-    @property
-    def curvature(self) -> str:
-        """What serves as the curvature in the data."""
-        misfit = self._waveforms.data_misfit
-        return f"∇²ℓ of {misfit.name}" if self.kind == "exact" else misfit.gauss_newton
-
     def _task(
         self, part: Callable[[list[int]], Terms], names: Sequence[str], cost: int
     ) -> Task:

@@ -417,7 +417,7 @@ class WaveformMisfit(Objective):
         For Gauss-Newton the curvature in the data is ``2 JᵀJ`` of the residual where the
         misfit is a sum of squares (L2, envelope, normalised correlation), and ``∇²ℓ`` as
         it is otherwise: never negative for a convex misfit, perhaps indefinite for one
-        that is not. The operator's ``curvature`` says which.
+        that is not.
 
         Args:
             model: Where to linearise; copied.
@@ -490,34 +490,6 @@ class WaveformMisfit(Objective):
             space=space,
             counts=self.counts.child(),
         )
-
-    def encoded_hessian(
-        self,
-        model: Model,
-        kind: Kind = "gauss-newton",
-        n_encoded: int = 1,
-        *,
-        space: ModelSpace | None = None,
-        seed: int = 0,
-    ) -> WaveformHessian:
-        """Return an estimate of the Hessian from simultaneous sources of random signs.
-
-        Its mean over seeds is the Hessian; a product propagates ``n_encoded`` shots.
-
-        Args:
-            model: Where to linearise; copied.
-            kind: ``"gauss-newton"`` or ``"exact"``.
-            n_encoded: Encoded shots, each with signs of its own. Default 1.
-            space: Flat coordinates. Default ``ModelSpace(model)``.
-            seed: Of the signs.
-
-        Raises:
-            ValueError: If the shots cannot be encoded: see ``encode``.
-        """
-        n_shots = self.survey.n_shots
-        n_encoded = checks.integer("n_encoded", n_encoded, least=1, most=n_shots)
-        codes = random_codes(n_encoded, n_shots, seed)
-        return self.encode(codes).hessian(model, kind, space=space)
 
     @property
     def sketch_size(self) -> int:
