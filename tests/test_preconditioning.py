@@ -20,7 +20,7 @@ from hvpopt.methods.points import Budget, Problem
 
 def probed(point, n_probes):
     """A diagonal from this many products."""
-    found = estimate_diagonal(point.hessian, n_probes=n_probes).diagonal
+    found = estimate_diagonal(point.hessian, n_probes=n_probes)
     return DiagonalPreconditioner(found.abs())
 
 

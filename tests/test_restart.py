@@ -10,8 +10,9 @@ import torch
 from on_device import DEVICE
 
 import hvpopt
-from hvpopt import Status, analysis
+from hvpopt import Status
 from hvpopt.errors import StateError
+from hvpopt.krylov.diagonal import estimate_diagonal
 from hvpopt.methods.forcing import ForcingState
 from hvpopt.methods.method import InnerStatus
 from hvpopt.operators.symmetric import MatrixOperator
@@ -37,7 +38,7 @@ def path(tmp_path):
 
 
 def probed(hessian):
-    found = analysis.estimate_diagonal(hessian, n_probes=4).diagonal
+    found = estimate_diagonal(hessian, n_probes=4)
     return hvpopt.DiagonalPreconditioner(found.abs())
 
 

@@ -259,6 +259,17 @@ def test_free_cells_round_trip_beside_frozen_ones(model, generator):
     assert_same(space.to_model(space.to_vector(model)), model)
 
 
+def test_free_has_the_mask_of_each_parameter(model, generator):
+    mask = random_mask(model, generator)
+    found = ModelSpace(model, mask=mask).free
+    everywhere = ModelSpace(model).free
+    for name, m in named_tensors(mask).items():
+        assert torch.equal(found[name], m)
+        assert bool(everywhere[name].all())
+    found[name].logical_not_()
+    assert torch.equal(ModelSpace(model, mask=mask).free[name], m)
+
+
 def test_mask_may_leave_parameters_out(generator):
     model = {"vp": draw(generator, 2, 2), "rho": draw(generator, 3)}
     space = ModelSpace(model, mask={"rho": torch.tensor(False)})

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.model.space import ModelSpace
-from hvpopt.model.tensors import Model, named_tensors
+from hvpopt.model.tensors import Model
 from hvpopt.problem.torch_objective import TorchObjective
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
@@ -87,22 +87,18 @@ class MaternPrior:
         spacing: Any = 1.0,
     ) -> None:
         self.space = _space_of(space)
-        ones = self.space.step_to_model(
-            torch.ones(self.space.size, dtype=torch.float64, device=self.space.device)
-        )
-        tensors = named_tensors(ones)
         options = {
-            what: _by_parameter(what, given, tuple(tensors))
+            what: _by_parameter(what, given, self.space.names)
             for what, given in (("length", length), ("std", std), ("spacing", spacing))
         }
         fields, at = [], 0
-        for name, tensor in tensors.items():
-            free = (tensor != 0.0).reshape(-1).cpu().numpy()
+        for name, mask in self.space.free.items():
+            free = mask.reshape(-1).cpu().numpy()
             end = at + int(free.sum())
             scale = np.ones(end - at)
             if self.space.scale is not None:
                 scale = self.space.scale[at:end].cpu().numpy().astype(np.float64)
-            shape = tuple(tensor.shape) or (1,)
+            shape = tuple(mask.shape) or (1,)
             own = {what: values[name] for what, values in options.items()}
             fields.append(_field(name, shape, free, scale, **own))
             at = end

@@ -197,19 +197,6 @@ def rounding_of(operator: SymmetricOperator, norm: float) -> float:
     return math.sqrt(operator.size) * operator.noise * norm
 
 
-def kind_of(objective: Objective, kind: Kind | None) -> Kind:
-    """Return the kind of Hessian that an objective's samples have.
-
-    Args:
-        objective: The objective.
-        kind: Default ``"gauss-newton"`` where the objective has it, else ``"exact"``.
-    """
-    if kind is None:
-        return "gauss-newton" if objective.has_gauss_newton else "exact"
-    check_kind(kind, "hessian")
-    return kind
-
-
 def sampled_operators(
     objective: Objective,
     model: Model,
@@ -229,7 +216,8 @@ def sampled_operators(
     Yields:
         Operators whose mean over seeds is the Hessian.
     """
-    kind = kind_of(objective, kind)
+    kind = objective.preferred_kind if kind is None else kind
+    check_kind(kind, "hessian")
     space = ModelSpace(model) if space is None else space
     for seed in seeds:
         with objective.sketch(model, kind, space=space, seed=seed) as operator:

@@ -23,7 +23,7 @@ from hvpopt import checks
 from hvpopt.analysis.probes import random_signs
 from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace, checked_space
-from hvpopt.model.tensors import Model, named_tensors
+from hvpopt.model.tensors import Model
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 from hvpopt.problem.objective import Objective
 
@@ -97,12 +97,9 @@ def grids_of(space: ModelSpace) -> dict[str, ParameterGrid]:
     Args:
         space: Flat coordinates.
     """
-    ones = torch.ones(space.size, dtype=space.dtype, device=space.device)
-    # a step of one unit everywhere is zero in frozen cells
-    unit = named_tensors(space.step_to_model(ones))
     grids, first = {}, 0
-    for name in space.names:
-        free = unit[name].detach().cpu() != 0
+    for name, mask in space.free.items():
+        free = mask.cpu()
         grids[name] = ParameterGrid(name, free, first)
         first += int(free.sum())
     return grids

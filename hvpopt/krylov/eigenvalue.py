@@ -232,14 +232,8 @@ def excludes_below(basis: LanczosBasis, value: float, confidence: float = 0.999)
         basis: Of the operator.
         value: A number at or below the smallest Ritz value.
         confidence: Probability, over the random part of the basis's start, with which the
-            answer True is right.
-
-    Raises:
-        TypeError: If one is no number.
-        ValueError: If ``confidence`` is not in (0, 1).
+            answer True is right, in (0, 1).
     """
-    value = checks.number("value", value)
-    confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
     if not basis.size or value > basis.ritz_values[0]:
         return False
     if basis.complete:
@@ -254,13 +248,8 @@ def lower_bound(basis: LanczosBasis, confidence: float = 0.999) -> float:
 
     Args:
         basis: Of the operator.
-        confidence: Probability, over the random part of the basis's start.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not in (0, 1).
+        confidence: Probability, over the random part of the basis's start, in (0, 1).
     """
-    confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
     if not basis.certainty and not basis.complete:
         return -math.inf
     top = float(basis.ritz_values[0])

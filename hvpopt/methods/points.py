@@ -155,11 +155,6 @@ class Problem:
         self.check_kept: Callable[[Any], None] = lambda _: None
 
     @property
-    def preferred_kind(self) -> Kind:
-        """``"gauss-newton"`` where the objective has that matrix, else ``"exact"``."""
-        return "gauss-newton" if self.objective.has_gauss_newton else "exact"
-
-    @property
     def last_failure(self) -> str:
         """The last error in words; empty without one."""
         error = self.last_error

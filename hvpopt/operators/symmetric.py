@@ -263,6 +263,12 @@ class SymmetricOperator(ABC):
         Default nothing.
         """
 
+    def __copy__(self: Operator) -> Operator:
+        # shares a graph that pickles and deep copies leave out, or refuse
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
     def __enter__(self: Operator) -> Operator:
         return self
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import hvpopt
-from hvpopt import analysis
+from hvpopt.krylov.diagonal import estimate_diagonal
 
 torch.set_num_threads(1)
 
@@ -40,7 +40,7 @@ METHODS = {
 
 
 def probed(point):
-    diagonal = analysis.estimate_diagonal(point.hessian, n_probes=4).diagonal
+    diagonal = estimate_diagonal(point.hessian, n_probes=4)
     return hvpopt.DiagonalPreconditioner(diagonal.abs())
 
 

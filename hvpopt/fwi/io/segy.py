@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
+from hvpopt import checks
 from hvpopt.fwi.io.gathers import Array, Gathers, as_array
 
 ByteOrder: TypeAlias = "Literal['little', 'big'] | None"
@@ -35,8 +36,7 @@ def _segyio() -> Any:
 
 @contextmanager
 def _segy(path: Path, byte_order: ByteOrder) -> Iterator[Any]:
-    if byte_order not in (None, "little", "big"):
-        raise ValueError(f"byte_order is {byte_order!r}; it must be 'little' or 'big'")
+    checks.optional(checks.choice, "byte_order", byte_order, ("little", "big"))
     segyio = _segyio()
     try:
         file = segyio.open(str(path), ignore_geometry=True, endian=byte_order or "big")

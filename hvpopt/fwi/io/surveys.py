@@ -7,7 +7,6 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import deepwave
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.fwi.io.formats import PathLike
-from hvpopt.fwi.io.gathers import Gathers, check_dt
+from hvpopt.fwi.io.gathers import Gathers, check_dt, existing_file
 from hvpopt.fwi.io.geometry import (
     Grid,
     Spots,
@@ -299,8 +298,7 @@ def _read(
             "it with read_gathers, and give read_survey Gathers(data, dt, sources, "
             "receivers)"
         )
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
+    existing_file(file)
     shot_key = checks.text("shot_key", shot_key)
     gathers, starts = read_segy_shots(
         file, dt, byte_order, shot_key, dtype or torch.float32, pad=True

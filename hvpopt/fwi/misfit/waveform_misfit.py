@@ -13,7 +13,7 @@ from hvpopt import checks
 from hvpopt.fwi.data.data_misfits import Differences
 from hvpopt.fwi.data.trace_misfits import as_data_misfit
 from hvpopt.fwi.data.transforms import DataTransform, Processing
-from hvpopt.fwi.hessian._engine import check_engine, make_hessian, measure
+from hvpopt.fwi.hessian._engine import ENGINES, make_hessian, measure
 from hvpopt.fwi.hessian._groups import GroupRunner, Task, Terms, groups_of
 from hvpopt.fwi.hessian.bad_shots import ShotNames
 from hvpopt.fwi.hessian.born import WaveformHessian
@@ -28,6 +28,7 @@ from hvpopt.fwi.hessian.waveforms import (
     live_models,
 )
 from hvpopt.fwi.survey.survey import Survey
+from hvpopt.model._copies import copied_leaves
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors, rebuild
 from hvpopt.problem.objective import Kind, Objective, check_kind
@@ -119,7 +120,7 @@ class WaveformMisfit(Objective):
         name: str = "waveforms",
     ) -> None:
         checks.instance("survey", survey, Survey, "pass a hvpopt.fwi.Survey")
-        check_engine(engine)
+        engine = checks.choice("engine", engine, ENGINES)
         check_parameterisation(parameterisation)
         name = checks.text("name", name)
         processing = Processing.fitted(transforms, survey)
@@ -127,10 +128,7 @@ class WaveformMisfit(Objective):
         data_misfit = as_data_misfit(misfit)
         data_misfit.check(data)
         constants = data_misfit.take_constants(data)
-        if on_bad_shot not in ("raise", "drop"):
-            raise ValueError(
-                f"on_bad_shot is {on_bad_shot!r}; it must be 'raise' or 'drop'"
-            )
+        checks.choice("on_bad_shot", on_bad_shot, ("raise", "drop"))
         if shots_per_group is not None and memory_limit is not None:
             raise ValueError("give shots_per_group or memory_limit, not both")
         if shots_per_group is not None:
@@ -379,7 +377,7 @@ class WaveformMisfit(Objective):
             MemoryError: If one shot does not fit in memory.
         """
         waveforms, named = self.waveforms, named_tensors(model)
-        leaves = [t.detach().clone().requires_grad_() for t in named.values()]
+        leaves = copied_leaves(model)
         with torch.enable_grad():
             models = waveforms.models(rebuild(model, leaves))
             live_models(models)
