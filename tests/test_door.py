@@ -469,7 +469,7 @@ MODELS = [
     (lambda: space().to_model(ARRAY), T, "the flat vector is a ndarray"),
     (lambda: space().project(3.0), T, "the flat vector is 3.0"),
     (lambda: space().inside("x"), T, "the flat vector is 'x'"),
-    (lambda: space().pushed_out(X, ARRAY), T, "the flat vector is a ndarray"),
+    (lambda: space().active_mask(X, ARRAY), T, "the flat vector is a ndarray"),
     (lambda: space().step_to_model(X.long()), T, "the flat vector has dtype torch.int64"),
     (lambda: objective().value(X.long()), T, "parameter 'model' has dtype torch.int64"),
     (lambda: objective().value_and_gradient(X > 0), T, "'model' has dtype torch.bool"),

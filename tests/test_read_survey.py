@@ -98,7 +98,7 @@ def test_inversion_from_a_file_is_that_by_hand_bit_for_bit(
     assert (found.origin, found.shape, found.spacing) == ((0.0, 0.0), SHAPE, (H, H))
     assert found.trace_weights is None
     assert found.sample_weights is None
-    assert not found.left_out
+    assert not found.dropped
     assert found.shots == (0, 1, 2)
     assert found.survey.fixed_spread == (line is spread)
     assert found.survey.resolved == hand.resolved
@@ -390,7 +390,7 @@ def test_uneven_shots_and_bad_traces(generator, tmp_path):
     live = exists.clone()
     live[0, 2] = live[2, 1] = False
     assert torch.equal(found.trace_weights, live.to(D))
-    assert {k: v.tolist() for k, v in found.left_out.items()} == {
+    assert {k: v.tolist() for k, v in found.dropped.items()} == {
         "dead": [[0, 2]],
         "not finite": [[2, 1]],
     }
@@ -418,6 +418,7 @@ def test_shot_without_a_live_trace_is_left_out(generator, tmp_path):
     found = read_survey(path, **{**GIVEN, "wavelet": wavelets}, pml_freq=FREQ, dtype=D)
     assert found.shots == (0, 2)
     assert "no live trace: 1 shot" in found.info
+    assert found.dropped["dead"].tolist() == [[1, r] for r in range(data.shape[1])]
     assert torch.equal(found.observed, data[[0, 2]].to(D))
     v, _ = models(generator, D)
     places = cells(sources)[:, None].long(), cells(receivers).long()

@@ -309,7 +309,7 @@ class Problem:
             value=lin.value,
             gradient=gradient,
             hessian=lin.hessian,
-            active=self.space.pushed_out(vector, gradient),
+            active=self.space.active_mask(vector, gradient),
             parts=lin.parts,
             kind=kind or "exact",
         )

@@ -159,7 +159,7 @@ class ModelSpace:
         self._check_length(vector)
         return not self.bounded or bool((self.project(vector) == vector).all())
 
-    def pushed_out(self, vector: Tensor, gradient: Tensor) -> Tensor:
+    def active_mask(self, vector: Tensor, gradient: Tensor) -> Tensor:
         """Return True ``[n]`` for cells at a bound that steepest descent would cross.
 
         Args:

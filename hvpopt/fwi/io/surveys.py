@@ -58,7 +58,7 @@ class SurveyData:
             all traces start together, else ``[shot, receiver, time]``; None where all
             start at time zero or before.
         shots: Which of the file's shots these are, in its order.
-        left_out: Traces that do not take part, though the file has them: ``(shot,
+        dropped: Traces that do not take part, though the file has them: ``(shot,
             receiver)`` in the file's order ``[n, 2]``, by the reason, ``"dead"`` (all
             samples are zero) or ``"not finite"``.
         info: What was read, chosen and left out, as sentences.
@@ -72,7 +72,7 @@ class SurveyData:
     trace_weights: Tensor | None
     sample_weights: Tensor | None
     shots: tuple[int, ...]
-    left_out: Mapping[str, Tensor]
+    dropped: Mapping[str, Tensor]
     info: str
 
     def __repr__(self) -> str:
@@ -180,7 +180,7 @@ def read_survey(
     gathers, starts = _read(path, dt, byte_order, shot_key, dtype)
     dtype = gathers.data.dtype if dtype is None else dtype
     sources, receivers = _positions(path, gathers, source_depth, receiver_depth)
-    exists, left_out = _live(gathers)
+    exists, dropped = _live(gathers)
     shots = exists.any(1).nonzero()[:, 0]
     if not len(shots):
         raise ValueError("no trace is live: all are zero, or not finite")
@@ -251,11 +251,11 @@ def read_survey(
         **options,
     )
     told += _starts(begins, recorded)
-    for reason, which in left_out.items():
+    for reason, which in dropped.items():
         told.append(f"Left out, {reason}: {_number(len(which), 'trace')}.")
     if len(shots) < len(gathers.data):
-        dropped = _number(len(gathers.data) - len(shots), "shot")
-        told.append(f"Left out, no live trace: {dropped}.")
+        silent = _number(len(gathers.data) - len(shots), "shot")
+        told.append(f"Left out, no live trace: {silent}.")
     return SurveyData(
         survey,
         observed,
@@ -265,7 +265,7 @@ def read_survey(
         None if bool(exists.all()) else exists.to(device, dtype),
         None if recorded is None else recorded[..., :nt].to(device, dtype),
         tuple(shots.tolist()),
-        left_out,
+        dropped,
         " ".join([*told, survey.info]),
     )
 
@@ -345,8 +345,8 @@ def _live(gathers: Gathers) -> tuple[Tensor, dict[str, Tensor]]:
         exists = gathers.live.cpu().clone()
     finite, quiet = gathers.data.isfinite().all(-1), (gathers.data == 0).all(-1)
     reasons = {"not finite": exists & ~finite, "dead": exists & quiet}
-    left_out = {r: which.nonzero() for r, which in reasons.items() if bool(which.any())}
-    return exists & finite & ~quiet, left_out
+    dropped = {r: which.nonzero() for r, which in reasons.items() if bool(which.any())}
+    return exists & finite & ~quiet, dropped
 
 
 def _check_names(options: Mapping[str, Any]) -> None:
