@@ -11,7 +11,7 @@ from waves import SHAPE, D, arguments, models_of, one_thread, rand
 
 import hvpopt
 from hvpopt.fwi import Survey, WaveformMisfit
-from hvpopt.fwi.misfit.waveform_misfit import random_codes
+from hvpopt.fwi.misfit.shot_misfit import random_codes
 
 __all__ = ["one_thread"]
 # torch's own, on the way to the second derivatives of staggered propagators

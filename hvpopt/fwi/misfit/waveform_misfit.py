@@ -27,14 +27,15 @@ from hvpopt.fwi.hessian.waveforms import (
     every_gradient,
     live_models,
 )
+from hvpopt.fwi.misfit.shot_misfit import ShotMisfit
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.model._copies import copied_leaves
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors, rebuild
-from hvpopt.problem.objective import Kind, Objective, check_kind
+from hvpopt.problem.objective import Kind, check_kind
 
 
-class WaveformMisfit(Objective):
+class WaveformMisfit(ShotMisfit):
     """φ(m) = ℓ(T F(V(m))): how far a model's waveforms are from the observed ones.
 
     Values, gradients and products run over groups of shots, with no graph kept between
@@ -163,11 +164,6 @@ class WaveformMisfit(Objective):
         self._runner = runner
 
     @property
-    def has_gauss_newton(self) -> bool:
-        """True, since every data misfit has some curvature in the data."""
-        return True
-
-    @property
     def on_bad_shot(self) -> str:
         """``"raise"`` or ``"drop"``."""
         return "drop" if self.waveforms.shots.may_drop else "raise"
@@ -275,39 +271,9 @@ class WaveformMisfit(Objective):
         weight, cost = part.weight * (there / n_shots), part.cost * n_shots / there
         return self.with_waveforms(replace(part, weight=weight, cost=cost))
 
-    def sample(self, size: int, *, seed: int = 0) -> WaveformMisfit:
-        """Return the misfit of a sample of shots, whose mean over seeds is this misfit.
-
-        Of encoded shots with random signs where shots can be encoded, which takes an L2
-        misfit without weights and a fixed spread; else of drawn ones.
-
-        Args:
-            size: Encoded or drawn shots, at most as many as there are shots.
-            seed: Of the signs, or of the choice of shots.
-
-        Raises:
-            ValueError: If there are not so many shots.
-        """
-        n_shots = self.survey.n_shots
-        size = checks.integer("size", size, least=1, most=n_shots)
-        if self.waveforms.why_not_encoded():
-            return self.draw(size, seed=seed)
-        return self.encode(random_codes(size, n_shots, seed))
-
-    @property
-    def n_parts(self) -> int:
-        """Number of shots."""
-        return self.survey.n_shots
-
-    @property
-    def encodes(self) -> bool:
-        """True if a sample is of encoded shots; see ``sample``."""
-        return not self.waveforms.why_not_encoded()
-
-    @property
-    def gradient_propagations(self) -> int:
-        """Two for each shot."""
-        return 2 * self.survey.n_shots
+    def why_not_encoded(self) -> str:
+        """Return why the shots cannot be encoded; empty where they can."""
+        return self.waveforms.why_not_encoded()
 
     # -- value, gradient and products -------------------------------------------
 
@@ -489,11 +455,6 @@ class WaveformMisfit(Objective):
             counts=self.counts.child(),
         )
 
-    @property
-    def sketch_size(self) -> int:
-        """1 where shots can be encoded, else a third of the shots, rounded up."""
-        return -(-self.survey.n_shots // 3) if self.waveforms.why_not_encoded() else 1
-
     # -- groups -----------------------------------------------------------------
 
     def groups(self, model: Model) -> list[list[int]]:
@@ -511,14 +472,6 @@ class WaveformMisfit(Objective):
             models = self.waveforms.models(detached(model))
             self._runner.join_small(self.survey.history_bytes(models))
         return groups_of(range(self.survey.n_shots), self.memory_plan.shots_per_group)
-
-
-def random_codes(n_encoded: int, n_shots: int, seed: int) -> Tensor:
-    """Return random signs ``[encoded shot, shot]``, float64 on the CPU."""
-    seed = checks.integer("seed", seed, least=0)
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (n_encoded, n_shots), generator=generator)
-    return 2.0 * signs.double() - 1.0
 
 
 def _default_group(survey: Survey) -> int:
