@@ -439,19 +439,15 @@ def plot_point_spreads(spread: PointSpread, *, spacing: float = 1.0) -> Figure:
     return figure
 
 
-def plot_lengths(
-    lengths: ResolutionLengths, *, unit: str = "m", every: int | None = None
-) -> Figure:
+def plot_lengths(lengths: ResolutionLengths) -> Figure:
     """Return maps of resolution lengths along depth and distance, and the ellipses.
 
     An ellipse has the principal lengths as half axes, in true proportion to the picture;
-    none is drawn where the spread is no Gaussian. The third map is the relative standard
-    error.
+    none is drawn where the spread is no Gaussian. They are an eighth of the shorter side
+    apart. The third map is the relative standard error.
 
     Args:
-        lengths: From ``resolution_lengths``, of a 2-D grid.
-        unit: Of its spacing. Default ``"m"``.
-        every: Cells from ellipse to ellipse. Default an eighth of the shorter side.
+        lengths: From ``resolution_lengths``, of a 2-D grid with its spacing in metres.
 
     Raises:
         TypeError: For an argument of the wrong type.
@@ -462,7 +458,6 @@ def plot_lengths(
     along = lengths.value
     if along.ndim != 3:
         raise ValueError(f"lengths are of a {along.ndim - 1}-D grid; pictures are 2-D")
-    every = checks.optional(checks.integer, "every", every, least=1)
     dy, dx = lengths.spacing
     finite = along[along.isfinite()]
     top = float(finite.quantile(0.98)) if finite.numel() else 1.0
@@ -470,8 +465,8 @@ def plot_lengths(
     axes = figure.subplots(1, 3)
     error = torch.as_tensor(lengths.standard_error) / along
     panels = (
-        (along[0], "resolution length along depth", unit, top),
-        (along[1], "along distance", unit, top),
+        (along[0], "resolution length along depth", "m", top),
+        (along[1], "along distance", "m", top),
         (error.amax(0), "relative standard error", "", 0.5),
     )
     for ax, (image, title, label, most) in zip(axes, panels, strict=True):
@@ -480,7 +475,7 @@ def plot_lengths(
         # cells need not be square
         ax.images[0].set_extent((0, width * dx, height * dy, 0))
     height, width = along.shape[1:]
-    step = max(1, min(height, width) // 8) if every is None else every
+    step = max(1, min(height, width) // 8)
     at = torch.cartesian_prod(
         torch.arange(step // 2, height, step), torch.arange(step // 2, width, step)
     )

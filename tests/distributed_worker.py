@@ -95,7 +95,7 @@ def evaluate(seed, shard=True, dtype=torch.float64, n_shots=7, costs=None, **opt
         "exact": objective.hessian(start),
         "gauss-newton": objective.hessian(start, "gauss-newton"),
         "sketch": objective.sketch(start, seed=3),
-        "encoded": objective.encoded_hessian(start, "exact", 2, seed=5),
+        "encoded": objective.sample(2, seed=5).hessian(start),
         "drawn": objective.draw(max(1, n_shots // 3), seed=7).hessian(start),
     }
     for name, operator in operators.items():
@@ -170,7 +170,7 @@ def own_data(seed, misfit, shard=True):
             found[f"{kind} product without {dropped}"] = product
         found[f"sketch's product without {dropped}"] = objective.sketch(start) @ w
         if misfit == "l2":
-            encoded = objective.encoded_hessian(start, "exact", 2, seed=3)
+            encoded = objective.sample(2, seed=3).hessian(start)
             found[f"encoded product without {dropped}"] = encoded @ w
     return found
 

@@ -402,16 +402,6 @@ KRYLOV = {
         ValueError,
         r"confidence is 1.0; it must lie in \(0, 1\)",
     ),
-    "eigenvalue backend": (
-        lambda: hvpopt.smallest_eigenvalue(identity(), backend="arpack"),
-        ValueError,
-        "backend is 'arpack'; it must be 'lanczos' or 'scipy'",
-    ),
-    "two unknowns for scipy": (
-        lambda: hvpopt.smallest_eigenvalue(identity(2), backend="scipy"),
-        ValueError,
-        "at least 3 unknowns, got 2",
-    ),
     "eigenvalue start": (
         lambda: hvpopt.smallest_eigenvalue(identity(), start=torch.ones(2)),
         ValueError,

@@ -312,8 +312,6 @@ def test_gauss_newton_matches_jvp_and_vjp(propagator, nonlinear, generator):
 
 def test_gauss_newton_of_normalised_correlation_is_of_its_residual(generator):
     case = Case("scalar", generator, misfit="normalised-correlation")
-    H = case.misfit.hessian(case.model, "gauss-newton")
-    assert "never negative" in H.curvature
     expected = case.gauss_newton((unit, 1 / case.observed[..., 0].numel()))
     assert relative(case.product("gauss-newton"), expected) < PRODUCT
 
@@ -348,7 +346,6 @@ def test_gauss_newton_of_a_function_takes_its_curvature_as_it_is(generator):
     case = Case("scalar", generator)
     misfit = WaveformMisfit(case.survey, case.observed, concave)
     H = misfit.hessian(case.model, "gauss-newton")
-    assert "may have negative curvature" in H.curvature
     plain_l2 = case.gauss_newton((lambda d: d, -2.0))
     assert relative(flat([H @ case.step]), plain_l2) < PRODUCT
     w = rand(H.size, generator, -1, 1)

@@ -1,7 +1,5 @@
 """Conjugate gradients against dense solves."""
 
-import itertools
-
 import pytest
 import torch
 from on_device import DEVICE
@@ -156,41 +154,6 @@ def test_residual_vector_is_the_true_one(definite):
     assert result.residual_norm == pytest.approx(float(result.residual.norm()), rel=1e-10)
 
 
-@pytest.mark.parametrize("keep", [1, 2, 7, 8])
-def test_pairs_are_sampled_evenly(generator, keep):
-    """The places kept are multiples of one stride or of twice that."""
-    n = 64
-    matrix = symmetric(n, generator, torch.linspace(1, 1e3, n, dtype=torch.float64))
-    rhs = torch.randn(n, generator=generator, dtype=torch.float64)
-    options = {"tol": 1e-13, "max_products": 45}
-    every = hvpopt.cg(hvpopt.MatrixOperator(matrix), rhs, keep_pairs=100, **options)
-    operator = hvpopt.MatrixOperator(matrix)
-    some = hvpopt.cg(operator, rhs, keep_pairs=keep, **options)
-    assert len(every.pairs) == every.n_products == operator.counts.products
-    assert len(some.pairs) == keep
-    places = [
-        next(i for i, (d, _) in enumerate(every.pairs) if torch.equal(d, e))
-        for e, _ in some.pairs
-    ]
-    assert places == sorted(places)
-    if keep > 1:
-        gaps = [b - a for a, b in itertools.pairwise(places)]
-        assert max(gaps) <= 2 * min(gaps)
-        assert places[-1] >= 44 - 2 * max(gaps)
-    for d, a_d in some.pairs:
-        assert torch.equal(a_d, matrix @ d)
-
-
-def test_pairs_leave_negative_curvature_out(generator):
-    spectrum = torch.linspace(-1, 5, 40, dtype=torch.float64)
-    matrix = symmetric(40, generator, spectrum)
-    rhs = torch.randn(40, generator=generator, dtype=torch.float64)
-    operator = hvpopt.MatrixOperator(matrix)
-    result = hvpopt.cg(operator, rhs, tol=1e-10, keep_pairs=100)
-    assert len(result.pairs) == result.n_products - 1
-    assert all(float(d @ a_d) > 0 for d, a_d in result.pairs)
-
-
 def test_indefinite_preconditioner_is_refused(definite):
     class Wrong:
         def apply(self, vector):
@@ -199,12 +162,6 @@ def test_indefinite_preconditioner_is_refused(definite):
     matrix, rhs = definite
     with pytest.raises(ValueError, match="not positive definite"):
         hvpopt.cg(hvpopt.MatrixOperator(matrix), rhs, preconditioner=Wrong())
-
-
-def test_negative_number_of_pairs_is_refused(definite):
-    matrix, rhs = definite
-    with pytest.raises(ValueError, match="keep_pairs is"):
-        hvpopt.cg(hvpopt.MatrixOperator(matrix), rhs, keep_pairs=-1)
 
 
 # -- starts and model-shaped right-hand sides ------------------------------------------

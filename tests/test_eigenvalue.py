@@ -1,7 +1,5 @@
 """smallest_eigenvalue against dense eigenvalues: right, or not called converged."""
 
-import math
-
 import pytest
 import torch
 from on_device import DEVICE
@@ -104,29 +102,6 @@ def test_zero_operator_has_eigenvalue_zero():
     assert estimate.value == 0.0
     assert estimate.converged
     assert estimate.n_products == 1
-
-
-def test_scipy_backend_agrees(generator):
-    matrix = symmetric(60, generator)
-    ours, scipys = (
-        hvpopt.smallest_eigenvalue(
-            hvpopt.MatrixOperator(matrix), tol=1e-8, backend=backend, max_products=3000
-        )
-        for backend in ("lanczos", "scipy")
-    )
-    assert ours.value == pytest.approx(scipys.value, rel=1e-8)
-    assert scipys.converged
-    assert scipys.lower == -math.inf
-    assert scipys.residual < 1e-6
-
-
-def test_scipy_backend_says_when_it_did_not_converge(generator):
-    matrix = symmetric(120, generator, torch.linspace(0, 1, 120).double() ** 4)
-    estimate = hvpopt.smallest_eigenvalue(
-        hvpopt.MatrixOperator(matrix), tol=1e-12, backend="scipy", max_products=20
-    )
-    assert not estimate.converged
-    assert "did not converge" in estimate.message
 
 
 def test_deadline_in_the_past_stops_after_one_product(generator):

@@ -11,6 +11,7 @@ from test_lanczos import symmetric
 import hvpopt
 from hvpopt import CGStatus
 from hvpopt.analysis.derivatives import check_symmetry
+from hvpopt.krylov.pairs import safely_positive
 from hvpopt.model._scale import euclidean_norm as norm
 from hvpopt.model._scale import power_of_two, unit_of
 
@@ -140,7 +141,6 @@ def test_cg_of_any_size(size, pull, dtype, preconditioned, generator):
         preconditioner=(
             hvpopt.DiagonalPreconditioner(diagonal) if preconditioned else None
         ),
-        keep_pairs=2,
     )
     unit = pull / size
     if torch.finfo(dtype).tiny * 1e4 < unit < torch.finfo(dtype).max / 1e3:
@@ -152,8 +152,6 @@ def test_cg_of_any_size(size, pull, dtype, preconditioned, generator):
         assert result.status is CGStatus.OUT_OF_RANGE
         assert not result.x.any()
         assert result.residual_norm == pytest.approx(norm(pull * b))
-    for d, a_d in result.pairs:
-        assert torch.equal(a_d, size * matrix @ d)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
@@ -271,7 +269,7 @@ METHODS = {
     "shifted cg": lambda: hvpopt.ShiftedNewton(solver="cg"),
     "shifted cholesky": lambda: hvpopt.ShiftedNewton(solver="cholesky"),
     "trust region": hvpopt.TrustRegionNewton,
-    "line search": lambda: hvpopt.LineSearchNewton(memory=3, cg_pairs=3),
+    "line search": lambda: hvpopt.LineSearchNewton(memory=3),
     "wolfe": lambda: hvpopt.LineSearchNewton(globalisation=hvpopt.Wolfe()),
     "quasi-newton": hvpopt.QuasiNewton,
 }
@@ -340,12 +338,12 @@ def test_no_wrong_success_in_float32(size, generator):
 @pytest.mark.parametrize("size", [2.0**-565, 2.0**665])
 def test_pairs_of_any_size(size, generator):
     matrix = symmetric(20, generator, torch.linspace(1.0, 3.0, 20, dtype=D))
-    plain, other = hvpopt.PairsPreconditioner(), hvpopt.PairsPreconditioner()
-    for s in torch.randn(4, 20, generator=generator, dtype=D):
-        plain = plain.with_pair(s, matrix @ s)
-        other = other.with_pair(s, size * (matrix @ s))
+    steps = torch.randn(4, 20, generator=generator, dtype=D)
+    plain = hvpopt.PairsPreconditioner([(s, matrix @ s) for s in steps])
+    other = hvpopt.PairsPreconditioner([(s, size * (matrix @ s)) for s in steps])
+    for s in steps:
         across = torch.linalg.qr(torch.stack([s, matrix @ s], 1))[0][:, 1]
-        assert other.with_pair(s, size * across) is other
+        assert not safely_positive(s, size * across)
     g = torch.randn(20, generator=generator, dtype=D)
     assert len(other.pairs) == 4
     expected = plain.apply(g)

@@ -69,7 +69,7 @@ METHODS = {
     "square root": {"tol": SquareRoot()},
     "constant": {"tol": 0.1},
     "wolfe": {"globalisation": Wolfe()},
-    "pairs": {"memory": 8, "cg_pairs": 8},
+    "pairs": {"memory": 8},
 }
 
 
@@ -165,7 +165,7 @@ def test_quadratic_solved_exactly_takes_one_step(generator):
 @pytest.mark.parametrize("globalisation", [None, Wolfe()])
 def test_products_are_conjugate_gradients_alone(generator, globalisation):
     loss = logistic(generator)
-    method = LineSearchNewton(globalisation=globalisation, memory=5, cg_pairs=5)
+    method = LineSearchNewton(globalisation=globalisation, memory=5)
     last = {}
     result = hvpopt.minimize(
         loss,
@@ -231,9 +231,7 @@ def test_scipy_agrees_on_the_bounded_minimum(generator, globalisation, pairs):
         upper=upper,
         gtol=1e-8,
         max_iter=300,
-        method=LineSearchNewton(
-            globalisation=globalisation, memory=pairs, cg_pairs=pairs
-        ),
+        method=LineSearchNewton(globalisation=globalisation, memory=pairs),
     )
     box = list(zip(lower.tolist(), upper.tolist(), strict=True))
     expected = by_scipy(loss, start, bounds=box)
@@ -280,7 +278,7 @@ def test_first_direction_of_negative_curvature_descends(generator):
     start = 1e-3 * torch.randn(10, generator=generator, dtype=F64)
     point = problem.linearise(start, "exact")
     method = LineSearchNewton()
-    direction = method.direction(problem, point, method.start(problem), Budget())
+    direction = method.step(problem, point, method.start(problem), Budget()).direction
     h = direction.vector
     assert direction.status is InnerStatus.INDEFINITE
     assert direction.inner_iterations == point.hessian.counts.products == 1
@@ -355,7 +353,7 @@ def test_waveforms_start_with_gauss_newton_on_illumination(generator):
         tol=0.3,
         hessian="gauss-newton",
         preconditioner=build,
-        cg_pairs=10,
+        memory=10,
         max_products=8,
     )
     result = hvpopt.minimize(misfit, start, method=method, max_iter=4, upper=2400.0)
@@ -387,7 +385,6 @@ def test_max_products_bounds_each_step(generator):
         ({"preconditioner": torch.ones(3)}, TypeError),
         ({"preconditioner": DiagonalPreconditioner}, TypeError),
         ({"memory": -1}, ValueError),
-        ({"cg_pairs": -1}, ValueError),
         ({"refresh": 0}, ValueError),
         ({"max_products": 0}, ValueError),
         ({"eigenvalue_floor": math.nan}, ValueError),
@@ -403,7 +400,7 @@ def test_next_stage_keeps_the_preconditioner_and_asks_for_a_rough_solve_again(ge
     start = torch.randn(8, generator=generator, dtype=F64)
     problem = Problem(TorchObjective(rosenbrock), hvpopt.ModelSpace(start))
     forcing = EisenstatWalker2(initial=0.3)
-    method = LineSearchNewton(tol=forcing, memory=3, cg_pairs=3)
+    method = LineSearchNewton(tol=forcing, memory=3)
     point, state = problem.linearise(start, "exact"), method.start(problem)
     for _ in range(4):
         step = method.step(problem, point, state, Budget())
@@ -411,5 +408,5 @@ def test_next_stage_keeps_the_preconditioner_and_asks_for_a_rough_solve_again(ge
         state, point = method.update(state, point, after, step), after
     begun = method.next_stage(problem, state)
     assert begun.preconditioner is state.preconditioner
-    assert begun.preconditioner.solve_pairs
+    assert begun.preconditioner.step_pairs
     assert begun.forcing == method.start(problem).forcing != state.forcing

@@ -9,6 +9,7 @@ from tolerances import PRODUCT, SOLVE
 
 import hvpopt
 from hvpopt import FunctionOperator, MatrixOperator
+from hvpopt.operators import symmetric
 from hvpopt.operators.symmetric import RestrictedOperator, ShiftedOperator, SumOperator
 
 F64 = torch.float64
@@ -208,10 +209,13 @@ def test_every_operator_closes_at_the_end_of_its_block(matrix, keep):
 # -- dense --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", [1, 4, 9, 100])
-def test_to_dense_returns_the_matrix_at_one_product_a_column(matrix, block):
+@pytest.mark.parametrize("columns", [1, 4, 9, 100])
+def test_to_dense_returns_the_matrix_at_one_product_a_column(
+    matrix, columns, monkeypatch
+):
+    monkeypatch.setattr(symmetric, "DENSE_COLUMNS", columns)
     H = FunctionOperator(lambda v: matrix @ v, 9, device=DEVICE)
-    assert close(H.to_dense(block=block), matrix)
+    assert close(H.to_dense(), matrix)
     assert H.counts.products == 9
 
 

@@ -98,7 +98,7 @@ def test_inversion_from_a_file_is_that_by_hand_bit_for_bit(
     assert (found.origin, found.shape, found.spacing) == ((0.0, 0.0), SHAPE, (H, H))
     assert found.trace_weights is None
     assert found.sample_weights is None
-    assert not found.left_out
+    assert not found.dropped
     assert found.shots == (0, 1, 2)
     assert found.survey.fixed_spread == (line is spread)
     assert found.survey.resolved == hand.resolved
@@ -390,7 +390,7 @@ def test_uneven_shots_and_bad_traces(generator, tmp_path):
     live = exists.clone()
     live[0, 2] = live[2, 1] = False
     assert torch.equal(found.trace_weights, live.to(D))
-    assert {k: v.tolist() for k, v in found.left_out.items()} == {
+    assert {k: v.tolist() for k, v in found.dropped.items()} == {
         "dead": [[0, 2]],
         "not finite": [[2, 1]],
     }
@@ -418,6 +418,7 @@ def test_shot_without_a_live_trace_is_left_out(generator, tmp_path):
     found = read_survey(path, **{**GIVEN, "wavelet": wavelets}, pml_freq=FREQ, dtype=D)
     assert found.shots == (0, 2)
     assert "no live trace: 1 shot" in found.info
+    assert found.dropped["dead"].tolist() == [[1, r] for r in range(data.shape[1])]
     assert torch.equal(found.observed, data[[0, 2]].to(D))
     v, _ = models(generator, D)
     places = cells(sources)[:, None].long(), cells(receivers).long()
@@ -524,7 +525,7 @@ def test_trace_marked_dead_takes_no_part(endian, generator, tmp_path):
     order = {"byte_order": endian}
     found = read_survey(path, **GIVEN, **order)
     assert torch.equal(found.trace_weights, (~dead).float())
-    assert {k: v.tolist() for k, v in found.left_out.items()} == {
+    assert {k: v.tolist() for k, v in found.dropped.items()} == {
         "dead": dead.nonzero().tolist()
     }
     assert torch.equal(found.observed, torch.where(dead[..., None], 0.0, data))
@@ -549,7 +550,7 @@ def test_auxiliary_traces_are_left_out(generator, tmp_path):
     found = read_survey(path, **GIVEN)
     keep = codes == 1
     assert torch.equal(found.observed, data[keep].reshape(SHOTS, RECEIVERS - 1, NT))
-    assert not found.left_out
+    assert not found.dropped
     assert (
         "Left out, not seismic data: 1 of code 4 (time break), 1 of code 6 (sweep), "
         "1 of code 9 (near-field gun signature)." in found.info
@@ -595,7 +596,7 @@ def test_sensors_of_one_file_are_chosen(generator, tmp_path):
             for own, expected in zip(found.observed, kept, strict=True):
                 assert torch.equal(own[: len(expected)], expected)
             assert f"of code {code} ({name})" in found.info
-            assert found.left_out["dead"].tolist() == [[0, 0]]
+            assert found.dropped["dead"].tolist() == [[0, 0]]
             gathers = hvpopt.fwi.read_gathers(path, component=component, pad=True)
             assert torch.equal(gathers.data, found.observed)
     one = write_line(

@@ -559,7 +559,7 @@ WRONG = [
     (
         lambda: hvpopt.Tikhonov(spacing=H, weight=V - 2),
         ValueError,
-        "weight must be zero or positive in every cell",
+        "weight must be zero or positive and finite in every cell",
     ),
     (
         lambda: hvpopt.Tikhonov(spacing=H, scale=V - 1),

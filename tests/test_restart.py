@@ -10,8 +10,9 @@ import torch
 from on_device import DEVICE
 
 import hvpopt
-from hvpopt import Status, analysis
+from hvpopt import Status
 from hvpopt.errors import StateError
+from hvpopt.krylov.diagonal import estimate_diagonal
 from hvpopt.methods.forcing import ForcingState
 from hvpopt.methods.method import InnerStatus
 from hvpopt.operators.symmetric import MatrixOperator
@@ -37,7 +38,7 @@ def path(tmp_path):
 
 
 def probed(hessian):
-    found = analysis.estimate_diagonal(hessian, n_probes=4).diagonal
+    found = estimate_diagonal(hessian, n_probes=4)
     return hvpopt.DiagonalPreconditioner(found.abs())
 
 
@@ -47,7 +48,7 @@ METHODS = {
     "cg": lambda: hvpopt.ShiftedNewton(solver="cg"),
     "cholesky": lambda: hvpopt.ShiftedNewton(solver="cholesky"),
     "quasi-Newton": lambda: hvpopt.QuasiNewton(refresh=7),
-    "line search": lambda: hvpopt.LineSearchNewton(memory=3, cg_pairs=3),
+    "line search": lambda: hvpopt.LineSearchNewton(memory=3),
     "wolfe": lambda: hvpopt.LineSearchNewton(
         globalisation=hvpopt.Wolfe(),
         preconditioner=lambda _, point: probed(point.hessian),

@@ -78,7 +78,7 @@ def test_what_is_told_of_a_streamer(seed, tmp_path):
     assert float(found["frequency"].split()[0]) == pytest.approx(12.0, abs=0.7 / NT / DT)
     survey = reading(told)
     assert survey.survey.n_shots == SHOTS
-    assert {k: len(v) for k, v in survey.left_out.items()} == {"dead": 1, "not finite": 1}
+    assert {k: len(v) for k, v in survey.dropped.items()} == {"dead": 1, "not finite": 1}
     v = torch.full(survey.shape, 2000.0)
     assert survey.survey.simulate(v).shape == survey.observed.shape
 

@@ -259,6 +259,17 @@ def test_free_cells_round_trip_beside_frozen_ones(model, generator):
     assert_same(space.to_model(space.to_vector(model)), model)
 
 
+def test_free_has_the_mask_of_each_parameter(model, generator):
+    mask = random_mask(model, generator)
+    found = ModelSpace(model, mask=mask).free
+    everywhere = ModelSpace(model).free
+    for name, m in named_tensors(mask).items():
+        assert torch.equal(found[name], m)
+        assert bool(everywhere[name].all())
+    found[name].logical_not_()
+    assert torch.equal(ModelSpace(model, mask=mask).free[name], m)
+
+
 def test_mask_may_leave_parameters_out(generator):
     model = {"vp": draw(generator, 2, 2), "rho": draw(generator, 3)}
     space = ModelSpace(model, mask={"rho": torch.tensor(False)})
@@ -338,12 +349,12 @@ def test_unbounded_space_holds_everything(generator):
     assert torch.equal(space.project(wild), wild)
 
 
-def test_pushed_out_needs_a_bound_and_a_gradient_through_it():
+def test_active_mask_needs_a_bound_and_a_gradient_through_it():
     space = ModelSpace(torch.zeros(5, dtype=F64), lower=-1.0, upper=1.0)
     vector = torch.tensor([-1.0, -1.0, 0.0, 1.0, 1.0], dtype=F64)
     gradient = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0], dtype=F64)
-    pushed = space.pushed_out(vector, gradient)
-    assert pushed.tolist() == [True, False, False, True, False]
+    active = space.active_mask(vector, gradient)
+    assert active.tolist() == [True, False, False, True, False]
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -433,7 +444,7 @@ def test_nothing_given_is_overwritten(model, generator):
     space.step_to_model(vector)
     space.gradient_to_model(vector)
     space.project(vector)
-    space.pushed_out(vector, vector)
+    space.active_mask(vector, vector)
     assert torch.equal(vector, before)
     for x, y in zip((model, scale, mask), kept, strict=True):
         assert torch.equal(flat(x), y)

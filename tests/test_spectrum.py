@@ -28,6 +28,7 @@ from hvpopt.analysis import (
 )
 from hvpopt.analysis.probes import independent_seeds, random_normals
 from hvpopt.analysis.quadrature import radau_rule, rule_of
+from hvpopt.krylov.diagonal import estimate_diagonal
 
 __all__ = ["one_thread"]
 SEEDS = 200
@@ -327,7 +328,7 @@ def test_diagonal_beats_plain_probes_where_eigenvalues_decay(generator):
     matrix = symmetric(80, generator, 0.7 ** torch.arange(80, dtype=D))
     operator, exact = MatrixOperator(matrix), matrix.diagonal()
     ours = diagonal(operator, n_products=24).value
-    plain = hvpopt.analysis.estimate_diagonal(operator, n_probes=24).diagonal
+    plain = estimate_diagonal(operator, n_probes=24)
     assert float((ours - exact).norm()) < 0.2 * float((plain - exact).norm())
 
 
@@ -421,16 +422,12 @@ def test_density_at_an_eigenvalue_has_it_within_its_bounds(generator):
     assert found.value.tolist() == found.upper.tolist() == [0.0, 1.0]
 
 
-def test_density_counts_its_products_and_integrates_to_one(generator):
+def test_density_counts_its_products_and_rises(generator):
     operator = MatrixOperator(symmetric(40, generator))
     found = spectral_density(operator, n_probes=3, n_steps=7)
     assert found.n_products == operator.counts.products == 21
-    assert found.size == 40
-    assert float(found.value[0]) <= float(found.value[-1])
-    at = torch.linspace(-20.0, 20.0, 4001, dtype=D)
-    curve = found.density(at, 0.3)
-    assert float(torch.trapezoid(curve.value, at)) == pytest.approx(1.0, abs=1e-6)
-    assert bool((curve.standard_error >= 0).all())
+    assert bool((found.value.diff() >= 0).all())
+    assert float(found.value[0]) < float(found.value[-1])
 
 
 def test_radau_has_its_node_and_integrates_one_degree_more(generator):
@@ -805,11 +802,6 @@ def test_float32_eigenpairs_stop_at_their_rounding(generator):
         ),
         (lambda h: log_determinant(h, shift=-1.0), ValueError, "shift is -1"),
         (lambda h: log_determinant(h, n_deflated=-1), ValueError, "n_deflated is -1"),
-        (
-            lambda h: spectral_density(h).density(torch.ones(1), 0.0),
-            ValueError,
-            "width is 0",
-        ),
     ],
 )
 def test_bad_input_is_refused(call, error, message):

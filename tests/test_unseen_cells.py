@@ -13,7 +13,7 @@ METHODS = {
     "Gauss-Newton trust region": lambda: hvpopt.TrustRegionNewton(hessian="gauss-newton"),
     "line search": hvpopt.LineSearchNewton,
     "quasi-Newton": hvpopt.QuasiNewton,
-    "line search, pairs": lambda: hvpopt.LineSearchNewton(memory=3, cg_pairs=4),
+    "line search, pairs": lambda: hvpopt.LineSearchNewton(memory=3),
     "shifted, lanczos": hvpopt.ShiftedNewton,
     "shifted, cg": lambda: hvpopt.ShiftedNewton(solver="cg"),
     "shifted, cholesky": lambda: hvpopt.ShiftedNewton(solver="cholesky"),

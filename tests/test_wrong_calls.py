@@ -180,7 +180,7 @@ WRONG = {
     "number as path": (
         lambda: hvpopt.MinimizeResult.load(3),
         TypeError,
-        "path is 3; pass the path of a file",
+        "path is 3; pass a string or a pathlib.Path",
     ),
     "no file": (
         lambda: hvpopt.MinimizeResult.load("no/such/file"),

@@ -8,7 +8,6 @@ from hvpopt.analysis.derivatives import (
     check_symmetry,
 )
 from hvpopt.analysis.design import ShotInformation, shot_information
-from hvpopt.analysis.draws import PosteriorSamples
 from hvpopt.analysis.eigenpairs import Eigenpairs, eigenpairs
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
 from hvpopt.analysis.functionals import FunctionalVariance
@@ -18,6 +17,7 @@ from hvpopt.analysis.point_spread import PointSpread, point_spread, regularised_
 from hvpopt.analysis.pointwise import PointwiseVariance
 from hvpopt.analysis.posterior import (
     Posterior,
+    PosteriorSamples,
     functional_variance,
     pointwise_variance,
     posterior_of,
@@ -34,17 +34,11 @@ from hvpopt.analysis.resolution import (
 from hvpopt.analysis.responses import Probes, random_probes
 from hvpopt.analysis.trace import trace
 from hvpopt.analysis.whitened import WhitenedHessian
-from hvpopt.krylov.diagonal import (
-    DiagonalEstimate,
-    estimate_diagonal,
-    smooth_diagonal,
-)
 
 __all__ = [
     "CONFIDENCE",
     "CheckReport",
     "CrossTalk",
-    "DiagonalEstimate",
     "Eigenpairs",
     "Estimate",
     "FunctionalVariance",
@@ -65,7 +59,6 @@ __all__ = [
     "cross_talk",
     "diagonal",
     "eigenpairs",
-    "estimate_diagonal",
     "functional_variance",
     "log_determinant",
     "point_spread",
@@ -76,7 +69,6 @@ __all__ = [
     "regularised_spread",
     "resolution_lengths",
     "shot_information",
-    "smooth_diagonal",
     "spectral_density",
     "student_factor",
     "trace",

@@ -11,12 +11,10 @@ Two errors are kept apart:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import norm as normal
 from torch import Tensor
 
 from hvpopt import checks
@@ -25,7 +23,6 @@ from hvpopt.analysis.estimate import (
     Array,
     Estimate,
     skewed_margin,
-    student_factor,
 )
 from hvpopt.analysis.quadrature import Quadrature, mean_and_error, quadratures
 from hvpopt.operators.symmetric import SymmetricOperator
@@ -45,49 +42,9 @@ class SpectralDensity(Estimate[Tensor]):
 
     Attributes:
         points: Eigenvalues at which the cumulative density is given, ascending ``[p]``.
-        rules: The quadrature of each random vector.
-        size: n, the number of eigenvalues.
     """
 
     points: Tensor
-    rules: tuple[Quadrature, ...]
-    size: int
-
-    def density(self, points: Tensor, width: float) -> Estimate[Tensor]:
-        """Return the density of eigenvalues, smoothed with a Gaussian.
-
-        Args:
-            points: Where, ``[p]``.
-            width: Standard deviation of the Gaussian, in units of eigenvalues. Structure
-                between nodes that are further apart than this is the rules' own.
-
-        Returns:
-            The density ``[p]``, whose integral is 1, with its standard error over the
-            random vectors. The rules' own error is not bounded.
-
-        Raises:
-            TypeError: For an argument of the wrong type.
-            ValueError: If the width is not positive.
-        """
-        width = checks.number("width", width, above=0.0, below=math.inf)
-        at = checks.tensor("points", points).double().cpu().numpy()
-        curves = np.stack(
-            [
-                normal.pdf(at[:, None], rule.nodes, width) @ rule.weights
-                for rule in self.rules
-            ]
-        )
-        mean, error = mean_and_error(curves)
-        factor = student_factor(self.confidence, len(curves))
-        return Estimate(
-            value=torch.from_numpy(mean).to(points.device),
-            standard_error=torch.from_numpy(error).to(points.device),
-            margin=torch.from_numpy(factor * error).to(points.device),
-            confidence=self.confidence,
-            n_products=self.n_products,
-            n_propagations=self.n_propagations,
-            message=f"the density smoothed over {width:g}",
-        )
 
 
 def spectral_density(
@@ -159,8 +116,6 @@ def spectral_density(
         n_propagations=counts.propagations,
         message=message,
         points=points,
-        rules=tuple(rules),
-        size=operator.size,
     )
 
 

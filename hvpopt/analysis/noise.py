@@ -46,7 +46,6 @@ class Noise:
         std: σ, in the units of the data.
         n_samples: N, samples of all shots, receivers and times that the misfit averages.
         source: Where σ comes from, a sentence. Default that it was given.
-        std_error: Standard error of ``std``. Default 0, for a given one.
 
     Raises:
         TypeError: If one is no number.
@@ -61,7 +60,6 @@ class Noise:
     std: float = _MISSING
     n_samples: int = _MISSING
     source: str = "the standard deviation of the noise was given"
-    std_error: float = 0.0
 
     def __post_init__(self) -> None:
         if self.std is None or self.n_samples is None:
@@ -73,7 +71,6 @@ class Noise:
             self,
             std=checks.number("std", self.std, above=0.0, below=math.inf),
             n_samples=checks.integer("n_samples", self.n_samples, least=1),
-            std_error=checks.number("std_error", self.std_error, least=0.0),
         )
 
     @property
@@ -112,8 +109,7 @@ class Noise:
         std = math.sqrt(energy / (n - n_fitted))
         source = f"the standard deviation of the noise is that of {n} residuals"
         factor, note = _correlation("the residuals", residuals, correlated=correlated)
-        error = std / math.sqrt(2.0 * (n - n_fitted) / factor)
-        return cls(std * math.sqrt(factor), n, source + note, error * math.sqrt(factor))
+        return cls(std * math.sqrt(factor), n, source + note)
 
     @classmethod
     def from_quiet(
@@ -136,8 +132,7 @@ class Noise:
         std = math.sqrt(energy / n)
         source = f"the standard deviation of the noise is that of {n} quiet samples"
         factor, note = _correlation("the quiet samples", quiet, correlated=correlated)
-        size = std * math.sqrt(factor)
-        return cls(size, n_samples, source + note, size / math.sqrt(2.0 * n / factor))
+        return cls(std * math.sqrt(factor), n_samples, source + note)
 
 
 def _correlation(what: str, samples: Samples, *, correlated: bool) -> tuple[float, str]:

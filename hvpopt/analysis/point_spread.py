@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import scipy.linalg
 import torch
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.analysis.estimate import CONFIDENCE, Estimate, student_factor
+from hvpopt.analysis.prior import MaternPrior
 from hvpopt.analysis.probes import random_signs
 from hvpopt.analysis.responses import ParameterGrid, ProductSource, grids_of
 from hvpopt.krylov.cg import CGStatus, flat_cg
@@ -225,33 +225,9 @@ def _leakage(n_cells: int, n_draws: int, whole: bool) -> tuple[float, float]:
     return math.sqrt(free / n_draws), squared
 
 
-class GaussianPrior(Protocol):
-    """What a regularised spread needs of a prior of covariance ``C = L Lᵀ``.
-
-    Attributes:
-        size: Length of a flat vector, n.
-        standard_deviation: Of each entry of a flat vector, ``[n]``.
-    """
-
-    size: int
-
-    @property
-    def standard_deviation(self) -> Tensor:
-        """Square root of the diagonal of C, ``[n]``."""
-        ...
-
-    def factor(self, white: Tensor, /) -> Tensor:
-        """Return L w ``[n]``."""
-        ...
-
-    def factor_transposed(self, vector: Tensor, /) -> Tensor:
-        """Return Lᵀ z of a flat vector ``[n]``."""
-        ...
-
-
 def regularised_spread(
     operator: SymmetricOperator,
-    prior: GaussianPrior,
+    prior: MaternPrior,
     cells: Sequence[Cell],
     *,
     weight: float = 1.0,

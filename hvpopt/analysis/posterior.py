@@ -7,18 +7,19 @@ With G the Gauss-Newton matrix of a misfit, R = C⁻¹ the prior's precision and
 is the posterior covariance, and uᵀ (I + A)⁻¹ u with u = Lᵀ t the variance of t·m. One
 subspace keeps all products with A (``subspace.py``); from it follow brackets of the
 variance of any functional (``functionals.py``) and of every cell (``pointwise.py``), and
-samples of a posterior of low rank whose variance is never too small (``draws.py``).
+samples of a posterior of low rank whose variance is never too small.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.analysis.draws import PosteriorSamples, sum_of
+from hvpopt.analysis.estimate import Estimate
 from hvpopt.analysis.functionals import (
     FunctionalVariance,
     Questions,
@@ -38,7 +39,7 @@ from hvpopt.analysis.whitened import WhitenedHessian
 from hvpopt.krylov.cg import flat_cg
 from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
 from hvpopt.model.counts import Counts, metered
-from hvpopt.model.tensors import Model
+from hvpopt.model.tensors import Model, named_tensors, rebuild
 from hvpopt.operators.symmetric import (
     FunctionOperator,
     SymmetricOperator,
@@ -58,6 +59,27 @@ INNER_TOLERANCE, INNER_PRODUCTS = 1e-2, 1000
 #: ``benchmarks/error_bars.py`` the bounds after 60 products were 28, 8, 3.8, 2.6 and
 #: 2.2 % apart for smoothing over 1, 2, 4, 6 and 9 cells.
 SKETCHES, SMOOTH, FLOOR = 8, 6.0, 1e-3
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class PosteriorSamples(Estimate[Tensor]):
+    """Models drawn from the posterior of low rank, whose variance is never too small.
+
+    ``value`` has the samples as columns ``[n, k]``, deviations from the mean where no
+    mean was given.
+
+    Attributes:
+        models: The samples, shaped like the model.
+        rank: Rank of what is known of the data's information.
+        remainder: Upper bound μ of what the data may say beyond it along any direction,
+            relative to the prior, with probability ``confidence``: the variance of no
+            functional is more than ``1 + μ`` times the true one. Infinity if it was not
+            estimated.
+    """
+
+    models: list[Model]
+    rank: int
+    remainder: float
 
 
 class Posterior:
@@ -112,11 +134,6 @@ class Posterior:
         self._operator = WhitenedHessian(self.hessian, self.prior, self.noise)
         self._space = Subspace(self._operator)
         self._remainder: tuple[float, float] | None = None
-
-    @property
-    def n_products(self) -> int:
-        """Products in the subspace."""
-        return self._space.size
 
     # -- questions --------------------------------------------------------------
 
@@ -285,7 +302,7 @@ class Posterior:
         if mean is not None:
             centre = space.to_vector(space.arrange(mean))
             value = steps + centre[:, None]
-            models = [sum_of(space.arrange(mean), step) for step in models]
+            models = [_sum_of(space.arrange(mean), step) for step in models]
         remainder, confidence = self._remainder or (math.inf, 1.0)
         return PosteriorSamples(
             value=value,
@@ -453,10 +470,16 @@ def posterior_of(
         total = torch.zeros(space.size, dtype=torch.float64, device=space.device)
         for k in range(seed, seed + SKETCHES):
             with misfit.sketch(model, "gauss-newton", space=space, seed=k) as sketch:
-                probed = estimate_diagonal(sketch, n_probes=1, seed=k).diagonal
+                probed = estimate_diagonal(sketch, n_probes=1, seed=k)
             total += smooth_diagonal(probed.double(), space, SMOOTH)
     mean = total / SKETCHES
     diagonal = mean.clamp(min=FLOOR * float(mean.max().clamp(min=0.0)))
     posterior = Posterior(hessian, prior, noise, diagonal=diagonal)
     posterior.setup = setup
     return posterior
+
+
+def _sum_of(model: Model, step: Model) -> Model:
+    """Return a model plus a step of its shape."""
+    pairs = zip(named_tensors(model).values(), named_tensors(step).values(), strict=True)
+    return rebuild(model, [entry.detach() + change for entry, change in pairs])

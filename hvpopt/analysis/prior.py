@@ -34,7 +34,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.model.space import ModelSpace
-from hvpopt.model.tensors import Model, named_tensors
+from hvpopt.model.tensors import Model
 from hvpopt.problem.torch_objective import TorchObjective
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
@@ -87,22 +87,18 @@ class MaternPrior:
         spacing: Any = 1.0,
     ) -> None:
         self.space = _space_of(space)
-        ones = self.space.step_to_model(
-            torch.ones(self.space.size, dtype=torch.float64, device=self.space.device)
-        )
-        tensors = named_tensors(ones)
         options = {
-            what: _by_parameter(what, given, tuple(tensors))
+            what: _by_parameter(what, given, self.space.names)
             for what, given in (("length", length), ("std", std), ("spacing", spacing))
         }
         fields, at = [], 0
-        for name, tensor in tensors.items():
-            free = (tensor != 0.0).reshape(-1).cpu().numpy()
+        for name, mask in self.space.free.items():
+            free = mask.reshape(-1).cpu().numpy()
             end = at + int(free.sum())
             scale = np.ones(end - at)
             if self.space.scale is not None:
                 scale = self.space.scale[at:end].cpu().numpy().astype(np.float64)
-            shape = tuple(tensor.shape) or (1,)
+            shape = tuple(mask.shape) or (1,)
             own = {what: values[name] for what, values in options.items()}
             fields.append(_field(name, shape, free, scale, **own))
             at = end
@@ -126,18 +122,6 @@ class MaternPrior:
     def factor_transposed(self, vector: Tensor) -> Tensor:
         """Return Lᵀ z ``[m]`` or ``[m, k]`` of flat vectors ``[n]`` or ``[n, k]``."""
         return self._each(_Field.factor_transposed, vector)
-
-    def whiten(self, vector: Tensor) -> Tensor:
-        """Return the shortest w with ``L w = z``, so that ``‖w‖² = z·R z``.
-
-        Args:
-            vector: z, ``[n]`` or ``[n, k]``.
-
-        Returns:
-            ``[m]`` or ``[m, k]``: white for a z drawn from the prior, if no cell is
-            frozen.
-        """
-        return self._each(_Field.whiten, vector)
 
     # -- matrices ---------------------------------------------------------------
 
@@ -166,7 +150,7 @@ class MaternPrior:
         white = white_block(self.latent_size, n_samples, seed)
         return self.factor(white).to(self.space.device)
 
-    def objective(self, mean: Model, *, name: str = "prior") -> TorchObjective:
+    def objective(self, mean: Model) -> TorchObjective:
         """Return ``½ (m − mean)·R (m − mean)``, a convex objective for use in a sum.
 
         ``misfit + (1 / noise.weight) * prior.objective(mean)`` has the most probable
@@ -175,7 +159,6 @@ class MaternPrior:
 
         Args:
             mean: The most probable model before any data. Copied.
-            name: What it is called in a sum. Default ``"prior"``.
 
         Raises:
             ValueError: If ``mean`` is not shaped like the space's models.
@@ -196,7 +179,7 @@ class MaternPrior:
             square: Tensor = step @ _product(step, self.precision)
             return 0.5 * square
 
-        return TorchObjective(half_square, name=name, convex=True)
+        return TorchObjective(half_square, name="prior", convex=True)
 
     # -- helpers ----------------------------------------------------------------
 
@@ -296,13 +279,6 @@ class _Field:
     def factor_transposed(self, rows: Array) -> Array:
         grid = self._grid(rows * self.weight, self.free)
         return self._cells(_forward(grid) / self.symbol)
-
-    def whiten(self, rows: Array) -> Array:
-        if not self.free.all():
-            return self.factor_transposed(self.precision(rows))
-        return self._cells(
-            _forward(self._grid(rows / self.weight, self.free)) * self.symbol
-        )
 
     def precision(self, rows: Array) -> Array:
         found = self._stiffness(self._grid(rows / self.weight, self.free))

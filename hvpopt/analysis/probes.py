@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -198,25 +197,6 @@ def rounding_of(operator: SymmetricOperator, norm: float) -> float:
     return math.sqrt(operator.size) * operator.noise * norm
 
 
-@contextmanager
-def _closing(operator: SymmetricOperator) -> Iterator[SymmetricOperator]:
-    with operator:
-        yield operator
-
-
-def kind_of(objective: Objective, kind: Kind | None) -> Kind:
-    """Return the kind of Hessian that an objective's samples have.
-
-    Args:
-        objective: The objective.
-        kind: Default ``"gauss-newton"`` where the objective has it, else ``"exact"``.
-    """
-    if kind is None:
-        return "gauss-newton" if objective.has_gauss_newton else "exact"
-    check_kind(kind, "hessian")
-    return kind
-
-
 def sampled_operators(
     objective: Objective,
     model: Model,
@@ -236,8 +216,9 @@ def sampled_operators(
     Yields:
         Operators whose mean over seeds is the Hessian.
     """
-    kind = kind_of(objective, kind)
+    kind = objective.preferred_kind if kind is None else kind
+    check_kind(kind, "hessian")
     space = ModelSpace(model) if space is None else space
     for seed in seeds:
-        with _closing(objective.sketch(model, kind, space=space, seed=seed)) as operator:
+        with objective.sketch(model, kind, space=space, seed=seed) as operator:
             yield operator

@@ -60,14 +60,12 @@ class ResolutionLengths(Estimate[Tensor]):
         direction: Unit vector along the longest principal axis, ``[d, *shape]``.
         parameter: Its name.
         spacing: Cell size along each axis.
-        window: Standard deviation of the averaging window, cells.
     """
 
     principal: Tensor
     direction: Tensor
     parameter: str
     spacing: tuple[float, ...]
-    window: float
 
     @property
     def anisotropy(self) -> Tensor:
@@ -103,7 +101,7 @@ def resolution_lengths(
     checks.instance("probes", probes, Probes, "pass what random_probes returned")
     grid = probes.grid(parameter)
     window = checks.number("window", window, above=0.0, most=1e6)
-    steps = _spacing(spacing, grid.free.ndim)
+    steps = checks.per_axis("spacing", spacing, grid.free.ndim)
     place = probes.names.index(grid.name)
     answers = grid.scatter(probes.responses[place].double())
     lags = list(_lags(grid.free.ndim))
@@ -155,7 +153,6 @@ def resolution_lengths(
         direction=direction,
         parameter=grid.name,
         spacing=steps,
-        window=window,
     )
 
 
@@ -262,15 +259,6 @@ def cross_talk(
 
 
 # -- helpers --------------------------------------------------------------------
-
-
-def _spacing(spacing: float | Sequence[float], d: int) -> tuple[float, ...]:
-    given = spacing if isinstance(spacing, (tuple, list)) else [spacing] * d
-    if len(given) != d:
-        raise ValueError(f"spacing has {len(given)} entries for {d} axes")
-    return tuple(
-        checks.number("spacing", step, above=0.0, below=math.inf) for step in given
-    )
 
 
 def _lags(d: int) -> Iterator[tuple[int, ...]]:

@@ -23,7 +23,7 @@ from hvpopt import checks
 from hvpopt.analysis.probes import random_signs
 from hvpopt.model.counts import Counts, metered
 from hvpopt.model.space import ModelSpace, checked_space
-from hvpopt.model.tensors import Model, named_tensors
+from hvpopt.model.tensors import Model
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 from hvpopt.problem.objective import Objective
 
@@ -97,12 +97,9 @@ def grids_of(space: ModelSpace) -> dict[str, ParameterGrid]:
     Args:
         space: Flat coordinates.
     """
-    ones = torch.ones(space.size, dtype=space.dtype, device=space.device)
-    # a step of one unit everywhere is zero in frozen cells
-    unit = named_tensors(space.step_to_model(ones))
     grids, first = {}, 0
-    for name in space.names:
-        free = unit[name].detach().cpu() != 0
+    for name, mask in space.free.items():
+        free = mask.cpu()
         grids[name] = ParameterGrid(name, free, first)
         first += int(free.sum())
     return grids
@@ -261,7 +258,6 @@ def random_probes(
     *,
     n_probes: int = 5,
     n_samples: int = 3,
-    sample: int | None = None,
     space: ModelSpace | None = None,
     seed: int = 0,
 ) -> Probes:
@@ -269,7 +265,8 @@ def random_probes(
 
     An operator is asked for ``p · n_probes`` products, for p parameters. An objective
     that is a sum, of shots for instance, is sampled: ``p · n_probes · n_samples``
-    products of as many independent samples.
+    products of as many independent samples, each of ``objective.sketch_size`` parts: one
+    encoded shot where shots can be encoded.
 
     Args:
         target: A symmetric operator, or an objective.
@@ -277,8 +274,6 @@ def random_probes(
         n_probes: Probes of each parameter, at least 2 for a standard error. Default 5.
         n_samples: Independent samples for each probe, at least 2. Default 3. Not read
             where products are whole.
-        sample: Parts in each sample, encoded shots for instance. Default
-            ``objective.sketch_size``: one where shots can be encoded.
         space: Flat coordinates, whose scale the coupling of parameters is measured in.
             Default the operator's, or ``ModelSpace(model)``.
         seed: Of probes and samples.
@@ -292,7 +287,7 @@ def random_probes(
     """
     n_probes = checks.integer("n_probes", n_probes, least=1)
     n_samples = checks.integer("n_samples", n_samples, least=2)
-    source = ProductSource(target, model, space=space, sample=sample, seed=seed)
+    source = ProductSource(target, model, space=space, sample=None, seed=seed)
     generator = torch.Generator().manual_seed(checks.seed("seed", seed, spare=1) + 1)
     grids, n = grids_of(source.space), source.space.size
     repeats = 1 if source.whole else n_samples

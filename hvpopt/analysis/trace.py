@@ -27,7 +27,6 @@ from hvpopt.analysis.probes import (
     LeaveOneOut,
     independent_seeds,
     jackknife,
-    kind_of,
     leave_one_out,
     random_normals,
     rounding_of,
@@ -269,7 +268,7 @@ def _of_samples(
 ) -> Estimate[float]:
     """Return the mean of ``zᵀ H z`` over samples and probes drawn together."""
     seeds = independent_seeds(seed, 2 * n_products)
-    kind = kind_of(objective, kind)
+    kind = objective.preferred_kind if kind is None else kind
     found, norm, noise = [], 0.0, 0.0
     with metered(objective.counts, pass_on=True) as counts:
         operators = sampled_operators(objective, model, kind, space, seeds[::2])

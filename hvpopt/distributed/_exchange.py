@@ -88,7 +88,7 @@ class Header:
         return cls(*struct.unpack("<4qdq", row.numpy().tobytes()))
 
 
-class Room:
+class _Buffers:
     """The memory of a sum: two vectors, and a slice in float64.
 
     Args:
@@ -168,12 +168,12 @@ class Exchange:
         before = own.propagations
         if self.size > 1:
             self._raise_failure()
-        part, error, room = Part(), None, None
+        part, error, buffers = Part(), None, None
         try:
             part = work()
             if self.size > 1 and part.vector is not None:
                 # before the header, so that the others learn of a lack of memory
-                room = Room(part.vector, self.size, self._device)
+                buffers = _Buffers(part.vector, self.size, self._device)
         except BaseException as raised:
             error = raised
         spent = own.propagations - before
@@ -188,10 +188,10 @@ class Exchange:
             total.tally(propagations=sum(h.propagations for h in headers))
         self._check(headers, error)
         value = sum(h.value for h in headers)
-        if room is None:
+        if buffers is None:
             return Part(value)
         with self._in_step():
-            return Part(value, self._sum(room).to(room.home))
+            return Part(value, self._sum(buffers).to(buffers.home))
 
     def largest(self, number: float) -> float:
         """Return the largest of one number from each rank; one message.
@@ -348,15 +348,15 @@ class Exchange:
         self._call(dist.all_gather, list(rows.unbind(0)), sent)
         return rows.cpu()
 
-    def _sum(self, room: Room) -> Tensor:
-        self._call(dist.all_to_all_single, room.parts, room.sent)
-        rows = room.parts.reshape(self.size, -1)
-        room.total.copy_(rows[0])
+    def _sum(self, buffers: _Buffers) -> Tensor:
+        self._call(dist.all_to_all_single, buffers.parts, buffers.sent)
+        rows = buffers.parts.reshape(self.size, -1)
+        buffers.total.copy_(rows[0])
         for row in rows[1:]:
-            room.total += row
-        slices = list(room.sent.reshape(self.size, -1).unbind(0))
-        self._call(dist.all_gather, slices, room.total.to(room.sent.dtype))
-        return room.sent[: room.n]
+            buffers.total += row
+        slices = list(buffers.sent.reshape(self.size, -1).unbind(0))
+        self._call(dist.all_gather, slices, buffers.total.to(buffers.sent.dtype))
+        return buffers.sent[: buffers.n]
 
     def _call(self, collective: Callable[..., Any], *tensors: Any) -> None:
         try:

@@ -64,11 +64,6 @@ class ShardedHessian(SymmetricOperator):
         """Why this engine was chosen."""
         return self.part.engine_reason
 
-    @property
-    def curvature(self) -> str:
-        """Description of the data misfit's curvature, exact or Gauss-Newton."""
-        return self.part.curvature
-
     def _product(self, vector: Tensor) -> Tensor:
         self.counts.tally(products=1)
         misfit = self._misfit

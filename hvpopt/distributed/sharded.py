@@ -21,12 +21,13 @@ from hvpopt.errors import BadShotError, RankError
 from hvpopt.fwi.data.data_misfits import Constants
 from hvpopt.fwi.hessian.born import WaveformHessian
 from hvpopt.fwi.hessian.waveforms import Waveforms
-from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit, random_codes
+from hvpopt.fwi.misfit.shot_misfit import ShotMisfit
+from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
 from hvpopt.fwi.survey.survey import Survey
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, copy_model, named_tensors, rebuild
-from hvpopt.problem.objective import Kind, Objective
+from hvpopt.problem.objective import Kind
 from hvpopt.problem.processes import Processes
 
 
@@ -41,7 +42,7 @@ class Traffic:
     bytes_reduced: int = 0
 
 
-class ShardedMisfit(Objective):
+class ShardedMisfit(ShotMisfit):
     """A waveform misfit as the sum of the parts of each rank's shots.
 
     ``shard`` makes it. Value, gradient and products (exact and Gauss-Newton, of all shots
@@ -93,11 +94,6 @@ class ShardedMisfit(Objective):
         are not included.
         """
         return self.traffic.bytes_reduced
-
-    @property
-    def has_gauss_newton(self) -> bool:
-        """True, as for every waveform misfit."""
-        return True
 
     @property
     def processes(self) -> Processes:
@@ -193,34 +189,9 @@ class ShardedMisfit(Objective):
             cost=waveforms.cost * n_shots / n_all,
         )
 
-    def sample(self, size: int, *, seed: int = 0) -> ShardedMisfit:
-        """Return the misfit of a sample of shots; see ``WaveformMisfit.sample``.
-
-        Args:
-            size: Number of encoded or drawn shots, at most that of all shots.
-            seed: Seed of the signs, or of the draw of shots. Default 0.
-
-        Raises:
-            ValueError: If the misfit has fewer shots.
-        """
-        if self._of_all().why_not_encoded():
-            return self.draw(size, seed=seed)
-        return self.encode(random_codes(size, len(self.numbers), seed))
-
-    @property
-    def n_parts(self) -> int:
-        """Number of shots of all ranks."""
-        return len(self.numbers)
-
-    @property
-    def encodes(self) -> bool:
-        """True if a sample is of encoded shots; see ``sample``."""
-        return not self._of_all().why_not_encoded()
-
-    @property
-    def gradient_propagations(self) -> int:
-        """Two for each shot of all ranks."""
-        return 2 * len(self.numbers)
+    def why_not_encoded(self) -> str:
+        """Return why the shots cannot be encoded; empty where they can."""
+        return self._of_all().why_not_encoded()
 
     def _of_all(self) -> Waveforms:
         """Return the waveforms of this rank, with the survey of all ranks' shots."""
@@ -345,32 +316,6 @@ class ShardedMisfit(Objective):
         self.total("hessian", agreed, work, self.part.counts)
         wire = reduce(torch.promote_types, [t.dtype for t in _tensors(model)])
         return ShardedHessian(made[0], self, agreed, wire)
-
-    def encoded_hessian(
-        self,
-        model: Model,
-        kind: Kind = "gauss-newton",
-        n_encoded: int = 1,
-        *,
-        space: ModelSpace | None = None,
-        seed: int = 0,
-    ) -> ShardedHessian:
-        """Return an estimate of the Hessian from simultaneous sources; see ``encode``.
-
-        Args:
-            model: Where to linearise, the same on every rank.
-            kind: ``"gauss-newton"`` or ``"exact"``.
-            n_encoded: Number of encoded shots. Default 1.
-            space: Flat coordinates. Default ``ModelSpace(model)``.
-            seed: Seed of the signs. Default 0.
-        """
-        codes = random_codes(n_encoded, len(self.numbers), seed)
-        return self.encode(codes).hessian(model, kind, space=space)
-
-    @property
-    def sketch_size(self) -> int:
-        """1 where shots can be encoded, else a third of the shots, rounded up."""
-        return -(-len(self.numbers) // 3) if self._of_all().why_not_encoded() else 1
 
     # -- sums over ranks --------------------------------------------------------
 

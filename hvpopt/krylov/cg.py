@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.krylov.pairs import Pair
 from hvpopt.krylov.preconditioner import (
     Preconditioner,
     apply_base,
@@ -70,7 +69,7 @@ class CGStatus(Enum):
 class CGResult(Generic[Shaped]):
     """What conjugate gradients found.
 
-    Norms, curvature and pairs are those of flat vectors.
+    Norms and curvature are those of flat vectors.
 
     Attributes:
         x: The last iterate, ``[n]`` or shaped like the model, as the right-hand side was;
@@ -81,7 +80,6 @@ class CGResult(Generic[Shaped]):
         direction: The direction of negative curvature, shaped like ``x``, else None.
         curvature: ``d·A d / d·d`` along it, else NaN.
         residual: ``b − A x``, shaped like the right-hand side, from the recurrence.
-        pairs: The directions and products ``(d, A d)`` that were kept, in order.
         product_error: An estimate of ``‖δ(A d)‖ / ‖A‖‖d‖``, a few times too large, where
             the errors of two products are as independent as rounding; NaN before there
             are three.
@@ -94,7 +92,6 @@ class CGResult(Generic[Shaped]):
     direction: Shaped | None = None
     curvature: float = math.nan
     residual: Shaped | None = None
-    pairs: tuple[Pair, ...] = ()
     product_error: float = math.nan
 
     def __repr__(self) -> str:
@@ -104,7 +101,6 @@ class CGResult(Generic[Shaped]):
             "residual_norm": f"{self.residual_norm:.4g}",
             "n_products": str(self.n_products),
             "direction": curvature + summarised(self.direction),
-            "pairs": f"{len(self.pairs)} kept" if self.pairs else "",
         }
         return screen(f"CGResult: {self.status.message}", rows)
 
@@ -118,7 +114,6 @@ def cg(
     max_products: int | None = None,
     deadline: float = math.inf,
     preconditioner: Preconditioner | None = None,
-    keep_pairs: int = 0,
 ) -> CGResult[Shaped]:
     """Solve ``A x = b`` by preconditioned conjugate gradients.
 
@@ -132,9 +127,6 @@ def cg(
         max_products: Stop after this many products. Default ``2 n``.
         deadline: Stop when ``time.monotonic()`` passes this, seconds.
         preconditioner: Applies ``M⁻¹``. Default none.
-        keep_pairs: How many ``(d, A d)`` of positive curvature to return, for a
-            ``PairsPreconditioner``, evenly over the iterations (Morales and Nocedal, SIAM
-            J. Optim. 10, 2000). Default 0.
 
     Returns:
         The iterate and why it ended.
@@ -159,7 +151,6 @@ def cg(
         "max_products": max_products,
         "deadline": deadline,
         "preconditioner": preconditioner,
-        "keep_pairs": keep_pairs,
     }
     space, given = operator.space, cast("Any", rhs)
     if space is None or not space.accepts(given):
@@ -193,7 +184,6 @@ def flat_cg(
     max_products: int | None = None,
     deadline: float = math.inf,
     preconditioner: Preconditioner | None = None,
-    keep_pairs: int = 0,
 ) -> CGResult[Tensor]:
     """Return what ``cg`` does, of vectors ``[n]`` that are flat whatever the model is.
 
@@ -204,7 +194,7 @@ def flat_cg(
     most = checks.optional(checks.limit, "max_products", max_products)
     deadline = checks.number("deadline", deadline)
     checked_preconditioner(preconditioner)
-    watch = _Watch(operator, keep_pairs)
+    measured = _Measurements(operator)
     _check_flat("the right-hand side", rhs, operator)
     if start is not None:
         _check_flat("the start", start, operator)
@@ -219,7 +209,7 @@ def flat_cg(
     first = rhs
     if start is not None:
         first = rhs - operator.matvec(start).to(rhs.dtype)
-        watch.products += 1
+        measured.products += 1
     r = first / size
     target = tol * float((rhs / size).norm())
     z, steps = _in_unit(r, preconditioner)
@@ -231,10 +221,10 @@ def flat_cg(
     negative: Tensor | None = None
     curvature = math.nan
     while norm > target:
-        if norm <= watch.floor or rz <= 0.0:  # of M⁻¹ a product may also round
+        if norm <= measured.floor or rz <= 0.0:  # of M⁻¹ a product may also round
             status = CGStatus.FLOOR
             break
-        if watch.products >= limit:
+        if measured.products >= limit:
             status = CGStatus.MAX_PRODUCTS
             break
         if time.monotonic() > deadline:
@@ -244,10 +234,10 @@ def flat_cg(
         if not unit:
             unit = unit_of(product)
             if start is not None:
-                watch.note_iterate(times_power(start, unit, size))
+                measured.note_iterate(times_power(start, unit, size))
         a_d = product / unit
         d_a_d = float(d @ a_d)
-        watch.note_product(d, product, a_d, d_a_d)
+        measured.note_product(d, a_d)
         if d_a_d <= 0.0:
             status, negative = CGStatus.NEGATIVE_CURVATURE, d
             curvature = unit * (d_a_d / float(d @ d))
@@ -256,18 +246,18 @@ def flat_cg(
         x = x + step * d
         r = r - step * a_d
         norm = float(r.norm())
-        watch.note_iterate(x)
+        measured.note_iterate(x)
         if norm <= target:
             break
         z = apply_base(preconditioner, r) / steps
         rz, before = _inner(r, z), rz
         d = z + (rz / before) * d
-    if status in (CGStatus.FLOOR, CGStatus.MAX_PRODUCTS) and watch.asymmetric:
+    if status in (CGStatus.FLOOR, CGStatus.MAX_PRODUCTS) and measured.asymmetric:
         status = CGStatus.ASYMMETRIC
     unit = unit or 1.0
     solution = times_power(x, size, unit)
     # what the way into the dtype's range and back loses counts as residual
-    lost = euclidean_norm(times_power(solution, unit, size) - x) * watch.norm
+    lost = euclidean_norm(times_power(solution, unit, size) - x) * measured.norm
     if not lost <= max(target, norm):
         status = CGStatus.OUT_OF_RANGE
         solution, r = torch.zeros_like(rhs), first / size
@@ -278,12 +268,11 @@ def flat_cg(
         solution,
         status,
         norm * size,
-        watch.products,
+        measured.products,
         direction=negative,
         curvature=curvature,
         residual=r * size,
-        pairs=tuple((d, a_d) for _, d, a_d in watch.kept),
-        product_error=watch.product_error,
+        product_error=measured.product_error,
     )
 
 
@@ -293,25 +282,20 @@ def _check_flat(what: str, vector: object, operator: SymmetricOperator) -> None:
         raise ValueError(f"{what} has NaN or infinite entries")
 
 
-class _Watch:
-    """Norm, symmetry and kept pairs, from the products of one solve."""
+class _Measurements:
+    """Norm and symmetry of an operator, from the products of one solve."""
 
-    def __init__(self, operator: SymmetricOperator, keep: int) -> None:
+    def __init__(self, operator: SymmetricOperator) -> None:
         self.noise = operator.noise
         self.size = operator.size
-        self.keep = checks.integer("keep_pairs", keep, least=0)
         self.products = 0
-        self.kept: list[tuple[int, Tensor, Tensor]] = []
-        self._stride = 1
         self.norm = 0.0
         self._largest_x = 0.0
         self._gaps: list[float] = []
         self._last: tuple[Tensor, Tensor, float] | None = None
 
-    def note_product(
-        self, d: Tensor, product: Tensor, a_d: Tensor, curvature: float
-    ) -> None:
-        """Take in a direction, its product as it is and in its unit, and ``d·A d``."""
+    def note_product(self, d: Tensor, a_d: Tensor) -> None:
+        """Take in a direction and its product."""
         length = float(d.norm())
         self.norm = max(self.norm, float(a_d.norm()) / length)
         if self._last is not None:
@@ -319,29 +303,7 @@ class _Watch:
             gap = abs(float(before @ a_d) - float(a_before @ d))
             self._gaps.append(gap / (length * length_before))
         self._last = d, a_d, length
-        if self.keep and curvature > 0.0:
-            self._keep(d, product)
         self.products += 1
-
-    def _keep(self, d: Tensor, a_d: Tensor) -> None:
-        index = self.products
-        if index % self._stride:
-            return
-        if len(self.kept) == self.keep:
-            spare = self._odd()
-            if spare is None:
-                self._stride *= 2
-                if index % self._stride:
-                    return
-                spare = self._odd()
-            # of a single pair kept, none is odd: the newest takes its place
-            del self.kept[spare or 0]
-        self.kept.append((index, d, a_d))
-
-    def _odd(self) -> int | None:
-        """Return the place of the first pair that twice the stride would skip."""
-        places = enumerate(index for index, _, _ in self.kept)
-        return next((i for i, index in places if index % (2 * self._stride)), None)
 
     def note_iterate(self, x: Tensor) -> None:
         """Take in the length of an iterate."""

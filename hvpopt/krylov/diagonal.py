@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,28 +23,10 @@ from torch import Tensor
 from hvpopt import checks
 from hvpopt.model._scale import unit_of
 from hvpopt.model.space import ModelSpace
-from hvpopt.model.tensors import named_tensors
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 #: Widest smoothing, cells; no axis has as many.
 WIDEST = 1e6
-
-
-@dataclass(frozen=True)
-class DiagonalEstimate:
-    """What probing found.
-
-    Attributes:
-        diagonal: ``[n]``, in the operator's dtype. Entries may be negative, also of an
-            operator that is positive definite.
-        n_products: Products spent; they are in the operator's counts too.
-        standard_error: Root mean square over the entries of their standard error, from
-            the scatter of the probes; NaN for one probe.
-    """
-
-    diagonal: Tensor
-    n_products: int
-    standard_error: float = math.nan
 
 
 def estimate_diagonal(
@@ -54,7 +35,7 @@ def estimate_diagonal(
     n_probes: int = 3,
     seed: int = 0,
     smooth: float = 0.0,
-) -> DiagonalEstimate:
+) -> Tensor:
     """Estimate the diagonal of a symmetric operator by probing.
 
     Args:
@@ -67,7 +48,8 @@ def estimate_diagonal(
             0: none, which leaves the estimate unbiased.
 
     Returns:
-        The estimate and what it cost.
+        The estimate ``[n]``, in the operator's dtype. Entries may be negative, also of an
+        operator that is positive definite.
 
     Raises:
         TypeError: For an argument of the wrong type.
@@ -93,8 +75,7 @@ def estimate_diagonal(
     if smooth:
         assert operator.space is not None
         estimates = [smooth_diagonal(e, operator.space, smooth) for e in estimates]
-    diagonal, error = mean_and_error(estimates)
-    return DiagonalEstimate(diagonal, n_probes, error)
+    return torch.stack(estimates).mean(0)
 
 
 def mean_and_error(estimates: Sequence[Tensor]) -> tuple[Tensor, float]:
@@ -137,13 +118,11 @@ def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor
     checks.instance("space", space, ModelSpace, "pass hvpopt.ModelSpace(model)")
     checks.tensor("the diagonal", diagonal, (space.size,))
     width = checks.number("width", width, least=0.0, most=WIDEST)
-    # a step of one unit everywhere is zero in frozen cells
-    unit = named_tensors(space.step_to_model(torch.ones_like(diagonal))).values()
     scale = torch.ones_like(diagonal) if space.scale is None else space.scale
     values = (diagonal / scale.square()).cpu().double().numpy()
     smoothed, first = [], 0
-    for tensor in unit:
-        free = (tensor != 0).cpu().numpy()
+    for mask in space.free.values():
+        free = mask.cpu().numpy()
         n = int(free.sum())
         smoothed.append(_average(values[first : first + n], free, width))
         first += n

@@ -20,13 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.errors import AsymmetryError
 from hvpopt.krylov.lanczos import LanczosBasis
-from hvpopt.model._scale import euclidean_norm
 from hvpopt.model._shown import screen, summarised
 from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
@@ -44,8 +42,7 @@ class EigenvalueEstimate:
         value: The estimate, a Rayleigh quotient.
         vector: The unit vector ``[n]`` it belongs to.
         residual: ``‖H x − value x‖``; some eigenvalue lies within it of ``value``.
-        lower: Lower bound on λ_min, right with probability ``confidence``; −inf where
-            the backend gives none.
+        lower: Lower bound on λ_min, right with probability ``confidence``.
         upper: Upper bound on λ_min, certain up to the rounding of one product.
         converged: True if residual and ``upper − lower`` are within tolerance.
         n_products: Products spent.
@@ -84,7 +81,6 @@ def smallest_eigenvalue(
     deadline: float = math.inf,
     confidence: float = 0.999,
     seed: int = 0,
-    backend: str = "lanczos",
 ) -> EigenvalueEstimate:
     """Estimate the smallest eigenvalue of a symmetric operator from its products.
 
@@ -101,19 +97,16 @@ def smallest_eigenvalue(
         deadline: Stop when ``time.monotonic()`` passes this, seconds.
         confidence: Probability with which the lower bound holds.
         seed: Of the random start.
-        backend: ``"lanczos"``, or ``"scipy"`` for ``eigsh`` over ``to_scipy()``, which
-            bounds nothing from below, reads neither ``floor``, ``deadline``,
-            ``confidence`` nor ``seed``, and serves for validation.
 
     Returns:
         The estimate. Not reaching ``tol`` is no error: look at ``converged``.
 
     Raises:
         TypeError: For an argument of the wrong type.
-        ValueError: For tolerances out of range or an unknown backend, or if the products
-            are clearly not those of a symmetric operator: ``q_i·(H q_j)`` and
-            ``q_j·(H q_i)`` of two basis vectors differ by over a hundredth of ``‖H‖``,
-            and ten times ``operator.noise``.
+        ValueError: For tolerances out of range, or if the products are clearly not those
+            of a symmetric operator: ``q_i·(H q_j)`` and ``q_j·(H q_i)`` of two basis
+            vectors differ by over a hundredth of ``‖H‖``, and ten times
+            ``operator.noise``.
 
     Example:
         >>> import torch, hvpopt
@@ -133,8 +126,6 @@ def smallest_eigenvalue(
     seed = checks.seed("seed", seed)
     if start is not None:
         checks.tensor("the start", start, (operator.size,))
-    if checks.choice("backend", backend, ("lanczos", "scipy")) == "scipy":
-        return _by_scipy(operator, tol, start, min(limit, 2**31 - 1))
     rhs, probe = (None, 0.0) if start is None else (-start, 1.0)
     basis = LanczosBasis(operator, rhs=rhs, probe=probe, seed=seed)
     converged = False
@@ -241,14 +232,8 @@ def excludes_below(basis: LanczosBasis, value: float, confidence: float = 0.999)
         basis: Of the operator.
         value: A number at or below the smallest Ritz value.
         confidence: Probability, over the random part of the basis's start, with which the
-            answer True is right.
-
-    Raises:
-        TypeError: If one is no number.
-        ValueError: If ``confidence`` is not in (0, 1).
+            answer True is right, in (0, 1).
     """
-    value = checks.number("value", value)
-    confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
     if not basis.size or value > basis.ritz_values[0]:
         return False
     if basis.complete:
@@ -263,13 +248,8 @@ def lower_bound(basis: LanczosBasis, confidence: float = 0.999) -> float:
 
     Args:
         basis: Of the operator.
-        confidence: Probability, over the random part of the basis's start.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not in (0, 1).
+        confidence: Probability, over the random part of the basis's start, in (0, 1).
     """
-    confidence = checks.number("confidence", confidence, above=0.0, below=1.0)
     if not basis.certainty and not basis.complete:
         return -math.inf
     top = float(basis.ritz_values[0])
@@ -321,56 +301,3 @@ def _log_mass(basis: LanczosBasis, value: float) -> float:
             previous, current = previous * 1e-100, current * 1e-100
             total, exponent = total * 1e-200, exponent + 200 * math.log(10)
     return math.log(total) + exponent
-
-
-def _by_scipy(
-    operator: SymmetricOperator, tol: float, start: Tensor | None, limit: float
-) -> EigenvalueEstimate:
-    """Estimate with ARPACK; one more product gives the residual."""
-    if operator.size < 3 or limit < 4:
-        raise ValueError(
-            f"backend 'scipy' needs at least 3 unknowns, got {operator.size}, and 4 "
-            f"products, got {limit}; use 'lanczos'"
-        )
-    if start is not None and not 0.0 < euclidean_norm(start) < math.inf:
-        raise ValueError("the start is zero or not finite; leave it out")
-    limit, before = int(limit), operator.counts.products
-    v0 = None if start is None else start.double().cpu().numpy()
-    linear = operator.to_scipy()
-    basis_size = min(operator.size, 20, limit - 1)
-    restarts = max(1, (limit - basis_size) // max(1, basis_size - 1))
-    try:
-        values, vectors = eigsh(
-            linear, k=1, which="SA", tol=tol, v0=v0, ncv=basis_size, maxiter=restarts
-        )
-    except ArpackNoConvergence:
-        return EigenvalueEstimate(
-            math.nan,
-            torch.full(
-                (operator.size,),
-                math.nan,
-                dtype=operator.dtype,
-                device=operator.device,
-            ),
-            math.inf,
-            -math.inf,
-            math.inf,
-            False,
-            operator.counts.products - before,
-            0.0,
-            f"eigsh did not converge within {limit} products",
-        )
-    value = float(values[0])
-    vector = torch.from_numpy(vectors[:, 0].copy()).to(operator.device, operator.dtype)
-    residual = euclidean_norm(operator.matvec(vector) - value * vector)
-    return EigenvalueEstimate(
-        value=value,
-        vector=vector,
-        residual=residual,
-        lower=-math.inf,
-        upper=value + operator.noise * abs(value),
-        converged=True,
-        n_products=operator.counts.products - before,
-        confidence=0.0,
-        message=f"eigsh converged to tol={tol:g}",
-    )

@@ -52,8 +52,6 @@ class KrylovStep:
         norm: ``‖h‖``.
         multiplier: λ ≥ 0 of the radius; 0 without one, or inside it.
         on_boundary: True if the radius bounds the step: ``‖h‖`` is the radius.
-        hard_case: True if b says as good as nothing of the lowest Ritz vector, and a
-            multiple of it takes the step to the boundary.
     """
 
     vector: Tensor
@@ -62,7 +60,6 @@ class KrylovStep:
     norm: float
     multiplier: float = 0.0
     on_boundary: bool = False
-    hard_case: bool = False
 
 
 class LanczosBasis:
@@ -275,17 +272,6 @@ class LanczosBasis:
         vectors = self._eigenpairs()[1]
         return self._combine(vectors[:, self._checked_index(index)])
 
-    def seen(self, vector: Tensor) -> Tensor:
-        """Return a vector ``[n]``, zero where neither start nor products have entries.
-
-        An eigenvector of a nonzero eigenvalue has no part there; a Ritz vector has what
-        is left of the random start.
-
-        Args:
-            vector: ``[n]``.
-        """
-        return vector.masked_fill(~self._seen, 0.0)
-
     def ritz_residual(self, index: int = 0) -> float:
         """Return ``‖H x − θ x‖``, the distance from θ to some eigenvalue at most.
 
@@ -337,7 +323,6 @@ class LanczosBasis:
             norm=unit * float(np.linalg.norm(y)),
             multiplier=found.multiplier,
             on_boundary=found.on_boundary,
-            hard_case=found.hard_case,
         )
 
     def floor(self, shift: float = 0.0, *, radius: float | None = None) -> float:
@@ -390,7 +375,7 @@ class LanczosBasis:
         slopes, vectors = slopes[~undetermined], vectors[:, ~undetermined]
         shifted = theta[~undetermined] + shift / unit
         if not shifted.size:
-            return BoundedMinimum(np.zeros(self.size), 0.0, False, False)
+            return BoundedMinimum(np.zeros(self.size), 0.0, False)
         if radius is not None:
             length = radius * (unit / known.unit)
             found = bounded_minimum(shifted, slopes, min(max(length, TINY), HUGE))
@@ -405,7 +390,7 @@ class LanczosBasis:
                 f"{self.ritz_values[0]:g}"
             )
         y = np.asarray(vectors @ (-slopes / shifted))
-        return BoundedMinimum(y, multiplier=0.0, on_boundary=False, hard_case=False)
+        return BoundedMinimum(y, multiplier=0.0, on_boundary=False)
 
     def _residual(self, y: np.ndarray) -> float:
         """Return the residual of a step, both in their units."""

@@ -2,14 +2,13 @@
 
 Each pair (s, y) with y ≈ H s corrects a base preconditioner so that M⁻¹ y = s for the
 newest pair (the BFGS update), by the two-loop recursion of Nocedal, Math. Comp. 35, 1980.
-Pairs cost no product: they are made of the steps of the outer loop, and of the products
-of conjugate gradients for the system before (Morales and Nocedal, SIAM J. Optim. 10,
-2000).
+Pairs are made of steps and the changes of the gradient along them, which cost no product,
+or of products with the Hessian.
 """
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -44,8 +43,6 @@ class PairsPreconditioner:
         scale: Factor on the base: a positive number, or ``"auto"`` for
             ``s·y / (y · B y)`` of the newest pair, with B the base; it makes the sizes
             of base and pairs agree. Default ``"auto"``.
-        damped: Change the step of a pair of too little curvature instead of leaving the
-            pair out (Powell's damping, of the inverse). Default False.
 
     Raises:
         TypeError: If a pair is no pair of tensors, or for another option of a wrong type.
@@ -58,14 +55,12 @@ class PairsPreconditioner:
     memory: int = 20
     base: Preconditioner | None = None
     scale: float | Literal["auto"] = "auto"
-    damped: bool = False
 
     def __post_init__(self) -> None:
         checks.put(
             self,
             memory=checks.integer("memory", self.memory, least=1),
             base=checked_preconditioner(self.base, "base"),
-            damped=checks.flag("damped", self.damped),
         )
         if not isinstance(self.scale, str):
             says = "it must be positive or 'auto'"
@@ -84,28 +79,9 @@ class PairsPreconditioner:
             if not safely_positive(s, y):
                 raise ValueError(
                     f"a pair has s·y = {float(s @ y):g}, which is not safely positive; "
-                    "add pairs by with_pair, which leaves such ones out"
+                    "leave such pairs out"
                 )
         object.__setattr__(self, "pairs", tuple(self.pairs)[-self.memory :])
-
-    def with_pair(self, s: Tensor, y: Tensor) -> PairsPreconditioner:
-        """Return a preconditioner with one pair more.
-
-        Args:
-            s: A step ``[n]``.
-            y: The change of the gradient along it, or ``H s``, ``[n]``.
-
-        Returns:
-            A new preconditioner; this one if the pair's curvature is not safely positive
-            and ``damped`` is False, or nothing about the pair can be used.
-        """
-        checks.tensor("s", s)
-        checks.tensor("y", y, tuple(s.shape))
-        if self.damped:
-            s = self._damped(s, y)
-        if not safely_positive(s, y):
-            return self
-        return replace(self, pairs=(*self.pairs, (s, y)))
 
     def apply(self, vector: Tensor) -> Tensor:
         """Return ``M⁻¹ vector``, ``[n]``."""
@@ -142,16 +118,6 @@ class PairsPreconditioner:
         unit = unit_of(y)
         y = y / unit
         return float(s @ y) / float(y @ apply_base(self.base, y)) / unit
-
-    def _damped(self, s: Tensor, y: Tensor) -> Tensor:
-        """Pull s towards M⁻¹ y until s·y is a fifth of y·M⁻¹y."""
-        y = y.to(s)
-        known = self.apply(y)
-        least, curvature = float(y @ known), float(s @ y)
-        if curvature >= 0.2 * least:
-            return s
-        part = 0.8 * least / (least - curvature)
-        return part * s + (1.0 - part) * known
 
 
 def safely_positive(s: Tensor, y: Tensor) -> bool:

@@ -30,15 +30,11 @@ class BoundedMinimum:
         coordinates: y, ``[k]``.
         multiplier: λ ≥ 0 of the constraint; ``diag(θ) + λI`` is positive semidefinite.
         on_boundary: True if ``‖y‖ = Δ``.
-        hard_case: True if λ = −θ_1 to rounding: the gradient says as good as nothing of
-            the lowest eigenvector, and a multiple of it was needed to reach the
-            boundary.
     """
 
     coordinates: np.ndarray
     multiplier: float
     on_boundary: bool
-    hard_case: bool
 
 
 def bounded_minimum(
@@ -67,20 +63,19 @@ def bounded_minimum(
     theta = eigenvalues / unit
     size = norm / unit / radius
     direction = gradient / norm if norm > 0.0 else np.zeros_like(gradient)
-    y, pole, hard = _unit_ball(theta, direction, size)
+    y, pole = _unit_ball(theta, direction, size)
     inside = pole is None
     return BoundedMinimum(
         coordinates=radius * y,
         multiplier=0.0 if pole is None else max((pole - float(theta[0])) * unit, 0.0),
         on_boundary=not inside,
-        hard_case=hard,
     )
 
 
 def _unit_ball(
     theta: np.ndarray, direction: np.ndarray, size: float
-) -> tuple[np.ndarray, float | None, bool]:
-    """Return y in the unit ball, θ_1 + λ (None inside the ball), and the hard case."""
+) -> tuple[np.ndarray, float | None]:
+    """Return y in the unit ball, and θ_1 + λ (None inside the ball)."""
     lowest = float(theta[0])
     gaps = theta - lowest
 
@@ -95,17 +90,16 @@ def _unit_ball(
     if lowest >= 0.0 and not at_pole:
         y = step(lowest)
         if _norm(y) <= 1.0:
-            return y, None, False
+            return y, None
     elif lowest < 0.0 and not at_pole:
         y = step(0.0)
         length = _norm(y)
         if length <= 1.0:
             y[0] = math.sqrt(1.0 - length * length)
-            return y, 0.0, True
+            return y, 0.0
     pole = _pole(gaps, direction, size, max(lowest, 0.0))
     y = step(pole)
-    hard = lowest < 0.0 and pole <= 10 * EPS * float(np.abs(theta).max())
-    return y / np.linalg.norm(y), pole, hard
+    return y / np.linalg.norm(y), pole
 
 
 def _norm(y: np.ndarray) -> float:

@@ -36,12 +36,11 @@ def default_method(*objectives: Objective) -> Method:
     """
     if not all(objective.has_gauss_newton for objective in objectives):
         return TrustRegionNewton()
-    sampled = all(objective.n_parts >= _fewest(objective) for objective in objectives)
+    sampled = all(
+        objective.n_parts >= (FEWEST_ENCODED if objective.encodes else FEWEST_DRAWN)
+        for objective in objectives
+    )
     return StochasticQuasiNewton() if sampled else QuasiNewton()
-
-
-def _fewest(objective: Objective) -> int:
-    return FEWEST_ENCODED if objective.encodes else FEWEST_DRAWN
 
 
 def gradients_alone() -> Method:

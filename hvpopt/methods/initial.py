@@ -102,7 +102,7 @@ class _Sketches:
     """The sketches of one point's Hessian by number, each made once; a context."""
 
     def __init__(self, problem: Problem, point: Point, seed: int) -> None:
-        self.kind = problem.preferred_kind
+        self.kind = problem.objective.preferred_kind
         self.seed = seed
         self._problem = problem
         self._point = point
@@ -197,9 +197,7 @@ class HessianDiagonal(InitialCurvature):
 
     def _probe(self, sketches: _Sketches, k: int) -> Tensor:
         seed = sketches.seed + k
-        found = estimate_diagonal(
-            sketches[k], n_probes=1, seed=seed, smooth=self.smooth
-        ).diagonal
+        found = estimate_diagonal(sketches[k], n_probes=1, seed=seed, smooth=self.smooth)
         sketches.release(k)
         return found if sketches.kind == "gauss-newton" else found.abs()
 

@@ -2,11 +2,9 @@
 
 Each Newton system is solved by conjugate gradients no further than a forcing term asks,
 and no further than the first direction of negative curvature (Dembo and Steihaug, Math.
-Program. 26, 1983). What the solves and steps show of the curvature is kept as pairs and
-preconditions the next solve: on a base stand the pairs of the last steps, and on these
-those of the last solves, the newest of which know the newest Hessian (Morales and
-Nocedal, SIAM J. Optim. 10, 2000). Cells that a bound holds leave the solve (Bertsekas,
-SIAM J. Control Optim. 20, 1982).
+Program. 26, 1983). What the last steps show of the curvature is kept as pairs, which
+precondition the next solve on top of a base. Cells that a bound holds leave the solve
+(Bertsekas, SIAM J. Control Optim. 20, 1982).
 """
 
 from __future__ import annotations
@@ -57,13 +55,11 @@ class PreconditionerState:
         base: What a function built; None where none did.
         age: Steps taken since.
         step_pairs: ``(s, y)`` of steps taken, oldest first.
-        solve_pairs: ``(d, H d)`` of the last linear solves, oldest first.
     """
 
     base: Preconditioner | None = None
     age: int = 0
     step_pairs: tuple[Pair, ...] = ()
-    solve_pairs: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +73,6 @@ class LineSearchState:
 
     forcing: ForcingState
     preconditioner: PreconditionerState = field(default_factory=PreconditionerState)
-
-
-@dataclass(frozen=True)
-class _Memo:
-    """What a step leaves to the state."""
-
-    preconditioner: PreconditionerState
-    pairs: tuple[Pair, ...]
 
 
 class LineSearchNewton(SecondOrderMethod):
@@ -102,7 +90,6 @@ class LineSearchNewton(SecondOrderMethod):
         refresh: Build again after this many steps. Default never.
         memory: Pairs ``(s, y)`` of the last steps to keep, which correct the base.
             Default 0.
-        cg_pairs: Pairs ``(d, H d)`` of the last solves that do. Default 0.
         **options: ``max_products``, ``eigenvalue_floor``, ``confidence`` and ``seed`` of
             a ``SecondOrderMethod``; ``max_products`` is 100 by default.
 
@@ -127,7 +114,6 @@ class LineSearchNewton(SecondOrderMethod):
         preconditioner: Preconditioner | PreconditionerBuilder | None = None,
         refresh: int | None = None,
         memory: int = 0,
-        cg_pairs: int = 0,
         **options: Unpack[SecondOrderOptions],
     ) -> None:
         check_kind(hessian, "hessian")
@@ -138,7 +124,7 @@ class LineSearchNewton(SecondOrderMethod):
         checks.having("globalisation", self.globalisation, "search", use)
         options.setdefault("max_products", 100)
         super().__init__(**options)
-        self.preconditioning = _Preconditioning(preconditioner, refresh, memory, cg_pairs)
+        self.preconditioning = _Preconditioning(preconditioner, refresh, memory)
 
     # -- one step ---------------------------------------------------------------
 
@@ -149,10 +135,8 @@ class LineSearchNewton(SecondOrderMethod):
         prepared, budget = self.preconditioning.prepare(
             problem, point, state.preconditioner, budget
         )
-        direction, solution = self._solve(
-            point, replace(state, preconditioner=prepared), budget
-        )
-        free = point.free_cells()
+        state = replace(state, preconditioner=prepared)
+        direction = self._direction(point, state, budget)
         step = self.globalisation.search(problem, point, direction)
         gradient = point.projected_gradient
         uphill = float(gradient @ direction.vector) >= 0.0
@@ -163,28 +147,12 @@ class LineSearchNewton(SecondOrderMethod):
             reach = euclidean_norm(direction.vector) / euclidean_norm(gradient)
             steepest = replace(direction, vector=-reach * gradient, predicted=math.nan)
             step = self.globalisation.search(problem, point, steepest)
-        pairs = tuple((free.extend(d), free.extend(a_d)) for d, a_d in solution.pairs)
-        return replace(step, memo=_Memo(prepared, pairs))
+        return replace(step, memo=prepared)
 
-    def direction(
-        self, problem: Problem, point: Point, state: LineSearchState, budget: Budget
-    ) -> Direction:
-        """Return the truncated Newton direction at a linearised point.
-
-        Args:
-            problem: For a builder of preconditioners.
-            point: With its Hessian.
-            state: From ``start`` or the last ``update``.
-            budget: What may still be spent.
-        """
-        prepared, budget = self.preconditioning.prepare(
-            problem, point, state.preconditioner, budget
-        )
-        return self._solve(point, replace(state, preconditioner=prepared), budget)[0]
-
-    def _solve(
+    def _direction(
         self, point: Point, state: LineSearchState, budget: Budget
-    ) -> tuple[Direction, CGResult[Tensor]]:
+    ) -> Direction:
+        """Return the truncated Newton direction at a linearised point."""
         free = point.free_cells()
         gradient = free.gradient
         preconditioner = self.preconditioning.on_free_cells(
@@ -197,7 +165,6 @@ class LineSearchNewton(SecondOrderMethod):
             max_products=max(budget.cap(self.max_products), 1),
             deadline=budget.deadline,
             preconditioner=preconditioner,
-            keep_pairs=self.preconditioning.cg_pairs,
         )
         vector = solution.x
         if bool(vector.any()):
@@ -208,7 +175,7 @@ class LineSearchNewton(SecondOrderMethod):
                 solution, gradient, preconditioner, point
             )
         met = solution.direction
-        direction = Direction(
+        return Direction(
             vector=free.extend(vector),
             status=_INNER_STATUS[solution.status],
             residual=solution.residual_norm / euclidean_norm(gradient),
@@ -218,7 +185,6 @@ class LineSearchNewton(SecondOrderMethod):
             if met is None
             else free.extend(met / euclidean_norm(met)),
         )
-        return direction, solution
 
     # -- the state ------------------------------------------------------------------
 
@@ -237,21 +203,15 @@ class LineSearchNewton(SecondOrderMethod):
         self, state: LineSearchState, before: Point, after: Point, step: Step
     ) -> LineSearchState:
         """Return the state after an accepted step."""
-        memo = step.memo
+        prepared, forcing = step.memo, state.forcing
         # a step along negative curvature off a stationary point solved nothing
-        solved = isinstance(memo, _Memo)
-        forcing = state.forcing
-        if solved:
+        if isinstance(prepared, PreconditionerState):
             norms = (euclidean_norm(p.projected_gradient) for p in (before, after))
             forcing = self.forcing.update(forcing, *norms)
+        else:
+            prepared = state.preconditioner
         return LineSearchState(
-            forcing=forcing,
-            preconditioner=self.preconditioning.update(
-                memo.preconditioner if solved else state.preconditioner,
-                before,
-                after,
-                memo.pairs if solved else (),
-            ),
+            forcing, self.preconditioning.update(prepared, before, after)
         )
 
 
@@ -300,7 +260,6 @@ class _Preconditioning:
             None.
         refresh: Build again after this many steps. Default never.
         memory: Pairs of steps to keep. Default 0.
-        cg_pairs: Pairs to keep of a linear solve. Default 0.
 
     Raises:
         ValueError: For a number out of range.
@@ -310,14 +269,12 @@ class _Preconditioning:
     given: Preconditioner | PreconditionerBuilder | None = None
     refresh: int | None = None
     memory: int = 0
-    cg_pairs: int = 0
 
     def __post_init__(self) -> None:
         checks.put(
             self,
             refresh=checks.optional(checks.integer, "refresh", self.refresh, least=1),
             memory=checks.integer("memory", self.memory, least=0),
-            cg_pairs=checks.integer("cg_pairs", self.cg_pairs, least=0),
         )
         what: object = self.given
         wrong = isinstance(what, (type, torch.Tensor))
@@ -385,7 +342,7 @@ class _Preconditioning:
         whole = state.base
         if whole is None and _applies(self.given):
             whole = self.given  # type: ignore[assignment]
-        pairs = (*state.step_pairs, *state.solve_pairs)
+        pairs = state.step_pairs
         if pairs:
             whole = PairsPreconditioner(pairs, memory=len(pairs), base=whole)
         if whole is None or not bool(point.active.any()):
@@ -393,11 +350,7 @@ class _Preconditioning:
         return RestrictedPreconditioner(whole, free.restrict, free.extend)
 
     def update(
-        self,
-        state: PreconditionerState,
-        before: Point,
-        after: Point,
-        solve_pairs: tuple[Pair, ...] = (),
+        self, state: PreconditionerState, before: Point, after: Point
     ) -> PreconditionerState:
         """Return the state after an accepted step.
 
@@ -405,22 +358,12 @@ class _Preconditioning:
             state: From ``prepare``.
             before: Where the step began.
             after: Where it ended.
-            solve_pairs: ``(d, H d)`` ``[n]`` of its linear solve.
         """
         step_pairs = state.step_pairs
         s, y = after.vector - before.vector, after.gradient - before.gradient
         if self.memory and safely_positive(s, y):
             step_pairs = (*step_pairs, (s, y))[-self.memory :]
-        good = tuple(pair for pair in solve_pairs if safely_positive(*pair))
-        # A solve that was preconditioned well is short, and its pairs span little of
-        # what those before it do: they stay as long as there is room.
-        known = (*state.solve_pairs, *good)
-        return PreconditionerState(
-            base=state.base,
-            age=state.age + 1,
-            step_pairs=step_pairs,
-            solve_pairs=known[-self.cg_pairs :] if self.cg_pairs else (),
-        )
+        return replace(state, age=state.age + 1, step_pairs=step_pairs)
 
 
 def _applies(candidate: object) -> bool:

@@ -155,11 +155,6 @@ class Problem:
         self.check_kept: Callable[[Any], None] = lambda _: None
 
     @property
-    def preferred_kind(self) -> Kind:
-        """``"gauss-newton"`` where the objective has that matrix, else ``"exact"``."""
-        return "gauss-newton" if self.objective.has_gauss_newton else "exact"
-
-    @property
     def last_failure(self) -> str:
         """The last error in words; empty without one."""
         error = self.last_error
@@ -314,7 +309,7 @@ class Problem:
             value=lin.value,
             gradient=gradient,
             hessian=lin.hessian,
-            active=self.space.pushed_out(vector, gradient),
+            active=self.space.active_mask(vector, gradient),
             parts=lin.parts,
             kind=kind or "exact",
         )

@@ -156,7 +156,7 @@ class QuasiNewton(SecondOrderMethod):
             return anew
         vector = self._vector(point, state)
         slope = -float(vector @ point.gradient)
-        with problem.hessian(point, problem.preferred_kind) as hessian:
+        with problem.hessian(point, problem.objective.preferred_kind) as hessian:
             curvature = float(vector @ hessian.matvec(vector))
         factor = curvature / slope if slope > 0.0 else 0.0
         if not 0.0 < factor < math.inf:

@@ -285,13 +285,18 @@ class ShiftedNewton(SecondOrderMethod):
             # a step may lower the loss all the same, as with the other solvers
             estimate, asymmetric = error.estimate, True
         shift = self._shift(estimate.value, estimate.upper - estimate.value)
+        preconditioner = self.preconditioner
+        if preconditioner is not None:
+            preconditioner = RestrictedPreconditioner(
+                preconditioner, free.restrict, free.extend
+            )
         solution = flat_cg(
             ShiftedOperator(operator, shift),
             -gradient,
             tol=min(tol, budget.accuracy),
             max_products=limit - estimate.n_products,
             deadline=budget.deadline,
-            preconditioner=self._restricted_preconditioner(free),
+            preconditioner=preconditioner,
         )
         status = InnerStatus.CONVERGED
         vector = solution.x
@@ -319,11 +324,6 @@ class ShiftedNewton(SecondOrderMethod):
                 estimate.value, shift, estimate.upper - estimate.value
             ),
         )
-
-    def _restricted_preconditioner(self, free: FreeCells) -> Preconditioner | None:
-        if self.preconditioner is None:
-            return None
-        return RestrictedPreconditioner(self.preconditioner, free.restrict, free.extend)
 
     def _by_cholesky(self, free: FreeCells, budget: Budget, tol: float) -> Direction:
         operator, gradient = free.operator, free.gradient

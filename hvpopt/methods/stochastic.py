@@ -331,7 +331,7 @@ class StochasticQuasiNewton(SampledMethod):
         Raises:
             OutOfBudget: If too few products are left.
         """
-        kind = problem.preferred_kind
+        kind = problem.objective.preferred_kind
         n_probes = DRAWN_PROBES
         if state.encoded:
             fewest, most = ENCODED_PROBES
@@ -349,8 +349,9 @@ class StochasticQuasiNewton(SampledMethod):
         for k in range(n_probes):
             probed = problem.sampled(size, self._seed(1, k))
             with probed.hessian(point, kind) as hessian:
-                estimate = estimate_diagonal(hessian, seed=k, n_probes=1, smooth=SMOOTH)
-                estimates.append(estimate.diagonal)
+                estimates.append(
+                    estimate_diagonal(hessian, seed=k, n_probes=1, smooth=SMOOTH)
+                )
         diagonal = torch.stack(estimates).mean(0)
         diagonal = diagonal.abs() if kind == "exact" else diagonal.clamp(min=0.0)
         if not float(diagonal.max()) > 0.0:
@@ -379,7 +380,7 @@ class StochasticQuasiNewton(SampledMethod):
             if bool(s.any()):
                 sample = problem.sampled(state.size, self._seed(2, state.number))
                 at = replace(point, vector=mean)
-                with sample.hessian(at, problem.preferred_kind) as hessian:
+                with sample.hessian(at, problem.objective.preferred_kind) as hessian:
                     state = self._with_pair(state, s, hessian.matvec(s))
         return replace(state, mean=mean, total=None, in_group=0)
 

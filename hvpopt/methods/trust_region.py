@@ -273,7 +273,7 @@ class _RadiusSearch:
         failed = 0
         while True:
             reached = self._extend(radius)
-            # of a refinement that nobody asked for nothing is reported
+            # that of the tolerance asked for, not of a later refinement, is reported
             status = reached if self.tol == asked else status
             trial = self._try(radius)
             if trial.accepted:
@@ -299,7 +299,7 @@ class _RadiusSearch:
 
     def _first_radius(self) -> float:
         self._extend(None)
-        # a hair longer, or a Newton step would count as bounded
+        # longer by 1e-9, or a Newton step would count as bounded
         return (1 + 1e-9) * self.basis.solve(self._first_shift()).norm
 
     def _first_shift(self) -> float:

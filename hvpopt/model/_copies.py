@@ -120,3 +120,8 @@ def new_leaves(model: Model) -> list[Tensor]:
         (t.clone() if t.is_inference() else t).detach().requires_grad_()
         for t in named_tensors(model).values()
     ]
+
+
+def copied_leaves(model: Model) -> list[Tensor]:
+    """Return leaves for a graph that share no memory with the model."""
+    return [t.detach().clone().requires_grad_() for t in named_tensors(model).values()]

@@ -169,7 +169,7 @@ class ModelSpace:
         self._check_length(vector)
         return not self.bounded or bool((self.project(vector) == vector).all())
 
-    def pushed_out(self, vector: Tensor, gradient: Tensor) -> Tensor:
+    def active_mask(self, vector: Tensor, gradient: Tensor) -> Tensor:
         """Return True ``[n]`` for cells at a bound that steepest descent would cross.
 
         Args:
@@ -184,6 +184,16 @@ class ModelSpace:
         if self.upper is not None:
             out |= (vector >= self.upper) & (gradient < 0)
         return out
+
+    @property
+    def free(self) -> dict[str, Tensor]:
+        """True for each cell that may change, by parameter."""
+        flat = torch.ones(sum(self._numels), dtype=torch.bool, device=self.device)
+        if self._free is not None:
+            flat = torch.zeros_like(flat).index_fill_(0, self._free, True)
+        parts = zip(torch.split(flat, self._numels), self._shapes, strict=True)
+        masks = [part.reshape(shape).clone() for part, shape in parts]
+        return dict(zip(self.names, masks, strict=True))
 
     def norms(self, vector: Tensor) -> Tensor:
         """Return the norm of each parameter's part of a flat vector, ``[p]``.
@@ -216,9 +226,9 @@ class ModelSpace:
         there = self.project(ahead)
         there = torch.where(there == ahead, ahead, self.project(vector - step))
         moved = self.to_model(there)
-        free = self._scatter(torch.ones_like(vector), fill_reference=False)
+        free = self.free
         frozen_stay = [
-            torch.where(named_tensors(free)[name] != 0.0, own, self._pick(model, name))
+            torch.where(free[name], own, self._pick(model, name))
             for name, own in named_tensors(moved).items()
         ]
         return rebuild(moved, frozen_stay)

@@ -280,12 +280,6 @@ class HessianOperator(SymmetricOperator):
             )
         return self.__dict__
 
-    def __copy__(self) -> HessianOperator:
-        # a shallow copy shares the graph
-        copied = object.__new__(type(self))
-        copied.__dict__.update(self.__dict__)
-        return copied
-
 
 class FiniteDifferenceHessian(SymmetricOperator):
     """Hessian-vector products by central differences of gradients; an oracle.

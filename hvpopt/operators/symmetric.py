@@ -13,7 +13,6 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -35,6 +34,8 @@ Operator = TypeVar("Operator", bound="SymmetricOperator")
 
 #: Largest dense matrix assembled unless a caller raises it, bytes.
 DENSE_MEMORY_LIMIT = 2 * 1024**3
+#: Columns of a dense matrix asked for at once.
+DENSE_COLUMNS = 32
 
 
 class SymmetricOperator(ABC):
@@ -219,7 +220,6 @@ class SymmetricOperator(ABC):
         self,
         *,
         memory_limit: str | float = DENSE_MEMORY_LIMIT,
-        block: int = 32,
         deadline: float = math.inf,
     ) -> Tensor:
         """Return the matrix ``[n, n]``, by one product for each column.
@@ -227,7 +227,6 @@ class SymmetricOperator(ABC):
         Args:
             memory_limit: Refuse a matrix of more bytes than this, or a string such as
                 ``"2GB"``.
-            block: Columns asked for at once.
             deadline: Give up when ``time.monotonic()`` passes this, seconds; looked at
                 between blocks.
 
@@ -239,7 +238,6 @@ class SymmetricOperator(ABC):
             TimeoutError: If the deadline passes.
         """
         memory_limit = checks.memory("memory_limit", memory_limit)
-        block = checks.integer("block", block, least=1)
         deadline = checks.number("deadline", deadline)
         needed = self.size**2 * torch.finfo(self.dtype).bits // 8
         if needed > memory_limit:
@@ -249,11 +247,11 @@ class SymmetricOperator(ABC):
                 "the limit"
             )
         matrix = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        for first in range(0, self.size, block):
+        for first in range(0, self.size, DENSE_COLUMNS):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the deadline passed after {first} products")
             columns = torch.arange(
-                first, min(first + block, self.size), device=self.device
+                first, min(first + DENSE_COLUMNS, self.size), device=self.device
             )
             units = matrix.new_zeros(self.size, columns.numel())
             units[columns, torch.arange(columns.numel(), device=self.device)] = 1.0
@@ -271,15 +269,16 @@ class SymmetricOperator(ABC):
         Default nothing.
         """
 
+    def __copy__(self: Operator) -> Operator:
+        # shares a graph that pickles and deep copies leave out, or refuse
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
     def __enter__(self: Operator) -> Operator:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def to_scipy(self) -> LinearOperator:

@@ -65,6 +65,11 @@ class Objective(ABC):
         """True if ``hessian`` accepts ``kind="gauss-newton"``. Default False."""
         return False
 
+    @property
+    def preferred_kind(self) -> Kind:
+        """``"gauss-newton"`` where the objective has that matrix, else ``"exact"``."""
+        return "gauss-newton" if self.has_gauss_newton else "exact"
+
     @abstractmethod
     def value(self, model: Model) -> float:
         """Return the objective, building no graph. NaN and infinity are returned."""

@@ -173,8 +173,7 @@ def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -
         ValueError: For a number out of range, or a directory.
         FileNotFoundError: If the file's directory does not exist.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"checkpoint is {path!r}; pass the path of a file")
+    checks.path("checkpoint", path)
     says = "it is steps, 1 or more"
     checks.integer("checkpoint_every", every, least=1, says=says)
     checks.number("checkpoint_seconds", seconds, least=0.0)

@@ -160,7 +160,7 @@ class Current:
         problem = self.problem
         try:
             point = problem.linearise(vector, None)
-            with problem.hessian(point, problem.preferred_kind) as hessian:
+            with problem.hessian(point, problem.objective.preferred_kind) as hessian:
                 hessian.matvec(point.gradient)
         except BadPartError as whole:
             return whole

@@ -55,16 +55,13 @@ def fingerprint(
         start: The model at the start of the run.
         method: The method, for its class and options.
     """
-    free = space.step_to_model(torch.ones(space.size, dtype=space.dtype).to(space.device))
     tensors = named_tensors(start)
     return {
         "parameters": ", ".join(
             f"{name}: {tuple(t.shape)} {t.dtype}" for name, t in tensors.items()
         ),
         "start": hash_model(start),
-        "mask": hash_tensor(
-            torch.cat([t.ne(0).reshape(-1) for t in named_tensors(free).values()])
-        ),
+        "mask": hash_tensor(torch.cat([m.reshape(-1) for m in space.free.values()])),
         "scale": hash_tensor(space.scale),
         "lower": hash_tensor(space.lower),
         "upper": hash_tensor(space.upper),

@@ -28,7 +28,6 @@ class Limits:
     Attributes:
         max_iter: Largest number of steps.
         max_products: Largest number of Hessian-vector products.
-        max_seconds: Largest time of this process, seconds.
         gtol: Tolerance of the projected gradient's relative norm and of the next step's
             relative size.
         certify: Certify a minimum by λ_min. Default False.
@@ -40,7 +39,6 @@ class Limits:
 
     max_iter: float
     max_products: float
-    max_seconds: float
     gtol: float
     certify: bool = False
 
@@ -49,7 +47,6 @@ class Limits:
             self,
             max_iter=checks.limit("max_iter", self.max_iter),
             max_products=checks.limit("max_products", self.max_products),
-            max_seconds=checks.number("max_seconds", self.max_seconds, least=0.0),
             gtol=checks.gtol(self.gtol),
             certify=checks.flag("certify", self.certify),
         )

@@ -11,7 +11,6 @@ import sys
 import weakref
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +93,7 @@ class PathLock:
             errno.EAGAIN, f"{self.file} is removed as often as it is made; try again"
         )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return

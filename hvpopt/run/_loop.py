@@ -204,7 +204,7 @@ class Run:
             self._gradients_alone = state.gradients_alone
         self._saving.count_seconds_from(state.seconds)
         account.earlier = state.counts
-        self.point = self._ready(state.point)
+        self.point = self._ready(state.point.vector, state.point)
         extra = extra + account.meter
         account.earlier = state.counts - account.meter
         self._saving.resumed = state.resumed + extra
@@ -421,7 +421,7 @@ class Run:
         self._release()
         # if evaluating the new point is interrupted or fails, it is still the best one
         self._pending = step.vector, step.value
-        after = self._linearised(step.vector, step.point, steps=1)
+        after = self._ready(step.vector, step.point, steps=1)
         self.point, self._pending = after, None
         size = relative_size(
             self.space, self.first, before.vector, after.vector - before.vector
@@ -507,18 +507,12 @@ class Run:
         self._commit(state.method)
         self._saving.save()
 
-    def _linearised(
-        self, vector: Tensor, known: Point | None = None, *, steps: int = 0
-    ) -> Point:
+    def _ready(self, vector: Tensor, known: Point | None, *, steps: int = 0) -> Point:
         """Return a point with value and gradient; with a Hessian if a step can follow."""
+        kind = None if self._account.at_limit(steps) else self.method.kind
         if known is not None:
-            return self._ready(known, steps=steps)
-        kind = None if self._account.at_limit(steps) else self.method.kind
+            return self.problem.with_hessian(known, kind)
         return self.problem.linearise(vector, kind)
-
-    def _ready(self, point: Point, *, steps: int = 0) -> Point:
-        kind = None if self._account.at_limit(steps) else self.method.kind
-        return self.problem.with_hessian(point, kind)
 
     def _after_evaluation(self) -> None:
         """Save if a save is due, and raise Stop if the time is over or a signal came."""

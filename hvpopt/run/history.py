@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hvpopt import checks
 from hvpopt.run.result import IterationRecord
 
 logger = logging.getLogger(__name__)
@@ -48,9 +49,7 @@ class HistoryFile:
     def __init__(
         self, path: str | os.PathLike[str], known: Iterable[IterationRecord] = ()
     ) -> None:
-        if not isinstance(path, (str, os.PathLike)):
-            raise TypeError(f"history_file is {path!r}; pass the path of a file")
-        self.path = Path(os.path.abspath(path))
+        self.path = Path(os.path.abspath(checks.path("history_file", path)))
         if self.path.is_dir():
             raise ValueError(f"history_file is the directory {self.path}")
         self._failed = False

@@ -208,10 +208,8 @@ def minimize(
         raise ValueError("the list of losses is empty; give one for each stage")
     each = {"max_iter": max_iter, "max_products": max_products, "gtol": gtol}
     objectives = [as_objective(one) for one in losses]
-    limits = [
-        Limits(max_seconds=max_seconds, certify=certify, **options)
-        for options in _by_stage(each, loss)
-    ]
+    limits = [Limits(certify=certify, **options) for options in _by_stage(each, loss)]
+    max_seconds = checks.number("max_seconds", max_seconds, least=0.0)
     max_cost = checks.number("max_cost", max_cost, least=0.0)
     checks.optional(checks.function, "callback", callback)
     progress = checks.flag("progress", progress)

@@ -7,7 +7,6 @@ import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -212,7 +211,7 @@ class MinimizeResult:
             FileExistsError: If the file exists and ``overwrite`` is False.
             OSError: If the file cannot be written; an existing one is then unchanged.
         """
-        file = _path(path)
+        file = checks.path("path", path)
         if file.exists() and not checks.flag("overwrite", overwrite):
             raise FileExistsError(
                 errno.EEXIST, "the file exists; pass overwrite=True to replace it", path
@@ -236,7 +235,7 @@ class MinimizeResult:
             StateError: If the file is damaged, or is no result.
             ValueError: If this machine has no such device.
         """
-        skeleton, tensors = files.read(_path(path))
+        skeleton, tensors = files.read(checks.path("path", path))
         found = decode(skeleton, tensors, checks.device(device))
         if isinstance(found, tuple) and len(found) == 2 and found[0] == RESULT:
             result: MinimizeResult = found[1]
@@ -264,12 +263,6 @@ def _shown(history: list[IterationRecord]) -> str:
         f"{len(history)} records, loss{of} {first.value:.4g} to {last.value:.4g}, "
         f"gradient norm {norms}, {last.seconds:.3g} s"
     )
-
-
-def _path(path: str | os.PathLike[str]) -> Path:
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path is {checks.shown(path)}; pass the path of a file")
-    return Path(path)
 
 
 def record_of(

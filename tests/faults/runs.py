@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import hvpopt
-from hvpopt import analysis
+from hvpopt.krylov.diagonal import estimate_diagonal
 
 torch.set_num_threads(1)
 
@@ -33,14 +33,14 @@ METHODS = {
     "shifted": hvpopt.ShiftedNewton,
     "conjugate gradients": lambda: hvpopt.ShiftedNewton(solver="cg"),
     "line search": lambda: hvpopt.LineSearchNewton(
-        memory=3, cg_pairs=3, preconditioner=lambda _, point: probed(point), refresh=4
+        memory=3, preconditioner=lambda _, point: probed(point), refresh=4
     ),
     "quasi-Newton": hvpopt.QuasiNewton,
 }
 
 
 def probed(point):
-    diagonal = analysis.estimate_diagonal(point.hessian, n_probes=4).diagonal
+    diagonal = estimate_diagonal(point.hessian, n_probes=4)
     return hvpopt.DiagonalPreconditioner(diagonal.abs())
 
 

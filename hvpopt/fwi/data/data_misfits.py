@@ -38,14 +38,12 @@ class DataMisfit(ABC):
 
     Attributes:
         name: For reports.
-        convex: True if ``ℓ`` is convex in the data.
         adds: True if it is known to add over shots; otherwise that is tested.
         reads_only: True if it is known not to write to the data that it is given;
             otherwise it is given copies.
     """
 
     name: str = "misfit"
-    convex: bool = False
     adds: bool = False
     reads_only: bool = False
 
@@ -139,18 +137,6 @@ class DataMisfit(ABC):
             simulated, observed = copied(simulated), copied(observed)
         return self.residual(simulated, observed, shots, constants)
 
-    @property
-    def gauss_newton(self) -> str:
-        """What a Gauss-Newton product takes for the curvature in the data."""
-        if type(self).residual is not DataMisfit.residual:
-            return f"2 JᵀJ of the residual that {self.name} squares: never negative"
-        if self.convex:
-            return f"∇²ℓ of {self.name}, convex in the data: never negative"
-        return (
-            f"∇²ℓ of {self.name} as it is, not known to be convex in the data: it may "
-            "have negative curvature"
-        )
-
     def derivatives(
         self,
         simulated: Data,
@@ -168,8 +154,8 @@ class DataMisfit(ABC):
             observed: The rows of ``shots``.
             shots: Which shots of the whole survey the rows are; None for all.
             constants: Of all the observed data.
-            kind: ``"exact"`` for ``∇²ℓ δd``; ``"gauss-newton"`` for the curvature that
-                ``gauss_newton`` tells.
+            kind: ``"exact"`` for ``∇²ℓ δd``; ``"gauss-newton"`` for ``2 JᵀJ`` of
+                the residual that is squared, where there is one.
 
         Returns:
             Two dicts by channel, without graph.
@@ -292,7 +278,6 @@ class DataMisfit(ABC):
 class _Weighted(DataMisfit):
     """A sum over samples, each with its weight, divided by their number."""
 
-    convex = True
     adds = True
     reads_only = True
 
@@ -391,7 +376,6 @@ class Differences(DataMisfit):
     """The sum of squared differences: its residual's derivative is the data's own."""
 
     name = "differences"
-    convex = True
     adds = True
     reads_only = True
 

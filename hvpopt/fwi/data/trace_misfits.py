@@ -116,7 +116,6 @@ class FunctionMisfit(DataMisfit):
             receiver channel, dicts of them by channel otherwise. If it takes a third
             argument, one named ``shots`` or one without a default, that is a list of the
             shots that the rows are: their numbers in the survey of the first misfit.
-        convex: Says that it is convex in the simulated data.
         name: For reports. Default the function's own name.
 
     Raises:
@@ -127,14 +126,12 @@ class FunctionMisfit(DataMisfit):
         self,
         function: Callable[..., Tensor],
         *,
-        convex: bool = False,
         name: str | None = None,
     ) -> None:
         if not callable(function):
             raise TypeError(f"the misfit is {checks.shown(function)}, not a function")
         self._function = function
         self._takes_shots = _takes_shots(function)
-        self.convex = convex
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
 
     def of_shots(
@@ -196,7 +193,6 @@ class DeepwaveMisfit(DataMisfit):
             raise TypeError(f"the misfit is {checks.shown(function)}, not a function")
         self._function = function
         self.name = f"deepwave {function.__name__}"
-        self.convex = function.__name__ == "l2"
 
     def of_shots(
         self, simulated: Data, observed: Data, shots: Shots, constants: Constants

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import deepwave
 import torch
@@ -25,8 +25,7 @@ from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model
 from hvpopt.problem.objective import Kind
 
-EngineName = Literal["auto", "born", "double-backprop"]
-_NAMES = ("auto", "born", "double-backprop")
+ENGINES = ("auto", "born", "double-backprop")
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,6 @@ class Engine:
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-def check_engine(name: str) -> None:
-    """Raise ValueError unless ``name`` is an engine's."""
-    if not isinstance(name, str) or name not in _NAMES:
-        raise ValueError(
-            f"engine is {name!r}; it must be {', '.join(map(repr, _NAMES[:-1]))} or "
-            f"{_NAMES[-1]!r}"
-        )
-
-
 def choose_engine(survey: Survey, models: Sequence[Tensor], asked: str) -> Engine:
     """Return the engine for a survey's products.
 
@@ -68,7 +58,6 @@ def choose_engine(survey: Survey, models: Sequence[Tensor], asked: str) -> Engin
     Raises:
         ValueError: If the engine asked for does not hold, or none does.
     """
-    check_engine(asked)
     obstacle = "asked for"
     if asked != "double-backprop":
         found = _born_obstacle(survey, models)

@@ -62,10 +62,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _nothing() -> None:
-    """Do nothing."""
-
-
 @contextmanager
 def counted(counts: Counts, propagations: int) -> Iterator[None]:
     """A block that propagates waves, counted also where it fails.
@@ -112,7 +108,7 @@ class Task:
     cost: int
     counts: Counts
     shots: ShotNames
-    forget: Callable[[], None] = _nothing
+    forget: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from torch import Tensor
 from hvpopt.fwi.hessian._groups import GroupRunner, Task, Terms
 from hvpopt.fwi.hessian.waveforms import Waveforms
 from hvpopt.fwi.survey.survey import Data
+from hvpopt.model._copies import copied_leaves
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, copy_model, named_tensors, rebuild
@@ -99,12 +100,6 @@ class WaveformHessian(SymmetricOperator):
         """Indices of the shots that run together; smaller after memory ran out."""
         return self._runner.split(self._groups)
 
-    @property
-    def curvature(self) -> str:
-        """What serves as the curvature in the data."""
-        misfit = self._waveforms.data_misfit
-        return f"∇²ℓ of {misfit.name}" if self.kind == "exact" else misfit.gauss_newton
-
     def _task(
         self, part: Callable[[list[int]], Terms], names: Sequence[str], cost: int
     ) -> Task:
@@ -115,11 +110,6 @@ class WaveformHessian(SymmetricOperator):
 
     def _forget(self) -> None:
         """Release what a failed product has kept."""
-
-    def _leaves(self) -> list[Tensor]:
-        return [
-            t.requires_grad_() for t in named_tensors(copy_model(self._model)).values()
-        ]
 
     def _steps(self, vector: Tensor) -> list[Tensor]:
         step = self._space.step_to_model(vector.to(self.dtype))
@@ -172,7 +162,7 @@ class BornHessian(WaveformHessian):
             The sum over groups of gradients in V and δV; the function that returns the
             products ``[n]`` of such a sum.
         """
-        leaves, k = self._leaves(), len(vectors)
+        leaves, k = copied_leaves(self._model), len(vectors)
         with torch.enable_grad():
             models = self._waveforms.models(rebuild(self._model, leaves), check=False)
         steps = [self._steps(vector) for vector in vectors]

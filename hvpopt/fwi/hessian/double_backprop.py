@@ -17,6 +17,7 @@ from torch import Tensor
 from hvpopt.fwi.hessian._groups import GroupRunner, Terms, counted
 from hvpopt.fwi.hessian.born import WaveformHessian
 from hvpopt.fwi.hessian.waveforms import Waveforms
+from hvpopt.model._copies import copied_leaves
 from hvpopt.model.tensors import Model, named_tensors, rebuild
 from hvpopt.operators._autodiff import vjp
 from hvpopt.problem.objective import Kind
@@ -101,12 +102,6 @@ class DoubleBackpropHessian(WaveformHessian):
         """Leave the graph out of pickles and deep copies; the next product builds it."""
         return {**self.__dict__, "_kept": None}
 
-    def __copy__(self) -> DoubleBackpropHessian:
-        # a shallow copy shares the graph
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        return twin
-
     def _forget(self) -> None:
         """Release the graph: it may hold the bad numbers, and the memory."""
         self._kept = None
@@ -115,7 +110,7 @@ class DoubleBackpropHessian(WaveformHessian):
         if self._kept is not None and self._kept.group == group:
             return self._kept
         self._kept = None
-        leaves = self._leaves()
+        leaves = copied_leaves(self._model)
         propagations = GRAPH_PROPAGATIONS * len(group)
         with counted(self.counts, propagations), torch.enable_grad():
             models = self._waveforms.models(rebuild(self._model, leaves), check=False)

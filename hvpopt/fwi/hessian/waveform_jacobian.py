@@ -23,6 +23,7 @@ from hvpopt.fwi.hessian.born import pull_back, pulled
 from hvpopt.fwi.hessian.waveforms import Waveforms, detached
 from hvpopt.fwi.survey.acquisition import take
 from hvpopt.fwi.survey.survey import Data
+from hvpopt.model._copies import copied_leaves
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace, checked_space
 from hvpopt.model.tensors import Model, copy_model, named_tensors, rebuild
@@ -108,7 +109,7 @@ class WaveformJacobian(Jacobian):
 
     def _push(self, step: Model) -> Data:
         self.counts.tally(products=1)
-        survey, leaves = self._waveforms.survey, self._leaves()
+        survey, leaves = self._waveforms.survey, copied_leaves(self._model)
         with torch.enable_grad():
             models = self._waveforms.models(rebuild(self._model, leaves), check=False)
         steps = list(named_tensors(self.space.arrange(step)).values())
@@ -137,7 +138,7 @@ class WaveformJacobian(Jacobian):
 
     def _pull(self, data: Data) -> Model:
         self.counts.tally(products=1)
-        survey, leaves = self._waveforms.survey, self._leaves()
+        survey, leaves = self._waveforms.survey, copied_leaves(self._model)
         with torch.enable_grad():
             models = self._waveforms.models(rebuild(self._model, leaves), check=False)
         inputs = [m.detach().requires_grad_(m.requires_grad) for m in models]
@@ -196,8 +197,3 @@ class WaveformJacobian(Jacobian):
     ) -> Task:
         shots = self._waveforms.shots
         return Task("product", part, names, cost, self.counts, shots)
-
-    def _leaves(self) -> list[Tensor]:
-        return [
-            t.requires_grad_() for t in named_tensors(copy_model(self._model)).values()
-        ]

@@ -17,7 +17,7 @@ from hvpopt.fwi.data.transforms import DataTransform, Processing
 from hvpopt.fwi.hessian.bad_shots import ShotNames
 from hvpopt.fwi.survey.acquisition import Shots, take
 from hvpopt.fwi.survey.survey import Data, Survey
-from hvpopt.model._copies import call_with_graph, new_leaves, writes
+from hvpopt.model._copies import call_with_graph, copied_leaves, new_leaves, writes
 from hvpopt.model._scale import power_of_two
 from hvpopt.model.tensors import Model, named_tensors, rebuild
 from hvpopt.operators.autograd import IN_PLACE
@@ -196,7 +196,7 @@ class Waveforms:
                 Hessian would be zero, with no error.
         """
         named = named_tensors(model)
-        leaves = [t.detach().clone().requires_grad_() for t in named.values()]
+        leaves = copied_leaves(model)
         with torch.enable_grad():
             models = self.models(rebuild(model, leaves), check=False)
         live = live_models(models)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.fwi.io.gathers import Array, Gathers, as_array, check_dt
+from hvpopt.fwi.io.gathers import Array, Gathers, as_array, check_dt, existing_file
 from hvpopt.fwi.io.segy import (
     ByteOrder,
     gather_headers,
@@ -335,8 +335,7 @@ def _write_array(
 def _raw_dtype(name: str, byte_order: ByteOrder) -> np.dtype[Any]:
     if not isinstance(name, str):
         raise TypeError(f"file_dtype is {name!r}; it must be a name such as 'float32'")
-    if byte_order not in (None, "little", "big"):
-        raise ValueError(f"byte_order is {byte_order!r}; it must be 'little' or 'big'")
+    checks.optional(checks.choice, "byte_order", byte_order, ("little", "big"))
     try:
         stored = np.dtype(name)
     except TypeError as error:
@@ -348,8 +347,7 @@ def _raw_dtype(name: str, byte_order: ByteOrder) -> np.dtype[Any]:
 
 
 def _order(order: Order) -> Order:
-    if order not in ("C", "F"):
-        raise ValueError(f"order is {order!r}; it must be 'C' or 'F'")
+    checks.choice("order", order, ("C", "F"))
     return order
 
 
@@ -371,8 +369,7 @@ def _existing(
     """Return the file to read and the shape asked for, both checked as is the dtype."""
     file = checks.path("path", path)
     _format_of(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
+    existing_file(file)
     checks.floating("dtype", dtype)
     return file, None if shape is None else checks.lengths("shape", shape)
 
@@ -417,11 +414,7 @@ def _check_shape(
 
 
 def _factor(units: str | None) -> float:
-    if units is None:
-        return 1.0
-    if not isinstance(units, str) or units not in UNITS:
-        raise ValueError(f"units is {units!r}; it must be one of {list(UNITS)} or None")
-    return UNITS[units].factor
+    return 1.0 if units is None else UNITS[checks.choice("units", units, UNITS)].factor
 
 
 def _check_units(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -67,6 +68,13 @@ class Gathers:
                 )
         if self.live is not None and self.live.dtype != torch.bool:
             raise TypeError(f"live is {self.live.dtype}; it must be torch.bool")
+
+
+def existing_file(file: Path) -> Path:
+    """Return the path of a file, or raise FileNotFoundError if there is none."""
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
+    return file
 
 
 def check_dt(name: str, dt: Any) -> float:

@@ -88,8 +88,7 @@ def _segyio() -> Any:
 
 @contextmanager
 def _segy(path: Path, byte_order: ByteOrder) -> Iterator[Any]:
-    if byte_order not in (None, "little", "big"):
-        raise ValueError(f"byte_order is {byte_order!r}; it must be 'little' or 'big'")
+    checks.optional(checks.choice, "byte_order", byte_order, ("little", "big"))
     segyio = _segyio()
     _check_format(path, byte_order or "big")
     try:

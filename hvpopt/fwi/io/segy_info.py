@@ -12,7 +12,7 @@ import torch
 
 from hvpopt import checks
 from hvpopt.fwi.io.formats import PathLike
-from hvpopt.fwi.io.gathers import Array
+from hvpopt.fwi.io.gathers import Array, existing_file
 from hvpopt.fwi.io.geometry import best_line
 from hvpopt.fwi.io.segy import (
     COARSEST,
@@ -92,8 +92,7 @@ def segy_info(
     file = checks.path("path", path)
     if file.suffix.lower() not in SEGY:
         raise ValueError(f"{file} is no SEG-Y file: its name must end in .sgy or .segy")
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
+    existing_file(file)
     byte_order = _byte_order(file) if byte_order is None else byte_order
     keys = SHOT_KEYS if shot_key is None else (shot_key,)
     whole = read_segy_headers(file, byte_order, keys)

@@ -7,7 +7,6 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import deepwave
@@ -19,7 +18,7 @@ from hvpopt import checks
 from hvpopt.fwi.data.mutes import RecordedSamples
 from hvpopt.fwi.data.transforms import DataTransform
 from hvpopt.fwi.io.formats import PathLike
-from hvpopt.fwi.io.gathers import Gathers, check_dt
+from hvpopt.fwi.io.gathers import Gathers, check_dt, existing_file
 from hvpopt.fwi.io.geometry import (
     Grid,
     Spots,
@@ -62,7 +61,7 @@ class SurveyData:
             all traces start and end together, else ``[shot, receiver, time]``; None where
             all start at time zero or before and end together.
         shots: Which of the file's shots these are, in its order.
-        left_out: Traces that do not take part, though the file has them: ``(shot,
+        dropped: Traces that do not take part, though the file has them: ``(shot,
             receiver)`` in the file's order ``[n, 2]``, by the reason, ``"dead"`` (all
             samples are zero, or its header says so) or ``"not finite"``. Traces that are
             not seismic data, or of another component, are not counted here.
@@ -77,7 +76,7 @@ class SurveyData:
     trace_weights: Tensor | None
     sample_weights: Tensor | None
     shots: tuple[int, ...]
-    left_out: Mapping[str, Tensor]
+    dropped: Mapping[str, Tensor]
     info: str
 
     @property
@@ -217,7 +216,7 @@ def read_survey(
     lengths = torch.from_numpy(found.lengths)
     dtype = gathers.data.dtype if dtype is None else dtype
     sources, receivers = _positions(path, gathers, source_depth, receiver_depth)
-    exists, left_out = _live(gathers)
+    exists, dropped = _live(gathers)
     shots = exists.any(1).nonzero()[:, 0]
     if not len(shots):
         raise ValueError("no trace is live: all are zero, or not finite")
@@ -296,11 +295,11 @@ def read_survey(
     )
     ended = lengths[shots][exists] < gathers.data.shape[2]
     told += _starts(begins, recorded, ended)
-    for reason, which in left_out.items():
+    for reason, which in dropped.items():
         told.append(f"Left out, {reason}: {_number(len(which), 'trace')}.")
     if len(shots) < len(gathers.data):
-        dropped = _number(len(gathers.data) - len(shots), "shot")
-        told.append(f"Left out, no live trace: {dropped}.")
+        silent = _number(len(gathers.data) - len(shots), "shot")
+        told.append(f"Left out, no live trace: {silent}.")
     return SurveyData(
         survey,
         observed,
@@ -310,7 +309,7 @@ def read_survey(
         None if bool(exists.all()) else exists.to(device, dtype),
         None if recorded is None else recorded[..., :nt].to(device, dtype),
         tuple(shots.tolist()),
-        left_out,
+        dropped,
         " ".join([*told, survey.info]),
     )
 
@@ -353,8 +352,7 @@ def _read(
             "it with read_gathers, and give read_survey Gathers(data, dt, sources, "
             "receivers)"
         )
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
+    existing_file(file)
     shot_key = checks.text("shot_key", shot_key)
     found = read_segy_shots(
         file,
@@ -414,8 +412,8 @@ def _live(gathers: Gathers) -> tuple[Tensor, dict[str, Tensor]]:
         exists = gathers.live.cpu().clone()
     finite, quiet = gathers.data.isfinite().all(-1), (gathers.data == 0).all(-1)
     reasons = {"not finite": exists & ~finite, "dead": exists & quiet}
-    left_out = {r: which.nonzero() for r, which in reasons.items() if bool(which.any())}
-    return exists & finite & ~quiet, left_out
+    dropped = {r: which.nonzero() for r, which in reasons.items() if bool(which.any())}
+    return exists & finite & ~quiet, dropped
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
-from hvpopt.fwi.io.gathers import Gathers
+from hvpopt.fwi.io.gathers import Gathers, existing_file
 from hvpopt.fwi.io.segy import ByteOrder, read_segy_traces
 
 SEGY = (".sgy", ".segy")
@@ -70,8 +70,7 @@ def read_wavelets(wavelet: Any, gathers: Gathers, byte_order: ByteOrder) -> Tens
 
 
 def _wavelet_file(file: Path, dt: float, byte_order: ByteOrder) -> np.ndarray[Any, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file} (seen from {Path.cwd()})")
+    existing_file(file)
     if file.suffix.lower() in SEGY:
         traces, own = read_segy_traces(file, byte_order)
         if not math.isclose(own, dt, rel_tol=1e-6):

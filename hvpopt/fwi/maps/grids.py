@@ -145,8 +145,7 @@ class CoarseGrid(Parameterisation):
             given = getattr(self, name)
             lengths = checks.lengths(f"the {name} shape", given, least=0)
             checks.put(self, **{name: lengths})
-        if self.kind not in ("linear", "cubic"):
-            raise ValueError(f"kind is {self.kind!r}; it must be 'linear' or 'cubic'")
+        checks.choice("kind", self.kind, ("linear", "cubic"))
         if len(self.coarse) != len(self.fine) or not all(
             1 <= c <= f for c, f in zip(self.coarse, self.fine, strict=True)
         ):

@@ -17,9 +17,10 @@ written by hand (``torch.autograd.Function``) may not, and no error says so: run
     hvpopt.analysis.check_hessian(misfit, unknowns)
 
 once, in float64. Products do not check it by themselves: a difference of the map's
-derivatives, though cheap, condemns right maps with kinks. For networks of ReLU, clamps
-and maximum pooling it was off by factors from 1 to without limit; wrong ones are off by
-less (layer normalisation, differentiated in the wrong order, by a sixth).
+derivatives, though cheap, finds fault with right maps that have kinks. For networks of
+ReLU, clamps and maximum pooling it was off by factors from 1 to without limit; wrong
+ones are off by less (layer normalisation, differentiated in the wrong order, by a
+sixth).
 """
 
 from __future__ import annotations

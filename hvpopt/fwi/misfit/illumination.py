@@ -19,18 +19,20 @@ import torch
 from torch import Tensor
 
 from hvpopt import checks
+from hvpopt.fwi.misfit.shot_misfit import ShotMisfit
 from hvpopt.fwi.misfit.waveform_misfit import WaveformMisfit
-from hvpopt.fwi.survey.survey import Survey
-from hvpopt.krylov.diagonal import estimate_diagonal, smooth_diagonal
+from hvpopt.krylov.diagonal import WIDEST, estimate_diagonal, smooth_diagonal
 from hvpopt.krylov.preconditioner import DiagonalPreconditioner
+from hvpopt.model._copies import copied_leaves
 from hvpopt.model.space import ModelSpace
-from hvpopt.model.tensors import Model, copy_model, named_tensors, rebuild
+from hvpopt.model.tensors import Model, rebuild
 from hvpopt.operators._autodiff import vjp
-from hvpopt.problem.objective import Objective
 
 #: Of the parameterisation alone, for ``source_illumination``: no waves run, and one is
 #: enough where each unknown changes one cell.
 MAP_PROBES = 32
+#: What to do instead of passing another object.
+USE = "pass a hvpopt.fwi.WaveformMisfit"
 
 
 class Illumination(DiagonalPreconditioner):
@@ -95,21 +97,15 @@ def gauss_newton_diagonal(
         The preconditioner, with its ``diagonal``.
 
     Raises:
-        ValueError: For no probe, a negative width, or a diagonal with
-            no positive entry.
+        ValueError: For no probe, a negative width, a damping that is not positive, or a
+            diagonal with no positive entry.
     """
-    _check_misfit(misfit)
-    n_probes = checks.integer("n_probes", n_probes, least=1)
-    seed = checks.integer("seed", seed, least=0)
-    smooth = checks.number("smooth", smooth, least=0.0, below=math.inf)
-    damping = checks.number("damping", damping, least=0.0, below=math.inf)
+    checks.instance("misfit", misfit, ShotMisfit, USE)
+    damping = checks.number("damping", damping, above=0.0, below=math.inf)
     space = ModelSpace(model) if space is None else space
-    operator = misfit.hessian(model, "gauss-newton", space=space)
-    try:
+    with misfit.hessian(model, "gauss-newton", space=space) as operator:
         found = estimate_diagonal(operator, n_probes=n_probes, seed=seed, smooth=smooth)
-    finally:
-        operator.close()
-    return Illumination(found.diagonal.clamp(min=0), space, damping=damping)
+    return Illumination(found.clamp(min=0), space, damping=damping)
 
 
 def source_illumination(
@@ -151,9 +147,9 @@ def source_illumination(
         ValueError: For another propagator, a survey with ``survey_pad``, a model that
             does not fit, or a wavefield that is zero.
     """
-    _check_misfit(misfit)
-    smooth = checks.number("smooth", smooth, least=0.0, below=math.inf)
-    damping = checks.number("damping", damping, least=0.0, below=math.inf)
+    checks.instance("misfit", misfit, ShotMisfit, USE)
+    smooth = checks.number("smooth", smooth, least=0.0, most=WIDEST)
+    damping = checks.number("damping", damping, above=0.0, below=math.inf)
     survey = misfit.survey
     if survey.propagator != "scalar":
         raise ValueError(
@@ -167,7 +163,7 @@ def source_illumination(
         )
     space = ModelSpace(model) if space is None else space
     space.match(model, "model")
-    leaves = [t.requires_grad_() for t in named_tensors(copy_model(model)).values()]
+    leaves = copied_leaves(model)
     with torch.enable_grad():
         (velocity,) = misfit.waveforms.models(rebuild(model, leaves))
     energy = torch.zeros(velocity.shape, dtype=torch.float64, device=velocity.device)
@@ -179,14 +175,6 @@ def source_illumination(
     if smooth > 0:
         diagonal = smooth_diagonal(diagonal, space, smooth)
     return Illumination(diagonal, space, damping=damping)
-
-
-def _check_misfit(misfit: object) -> None:
-    """Raise TypeError unless this is a waveform misfit, of one process or of several."""
-    use = "pass a hvpopt.fwi.WaveformMisfit"
-    checks.instance("misfit", misfit, Objective, use)
-    survey = getattr(misfit, "survey", None)
-    checks.instance("the survey of misfit", survey, Survey, use)
 
 
 def _acceleration_energy(

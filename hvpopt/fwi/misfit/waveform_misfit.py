@@ -13,7 +13,7 @@ from hvpopt import checks
 from hvpopt.fwi.data.data_misfits import Differences
 from hvpopt.fwi.data.trace_misfits import as_data_misfit
 from hvpopt.fwi.data.transforms import DataTransform, Processing
-from hvpopt.fwi.hessian._engine import check_engine, make_hessian, measure
+from hvpopt.fwi.hessian._engine import ENGINES, make_hessian, measure
 from hvpopt.fwi.hessian._groups import GroupRunner, Task, Terms, groups_of
 from hvpopt.fwi.hessian.bad_shots import ShotNames
 from hvpopt.fwi.hessian.born import WaveformHessian
@@ -29,13 +29,15 @@ from hvpopt.fwi.hessian.waveforms import (
     live_models,
     masked,
 )
+from hvpopt.fwi.misfit.shot_misfit import ShotMisfit
 from hvpopt.fwi.survey.survey import Survey
+from hvpopt.model._copies import copied_leaves
 from hvpopt.model.space import ModelSpace
 from hvpopt.model.tensors import Model, named_tensors, rebuild
-from hvpopt.problem.objective import Kind, Objective, check_kind
+from hvpopt.problem.objective import Kind, check_kind
 
 
-class WaveformMisfit(Objective):
+class WaveformMisfit(ShotMisfit):
     """φ(m) = ℓ(T F(V(m))): how far a model's waveforms are from the observed ones.
 
     Values, gradients and products run over groups of shots, with no graph kept between
@@ -121,7 +123,7 @@ class WaveformMisfit(Objective):
         name: str = "waveforms",
     ) -> None:
         checks.instance("survey", survey, Survey, "pass a hvpopt.fwi.Survey")
-        check_engine(engine)
+        engine = checks.choice("engine", engine, ENGINES)
         check_parameterisation(parameterisation)
         name = checks.text("name", name)
         processing = Processing.fitted(transforms, survey)
@@ -133,10 +135,7 @@ class WaveformMisfit(Objective):
         processing = masked(processing, survey, data_misfit, data, shots)
         data = processing.of_observed(data)
         constants = data_misfit.take_constants(data)
-        if on_bad_shot not in ("raise", "drop"):
-            raise ValueError(
-                f"on_bad_shot is {on_bad_shot!r}; it must be 'raise' or 'drop'"
-            )
+        checks.choice("on_bad_shot", on_bad_shot, ("raise", "drop"))
         if shots_per_group is not None and memory_limit is not None:
             raise ValueError("give shots_per_group or memory_limit, not both")
         if shots_per_group is not None:
@@ -169,11 +168,6 @@ class WaveformMisfit(Objective):
         self.waveforms = waveforms
         self.engine = engine
         self._runner = runner
-
-    @property
-    def has_gauss_newton(self) -> bool:
-        """True, since every data misfit has some curvature in the data."""
-        return True
 
     @property
     def on_bad_shot(self) -> str:
@@ -283,39 +277,9 @@ class WaveformMisfit(Objective):
         weight, cost = part.weight * (there / n_shots), part.cost * n_shots / there
         return self.with_waveforms(replace(part, weight=weight, cost=cost))
 
-    def sample(self, size: int, *, seed: int = 0) -> WaveformMisfit:
-        """Return the misfit of a sample of shots, whose mean over seeds is this misfit.
-
-        Of encoded shots with random signs where shots can be encoded, which takes an L2
-        misfit without weights and a fixed spread; else of drawn ones.
-
-        Args:
-            size: Encoded or drawn shots, at most as many as there are shots.
-            seed: Of the signs, or of the choice of shots.
-
-        Raises:
-            ValueError: If there are not so many shots.
-        """
-        n_shots = self.survey.n_shots
-        size = checks.integer("size", size, least=1, most=n_shots)
-        if self.waveforms.why_not_encoded():
-            return self.draw(size, seed=seed)
-        return self.encode(random_codes(size, n_shots, seed))
-
-    @property
-    def n_parts(self) -> int:
-        """Number of shots."""
-        return self.survey.n_shots
-
-    @property
-    def encodes(self) -> bool:
-        """True if a sample is of encoded shots; see ``sample``."""
-        return not self.waveforms.why_not_encoded()
-
-    @property
-    def gradient_propagations(self) -> int:
-        """Two for each shot."""
-        return 2 * self.survey.n_shots
+    def why_not_encoded(self) -> str:
+        """Return why the shots cannot be encoded; empty where they can."""
+        return self.waveforms.why_not_encoded()
 
     # -- value, gradient and products -------------------------------------------
 
@@ -385,7 +349,7 @@ class WaveformMisfit(Objective):
             MemoryError: If one shot does not fit in memory.
         """
         waveforms, named = self.waveforms, named_tensors(model)
-        leaves = [t.detach().clone().requires_grad_() for t in named.values()]
+        leaves = copied_leaves(model)
         with torch.enable_grad():
             models = waveforms.models(rebuild(model, leaves))
             live_models(models)
@@ -423,7 +387,7 @@ class WaveformMisfit(Objective):
         For Gauss-Newton the curvature in the data is ``2 JᵀJ`` of the residual where the
         misfit is a sum of squares (L2, envelope, normalised correlation), and ``∇²ℓ`` as
         it is otherwise: never negative for a convex misfit, perhaps indefinite for one
-        that is not. The operator's ``curvature`` says which.
+        that is not.
 
         Args:
             model: Where to linearise; copied.
@@ -497,39 +461,6 @@ class WaveformMisfit(Objective):
             counts=self.counts.child(),
         )
 
-    def encoded_hessian(
-        self,
-        model: Model,
-        kind: Kind = "gauss-newton",
-        n_encoded: int = 1,
-        *,
-        space: ModelSpace | None = None,
-        seed: int = 0,
-    ) -> WaveformHessian:
-        """Return an estimate of the Hessian from simultaneous sources of random signs.
-
-        Its mean over seeds is the Hessian; a product propagates ``n_encoded`` shots.
-
-        Args:
-            model: Where to linearise; copied.
-            kind: ``"gauss-newton"`` or ``"exact"``.
-            n_encoded: Encoded shots, each with signs of its own. Default 1.
-            space: Flat coordinates. Default ``ModelSpace(model)``.
-            seed: Of the signs.
-
-        Raises:
-            ValueError: If the shots cannot be encoded: see ``encode``.
-        """
-        n_shots = self.survey.n_shots
-        n_encoded = checks.integer("n_encoded", n_encoded, least=1, most=n_shots)
-        codes = random_codes(n_encoded, n_shots, seed)
-        return self.encode(codes).hessian(model, kind, space=space)
-
-    @property
-    def sketch_size(self) -> int:
-        """1 where shots can be encoded, else a third of the shots, rounded up."""
-        return -(-self.survey.n_shots // 3) if self.waveforms.why_not_encoded() else 1
-
     # -- groups -----------------------------------------------------------------
 
     def groups(self, model: Model) -> list[list[int]]:
@@ -547,14 +478,6 @@ class WaveformMisfit(Objective):
             models = self.waveforms.models(detached(model))
             self._runner.join_small(self.survey.history_bytes(models))
         return groups_of(range(self.survey.n_shots), self.memory_plan.shots_per_group)
-
-
-def random_codes(n_encoded: int, n_shots: int, seed: int) -> Tensor:
-    """Return random signs ``[encoded shot, shot]``, float64 on the CPU."""
-    seed = checks.integer("seed", seed, least=0)
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (n_encoded, n_shots), generator=generator)
-    return 2.0 * signs.double() - 1.0
 
 
 def _default_group(survey: Survey) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -67,7 +68,7 @@ class Regulariser(Objective):
         super().__init__(checks.text("name", name))
         self._spacing = _spacing(spacing)
         self._scale = checked_positive("scale", scale)
-        self._weight = _each("weight", weight, _not_negative)
+        self._weight = _each("weight", weight, partial(_sizes, zero=True))
         #: Cells of the last model's parameters, and what they depend on
         self._last: tuple[Any, Grid] | None = None
         self._reference: dict[str, Tensor] | None = None
@@ -281,7 +282,7 @@ def checked_positive(what: str, option: PerParameter) -> Any:
         TypeError: For an entry that is no number or floating-point tensor.
         ValueError: For one that is not positive and finite.
     """
-    return _each(what, option, _positive)
+    return _each(what, option, _sizes)
 
 
 def _each(what: str, option: Any, check: Callable[[str, Any], Any]) -> Any:
@@ -298,22 +299,18 @@ def _each(what: str, option: Any, check: Callable[[str, Any], Any]) -> Any:
     return check(what, option)
 
 
-def _positive(what: str, given: Any) -> float | Tensor:
+def _sizes(what: str, given: Any, *, zero: bool = False) -> float | Tensor:
+    """Return a number, or a copy of a tensor: positive, or zero where that is allowed."""
     if not isinstance(given, Tensor) or not given.ndim:
-        return checks.number(what, given, above=0.0, below=math.inf)
+        least, above = (0.0, None) if zero else (None, 0.0)
+        return checks.number(what, given, least=least, above=above, below=math.inf)
+    if zero and given.dtype is torch.bool:
+        return given.detach().clone()
     checks.tensor(what, given)
-    if not bool(((given > 0) & torch.isfinite(given)).all()):
-        raise ValueError(f"{what} must be positive and finite in every cell")
-    return given.detach().clone()
-
-
-def _not_negative(what: str, given: Any) -> float | Tensor:
-    if not isinstance(given, Tensor) or not given.ndim:
-        return checks.number(what, given, least=0.0, below=math.inf)
-    if given.dtype is not torch.bool:
-        checks.tensor(what, given)
-        if not bool(((given >= 0) & torch.isfinite(given)).all()):
-            raise ValueError(f"{what} must be zero or positive in every cell, and finite")
+    enough = given >= 0 if zero else given > 0
+    if not bool((enough & torch.isfinite(given)).all()):
+        sign = "zero or positive" if zero else "positive"
+        raise ValueError(f"{what} must be {sign} and finite in every cell")
     return given.detach().clone()
 
 

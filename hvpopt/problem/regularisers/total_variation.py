@@ -1,4 +1,4 @@
-"""TotalVariation: the smoothed length of a model's gradient, which lets edges be.
+"""TotalVariation: the smoothed length of a model's gradient, which keeps edges.
 
 With the gradient's square q and ``s = √(q + ε²)``, the density is ``s − ε``, the second
 derivative of which in the gradient g is
