@@ -159,3 +159,27 @@ def test_a_partial_weight_is_refused():
         hvpopt.Tikhonov(spacing=2.0, weight={"vp": 1.0}).value(model)
     whole = hvpopt.Tikhonov(spacing=2.0, weight={"vp": 1.0, "rho": 0.0})
     assert whole.value(model) == 0.0
+
+
+# -- linear algebra ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("maxiter", "use max_products="), ("rtol", "use tol="), ("x0", "use start=")],
+)
+def test_options_of_scipys_cg_are_refused_with_ours(option, words):
+    operator = hvpopt.MatrixOperator(torch.eye(2, dtype=D))
+    with pytest.raises(TypeError, match=f"cg has no option '{option}'; {words}"):
+        hvpopt.cg(operator, X, **{option: 3})
+
+
+def test_a_krylov_space_says_how_to_make_its_vectors_flat(generator):
+    misfit, start = waves(generator)
+    operator = misfit.hessian(start)
+    with pytest.raises(ValueError, match=r"rhs=H.space.gradient_to_vector\(rhs\)"):
+        hvpopt.LanczosBasis(operator, rhs=start)
+    basis = hvpopt.LanczosBasis(operator, rhs=operator.space.gradient_to_vector(start))
+    basis.extend(3)
+    shaped = operator.space.step_to_model(basis.solve(shift=1.0).vector)
+    assert shaped.shape == start.shape

@@ -23,7 +23,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -105,6 +105,17 @@ class CGResult(Generic[Shaped]):
         return screen(f"CGResult: {self.status.message}", rows)
 
 
+#: What serves here for options of scipy.sparse.linalg.cg.
+_ELSEWHERE = {
+    "M": "use preconditioner=",
+    "atol": "use tol=, relative to the right-hand side",
+    "callback": "it has none",
+    "maxiter": "use max_products=",
+    "rtol": "use tol=",
+    "x0": "use start=",
+}
+
+
 def cg(
     operator: SymmetricOperator,
     rhs: Shaped,
@@ -114,6 +125,7 @@ def cg(
     max_products: int | None = None,
     deadline: float = math.inf,
     preconditioner: Preconditioner | None = None,
+    **unknown: NoReturn,
 ) -> CGResult[Shaped]:
     """Solve ``A x = b`` by preconditioned conjugate gradients.
 
@@ -127,6 +139,7 @@ def cg(
         max_products: Stop after this many products. Default ``2 n``.
         deadline: Stop when ``time.monotonic()`` passes this, seconds.
         preconditioner: Applies ``M⁻¹``. Default none.
+        **unknown: None: refused by name.
 
     Returns:
         The iterate and why it ended.
@@ -145,6 +158,7 @@ def cg(
         >>> found.x
         tensor([1.0000, 1.0000], dtype=torch.float64)
     """
+    checks.no_option(cg, unknown, _ELSEWHERE)
     checked_operator(operator)
     options: dict[str, Any] = {
         "tol": tol,

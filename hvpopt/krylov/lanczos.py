@@ -115,7 +115,7 @@ class LanczosBasis:
         # the last step asked for: its residual, its floor and itself are asked in turn
         self._solved: tuple[tuple[int, float, float | None], BoundedMinimum] | None = None
         self._asymmetry = _Asymmetry()
-        start = None if rhs is None else -checks.tensor("rhs", rhs, (operator.size,))
+        start = None if rhs is None else -_flat(operator, rhs)
         first, self.certainty = _first_vector(operator, start, probe, seed)
         # rows are contiguous, so that a product with the basis is one gemv
         self._rows = first.new_empty(min(FIRST_ROWS, operator.size + 1), operator.size)
@@ -404,6 +404,18 @@ def _in_unit(y: np.ndarray) -> tuple[np.ndarray, float]:
     """Return a vector divided by a power of two near its largest entry, and that."""
     unit = power_of_two(float(np.abs(y).max()))
     return y / unit, unit
+
+
+def _flat(operator: SymmetricOperator, rhs: Tensor) -> Tensor:
+    """Return a right-hand side ``[n]``, or raise."""
+    shaped = not isinstance(rhs, Tensor) or rhs.ndim != 1
+    if shaped and operator.space is not None and operator.space.accepts(rhs):
+        raise ValueError(
+            "rhs has the shape of the model, and a Krylov space is of flat vectors; pass "
+            "rhs=H.space.gradient_to_vector(rhs), and H.space.step_to_model(step.vector) "
+            "returns the model's shape; or call hvpopt.cg(H, rhs), which takes both"
+        )
+    return checks.tensor("rhs", rhs, (operator.size,))
 
 
 def _first_vector(
