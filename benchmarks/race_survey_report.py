@@ -237,7 +237,8 @@ interpolated between these, linearly in the misfit's logarithm.
 Peers that take samples are given those of hvpopt: encoded shots have random signs, drawn
 ones are spread evenly along the line. Of each family sample sizes and rates were tried
 with one seed, as many as its title says ({len(tuning)} runs in all, {spent:.0f}
-gradients of tuning, which no table charges). The one that ended best in misfit and the one that ended best in model error were run again with seeds
+gradients of tuning, which no table charges). The one that ended best in misfit
+and the one that ended best in model error were run again with seeds
 {", ".join(map(str, SEEDS))}: median, and smallest to largest in brackets (no brackets
 where only the try has been run).
 
