@@ -205,15 +205,7 @@ class Jacobian(ABC):
 
 
 class TransposedJacobian:
-    """Jᵀ, from data to steps; ``J.T`` makes one.
-
-    Args:
-        jacobian: J.
-
-    Attributes:
-        jacobian: As given.
-        shape: ``(n, m)``.
-    """
+    """Jᵀ, from data to steps, of shape ``(n, m)``; ``J.T`` makes one."""
 
     __array_ufunc__ = None
 
