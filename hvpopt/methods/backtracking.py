@@ -119,16 +119,9 @@ class Backtracking:
     def _lengthened(
         self, problem: Problem, point: Point, step: Step, refused: float
     ) -> Step:
-        """Return a step as long as that of trials between it and one that was refused.
-
-        Where no more than the least factor lies between the two, the step itself.
-
-        Args:
-            problem: For values and bounds.
-            point: Where the direction starts.
-            step: The first that was acceptable.
-            refused: Length of the trial before it.
-        """
+        """Return a step between an acceptable trial and the longer one before it."""
+        # Where no more than the least factor lies between the two, the step itself.
+        # ``refused`` is the length of the longer one.
         while step.length < self.shrink[0] * refused and step.trials < self.max_trials:
             length = math.sqrt(step.length) * math.sqrt(refused)
             vector = problem.space.project(point.vector + length * step.direction.vector)
@@ -166,15 +159,8 @@ def shortened(
     """Return the length of the next trial: shorter still once several have failed.
 
     A step by a curvature that is rounding can be too long by more than any power of a
-    fixed factor in so many trials. But it goes no further at once than to where the loss
-    is promised to fall by a few of its roundings.
-
-    Args:
-        plain: Of the next trial by what the last one says.
-        trials: Failed so far.
-        length: Of the last trial.
-        promised: Decrease of the loss that is asked of the trial, about linear in length.
-        rounding: Of the loss.
+    fixed factor in so many trials. But it goes no further at once than to where the
+    ``promised`` decrease, about linear in length, falls to a few roundings of the loss.
     """
     hidden = FEW_ROUNDINGS * rounding
     shortest = plain if promised <= hidden else min(plain, length * (hidden / promised))
@@ -182,10 +168,5 @@ def shortened(
 
 
 def rounding_of(problem: Problem, point: Point) -> float:
-    """Return the rounding to be expected of the loss's values at a point.
-
-    Args:
-        problem: Of the loss.
-        point: Where.
-    """
+    """Return the rounding to be expected of the loss's values at a point."""
     return 8 * problem.space.eps * abs(point.value)  # a sum of many rounded terms

@@ -23,15 +23,10 @@ GROWN = 0.5
 
 @dataclass(frozen=True)
 class ForcingState:
-    """What one linear solve leaves to the next.
+    """What one linear solve leaves to the next."""
 
-    Attributes:
-        tol: η for the next linear solve.
-        first_norm: ``‖g‖`` at the first point; None before the first step.
-    """
-
-    tol: float
-    first_norm: float | None = None
+    tol: float  # η for the next linear solve
+    first_norm: float | None = None  # ‖g‖ at the first point; None before the first step
 
 
 class Forcing(ABC):
@@ -191,15 +186,7 @@ class SquareRoot(Forcing):
 
 
 def as_forcing(tol: float | Forcing) -> Forcing:
-    """Return a forcing term; a number becomes a constant one.
-
-    Args:
-        tol: A relative tolerance in (0, 1), or a Forcing.
-
-    Raises:
-        TypeError: If it is neither.
-        ValueError: If the number is out of range.
-    """
+    """Return a forcing term; a number in (0, 1) becomes a constant one."""
     if isinstance(tol, Forcing):
         return tol
     if not checks.is_number(tol):

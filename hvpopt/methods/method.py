@@ -149,11 +149,7 @@ class Method(ABC):
         return f"{type(self).__name__}({', '.join(told)})"
 
     def __new__(cls, *args: object, **options: object) -> Self:
-        """Refuse arguments that do not fit, such as those that SciPy gives a method.
-
-        Raises:
-            TypeError: If ``__init__`` does not take them; it says what to write.
-        """
+        """Refuse arguments that do not fit, such as those that SciPy gives a method."""
         try:
             # a copy is made without arguments
             if args or options:
@@ -168,11 +164,7 @@ class Method(ABC):
         return True
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
-        """Refuse to be called, as SciPy calls a ``method`` of its own.
-
-        Raises:
-            TypeError: Always; it names what SciPy takes.
-        """
+        """Refuse to be called, as SciPy calls a ``method`` of its own."""
         name = type(self).__name__
         raise TypeError(
             f"{name} is a method of hvpopt.minimize and cannot be called; for "
@@ -307,10 +299,6 @@ def _same(a: object, b: object) -> bool:
 
 
 def checked_method(method: object) -> Method:
-    """Return a method, or raise TypeError that tells how to make one.
-
-    Args:
-        method: What was given.
-    """
+    """Return a method, or raise TypeError that tells how to make one."""
     use = "pass an instance of a method, such as hvpopt.QuasiNewton()"
     return checks.instance("method", method, Method, use)

@@ -65,17 +65,11 @@ REFINEMENT = 0.1
 
 @dataclass(frozen=True)
 class TrustRegionState:
-    """What one step leaves to the next.
+    """What one step leaves to the next."""
 
-    Attributes:
-        radius: Of the next step; None before the first.
-        forcing: State of the forcing term.
-        stalled: True if the last step's decrease was under the rounding of the loss and
-            the gradient did not fall either: from here on the loss itself must fall.
-    """
-
-    radius: float | None
+    radius: float | None  # of the next step; None before the first
     forcing: ForcingState
+    #: the decrease was below the rounding of the loss and the gradient did not fall
     stalled: bool = False
 
 
@@ -136,10 +130,7 @@ class TrustRegionNewton(SecondOrderMethod):
         return TrustRegionState(self.radius, self.forcing.start())
 
     def next_stage(self, problem: Problem, state: TrustRegionState) -> TrustRegionState:
-        """Return the state with the radius that was trusted last, and a new tolerance.
-
-        A tolerance follows the gradients of one objective.
-        """
+        """Return the radius of the last state and a new tolerance for a new objective."""
         return TrustRegionState(state.radius, self.forcing.start())
 
     def step(
@@ -174,59 +165,34 @@ class TrustRegionNewton(SecondOrderMethod):
 
 @dataclass(frozen=True)
 class _Memo:
-    """What an accepted step tells the next.
+    """What an accepted step tells the next."""
 
-    Attributes:
-        radius: For the next step.
-        below_rounding: True if the predicted decrease is under the rounding of the loss.
-    """
-
-    radius: float
-    below_rounding: bool
+    radius: float  # for the next step
+    below_rounding: bool  # the predicted decrease is below the rounding of the loss
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A step of one radius and what the loss said to it.
+    """A step of one radius and the loss at its end."""
 
-    Attributes:
-        radius: Δ.
-        step: From the Krylov space.
-        vector: The end, inside the bounds ``[n]``.
-        value: The loss there.
-        length: Of what was really moved.
-        slope: ``g·(moved)``.
-        predicted: Decrease by the model, or its stand-in where a bound cut the step.
-        cut: True if a bound cut the step.
-        ratio: Actual over predicted decrease, both lifted by the loss's rounding.
-        below_rounding: True if the predicted decrease is under the rounding of the loss.
-        accepted: True if it may be the step.
-    """
-
-    radius: float
-    step: KrylovStep
-    vector: Tensor
-    value: float
-    length: float
-    slope: float
-    predicted: float
-    cut: bool
-    ratio: float
-    below_rounding: bool
-    accepted: bool
+    radius: float  # Δ
+    step: KrylovStep  # from the Krylov space
+    vector: Tensor  # the end, inside the bounds [n]
+    value: float  # the loss at the end
+    length: float  # of what was really moved
+    slope: float  # g·(moved)
+    predicted: float  # by the model, or its estimate where a bound cut the step
+    cut: bool  # a bound cut the step
+    ratio: float  # actual over predicted decrease, the loss's rounding added to both
+    below_rounding: bool  # the predicted decrease is below the rounding of the loss
+    accepted: bool  # it may be the step
 
 
 class _RadiusSearch:
-    """The search for the radius of one step.
+    """The search for the radius of one step."""
 
-    Args:
-        method: For its options.
-        problem: For trial values.
-        point: Where to step from, with its Hessian.
-        budget: What may still be spent.
-        tol: Relative residual of the linear solve.
-        strict: Ask for a decrease also under the rounding of the loss.
-    """
+    # ``tol`` is the relative residual of the linear solve; ``strict`` asks for a
+    # decrease also below the rounding of the loss.
 
     def __init__(
         self,
@@ -259,14 +225,7 @@ class _RadiusSearch:
         self.refused = math.inf  # length of the shortest step that was not accepted
 
     def run(self, radius: float | None) -> Step:
-        """Return the step of the best radius met.
-
-        Args:
-            radius: To begin with; None for that of the Newton step.
-
-        Returns:
-            The step; without a vector if no trial was acceptable.
-        """
+        """Return the step of the best radius, without a vector if none is acceptable."""
         self.problem.last_error = None
         first = radius = self._first_radius() if radius is None else radius
         asked, status = self.tol, InnerStatus.RESIDUAL
@@ -463,14 +422,10 @@ class _RadiusSearch:
 def _shorter_radius(length: float, slope: float, change: float) -> float:
     """Return the radius after a poor step: where a parabola has its minimum.
 
-    The parabola goes through the value and slope at the start and the value at the end of
-    the step (Dennis and Schnabel, Numerical Methods for Unconstrained Optimization, 1983,
-    §6.4.3).
-
-    Args:
-        length: Of the step.
-        slope: ``g·h`` of the step.
-        change: Of the loss over the step; infinite where it could not be evaluated.
+    The parabola goes through the value and slope ``g·h`` at the start and the value at
+    the end of the step (Dennis and Schnabel, Numerical Methods for Unconstrained
+    Optimization, 1983, §6.4.3). An infinite ``change`` is of a step whose end could not
+    be evaluated.
     """
     low, high = SHRINK
     if not math.isfinite(change) or change <= slope:

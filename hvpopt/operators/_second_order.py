@@ -89,7 +89,7 @@ def second_derivatives(*, certain: bool = False) -> Iterator[None]:
 def differentiable_gradient(
     value: Tensor, leaves: list[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradient of a scalar, with a graph, by leaf; None where it has no effect."""
+    """Return a scalar's gradient with a graph, one tensor or None for each leaf."""
     # It raises SecondOrderError if only the plain gradient exists, or if products would
     # be wrong without an error.
     check_twice_differentiable(value, leaves)

@@ -42,14 +42,11 @@ class Jacobian(ABC):
     Args:
         space: Flat coordinates of steps.
         data_shapes: Shape of the data of each channel, by name.
-        data_dtype: Of the data.
+        data_dtype: Dtype of the data.
         counts: The tally that products advance, those with the transpose too.
 
     Attributes:
-        space: As given.
-        data_shapes: As given.
-        data_dtype: As given.
-        counts: As given.
+        space, data_shapes, data_dtype, counts: As given.
         dtype: Natural dtype of flat vectors.
         device: Where steps and data live.
         shape: ``(m, n)``.

@@ -45,7 +45,7 @@ class ClosureObjective(GraphObjective):
 
     @contextmanager
     def placed(self, model: Model) -> Iterator[None]:
-        """Set the parameters to copies of a model within a block; refuse writes to them."""
+        """Set the parameters to the values of a model within a block; refuse writes."""
         homes = [p.data for p in self.params]
         lent = [t.detach() for t in named_tensors(model).values()]
         try:

@@ -14,7 +14,7 @@ class Processes:
     is_main: bool = True
 
     def largest(self, number: float) -> float:
-        """Return the largest of one number from each process; every process must call it."""
+        """Return the largest of one number from each process; all must call it."""
         return number
 
 

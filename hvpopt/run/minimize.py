@@ -316,16 +316,7 @@ def _saved(
 
 
 def _check_start(run: Run, problem: dict[str, Any], state: RunState) -> None:
-    """Raise if the loss at the start of a saved run had another value.
-
-    Args:
-        run: The run, whose first objective is evaluated.
-        problem: Fingerprint of the saved problem.
-        state: The saved state, for the parts that were dropped later.
-
-    Raises:
-        StateError: If the values differ, or a part is bad that the run did not drop.
-    """
+    """Raise StateError if the loss at the start of a saved run had another value."""
     objective = run.stages[0].objective
     if problem[DROPPED]:
         objective = objective.without(problem[DROPPED])

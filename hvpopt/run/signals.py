@@ -89,11 +89,7 @@ class SignalListener:
                 self._pass_on(number, handler, error)
 
     def note(self, number: signal.Signals) -> None:
-        """Record a signal.
-
-        Args:
-            number: The signal, of this process or of another one of the run.
-        """
+        """Record a signal, of this process or of another one of the run."""
         self.received = self.received or number
         self._times[number] = self._times.get(number, 0) + 1
 

@@ -46,7 +46,7 @@ class Cells:
         return parameter / self.scale
 
     def difference(self, values: Tensor, axes: Sequence[int]) -> Tensor:
-        """Return the derivative of ``[*shape]`` along each of ``axes``, by differences."""
+        """Return the derivative along each of ``axes``, of values ``[*shape]``."""
         # Each occurrence of an axis takes a derivative, and one entry off that axis.
         for axis in axes:
             values = values.diff(dim=axis) / self.spacing[axis]
@@ -70,7 +70,7 @@ class Cells:
 
 
 def geometric_mean(values: float | Tensor, axes: Sequence[int]) -> float | Tensor:
-    """Return the geometric mean of nonnegative values of the cells that differences take."""
+    """Return the geometric mean of values, none negative, of cells in a difference."""
     if not isinstance(values, Tensor) or not axes:
         return values
     return mean(values.double().log(), axes).exp().to(values.dtype)
