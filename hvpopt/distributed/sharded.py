@@ -33,7 +33,7 @@ from hvpopt.problem.processes import Processes
 
 @dataclass
 class Traffic:
-    """The bytes of this rank's vectors in sums, of a misfit and of those derived from it."""
+    """The bytes of this rank's vectors in sums, of a misfit and those derived from it."""
 
     bytes_reduced: int = 0
 

@@ -22,7 +22,7 @@ from hvpopt.model._scale import euclidean_norm
 _EPS = float(np.finfo(np.float64).eps)
 #: Trials after which a step is shortened by growing factors: powers of the second.
 PATIENCE, LEAST = 6, 0.1
-#: Roundings of the loss that a trial after a growing factor is asked to fall by.
+#: Roundings of the loss by which a trial after a growing factor is to lower it.
 FEW_ROUNDINGS = 16
 #: A trial that is judged by its gradient must lower its norm to this fraction.
 GRADIENT_PROGRESS = 0.9
@@ -36,7 +36,7 @@ class Backtracking:
         decrease: Fraction of the predicted first-order decrease to ask for (c₁ of
             Nocedal and Wright, §3.1). Default 1e-4.
         shrink: Least and largest factor between trials. Default (0.1, 0.5).
-        max_trials: Values to spend before giving up. Default 20.
+        max_trials: Largest number of trial values. Default 20.
 
     Raises:
         TypeError: For what is no number, or no pair of them.
@@ -77,7 +77,7 @@ class Backtracking:
         """
         length, promised, refused = 1.0, 0.0, 1.0
         problem.last_error = None
-        # where this much decrease is all there is to expect, the gradient is asked too
+        # where no more decrease than this is expected, the gradient is evaluated too
         hidden = 0.0 if direction.curvature_step else rounding_of(problem, point)
         for trial in range(1, self.max_trials + 1):
             vector = problem.space.project(point.vector + length * direction.vector)
@@ -92,7 +92,7 @@ class Backtracking:
                 value = math.inf if end is None else end.value
             elif expected < 0.0:
                 value = problem.value(vector)
-            # differences, since a sum with the value would round what is asked away
+            # differences, since a sum with the value would lose the decrease to rounding
             if value - point.value <= self.decrease * expected:
                 step = Step(vector, value, length, trial, direction, point=end)
                 return self._lengthened(problem, point, step, refused)

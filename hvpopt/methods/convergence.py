@@ -39,7 +39,7 @@ from hvpopt.model._scale import euclidean_norm
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
 
-#: Products that a run may spend on a look at λ_min where it starts.
+#: Products that a run may spend on λ_min where it starts.
 FIRST_LOOK = 20
 #: Relative residual of the linear solve by which a step is called small.
 ACCURACY = 1e-4
@@ -116,7 +116,7 @@ class Iterate:
 
     @property
     def gradient_ratio(self) -> float:
-        """The norm of the projected gradient, relative to the largest that was met."""
+        """The norm of the projected gradient, relative to the largest so far."""
         return euclidean_norm(self.point.projected_gradient) / self.tolerance.largest
 
     @property
@@ -170,7 +170,7 @@ def next_step(at: Iterate) -> Step | Stationary:
         if tolerance.rested(1):
             return examine(_at_rest(at), negative=False)
         return method.step(at.problem, point, at.state, at.budget)
-    # only the size of the step is asked for, accurate in flat directions too
+    # only the size of the step is needed, accurate in flat directions too
     proof = at.budget.at_most(max(tolerance.allowance, 1))
     try:
         step = method.step(at.problem, point, at.state, replace(proof, accuracy=ACCURACY))
@@ -205,7 +205,7 @@ def without_products(at: Iterate) -> Stationary | None:
 
 
 def _accurate(direction: Direction) -> bool:
-    """True if a linear solve went as far as it was asked to, or as it can."""
+    """True if a linear solve reached ``ACCURACY``, or the least residual possible."""
     floor = direction.status is InnerStatus.FLOOR
     return floor or not direction.residual > 2.0 * ACCURACY
 
@@ -219,7 +219,7 @@ def _at_rest(at: Iterate) -> str:
 
 
 def _small(at: Iterate, direction: Direction, *, or_hidden: bool = True) -> str:
-    """Say in words that a step is small and how small; empty if it is not."""
+    """Return a clause on how small a step is; empty if it is not small."""
     space, point, tolerance = at.problem.space, at.point, at.tolerance
     if not math.isfinite(direction.unbounded):
         if euclidean_norm(point.projected_gradient) > VANISHED * tolerance.largest:
@@ -262,7 +262,7 @@ def _examine(at: Iterate, spent: int, reason: str, negative: bool) -> Step | Sta
         if tolerance.steps and at.assumes_minimum:
             reason += "; λ_min was not looked at (certify=True does)"
             return Stationary(True, reason)
-        # at the start the products of a step were no proof, and the first look is whole
+        # at the start the products of a step were no proof, and do not count here
         used = spent if tolerance.steps else 0
         allowance = max(tolerance.allowance - used, 0)
         cut = budget.products < allowance

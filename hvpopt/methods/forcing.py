@@ -1,10 +1,10 @@
 """Forcing terms: how accurately each Newton step's linear system is to be solved.
 
-A step h is good enough at ``‖H h + g‖ ≤ η ‖g‖``. Far from a minimum the quadratic model
-is not worth solving; near one, η must fall if convergence is to be faster than linear
-(Dembo, Eisenstat and Steihaug, SIAM J. Numer. Anal. 19, 1982). Choice 2 of Eisenstat and
-Walker, SIAM J. Sci. Comput. 17, 1996, follows the fall of the gradient over the last
-step; the square root follows its fall since the first.
+A step h is accurate enough at ``‖H h + g‖ ≤ η ‖g‖``. Far from a minimum a larger η saves
+products; near one, η must fall if convergence is to be faster than linear (Dembo,
+Eisenstat and Steihaug, SIAM J. Numer. Anal. 19, 1982). Choice 2 of Eisenstat and Walker,
+SIAM J. Sci. Comput. 17, 1996, follows the decrease of the gradient over the last step;
+the square root follows its decrease since the first.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class _Sketches:
         return self._made[k]
 
     def release(self, k: int) -> None:
-        """Close a sketch that is not asked for again."""
+        """Close a sketch that is not used again."""
         if not self._whole and k in self._made:
             self._made.pop(k).close()
 

@@ -120,7 +120,7 @@ class LineSearchNewton(SecondOrderMethod):
     def step(
         self, problem: Problem, point: Point, state: LineSearchState, budget: Budget
     ) -> Step:
-        """Return the truncated Newton step, shortened as far as the loss asks."""
+        """Return the truncated Newton step, shortened by the globalisation."""
         prepared, budget = self.preconditioning.prepare(
             problem, point, state.preconditioner, budget
         )
@@ -130,9 +130,9 @@ class LineSearchNewton(SecondOrderMethod):
         gradient = point.projected_gradient
         uphill = float(gradient @ direction.vector) >= 0.0
         if step.vector is None and (problem.space.bounded or uphill):
-            # Cells at a bound that the gradient would free may be pushed out by the
-            # Newton direction, and what is left of it need not descend; nor need the
-            # solution of a system whose products are noise. The projected gradient does.
+            # The Newton direction may lead cells at a bound out of it, and without these
+            # it need not descend; nor need the solution of a system whose products are
+            # noise. The projected gradient does.
             reach = euclidean_norm(direction.vector) / euclidean_norm(gradient)
             steepest = replace(direction, vector=-reach * gradient, predicted=math.nan)
             step = self.globalisation.search(problem, point, steepest)
@@ -218,12 +218,10 @@ def _first_direction(
     preconditioner: Preconditioner | None,
     point: Point,
 ) -> tuple[Tensor, float]:
-    """Return steepest descent, preconditioned, where there is no iterate yet.
-
-    Negative curvature met there is as good a measure of length as positive: the
-    quadratic model with its sign turned, but no further than the point itself is
-    from the origin.
-    """
+    """Return preconditioned steepest descent, and its decrease, without an iterate."""
+    # Negative curvature there determines the length as positive curvature does, by the
+    # model with its sign turned, but no further than the point itself is from the
+    # origin.
     if solution.direction is None:  # the deadline
         down, curvature = -apply_base(preconditioner, gradient), 0.0
     else:

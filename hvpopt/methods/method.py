@@ -1,7 +1,7 @@
 """What a method is: from a linearised point to the next point.
 
-The outer loop owns the iteration and its budgets; a method owns one step. A direction
-and its globalisation are separate objects that a method joins.
+The outer loop holds the iterates and budgets; a method takes one step. A direction and
+its globalisation are separate objects that a method joins.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ class Step:
 class Method(ABC):
     """A method of minimisation, one step at a time."""
 
-    #: Which Hessian a point is to carry; None if steps ask for one when they need one.
+    #: Which Hessian a point has; None if steps make one when they need it.
     kind: Kind | None = "exact"
-    #: Whether a run looks at λ_min, within limits, before it calls a point a minimum.
+    #: Whether a run estimates λ_min, within limits, before it calls a point a minimum.
     examines_curvature = True
     #: Whether each step is on a sample of the objective: a ``SampledMethod``.
     samples = False

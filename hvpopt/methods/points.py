@@ -1,4 +1,4 @@
-"""What a method sees of the problem: flat points, values, linearisations, a budget."""
+"""What a method works on: flat points, values, linearisations, a budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hvpopt.problem.objective import Kind, Linearisation, Objective
 
 logger = logging.getLogger(__name__)
 
-#: A decrease of up to this many roundings of the loss may be hidden in its values.
+#: A decrease of up to this many roundings of the loss may be invisible in its values.
 MANY_ROUNDINGS = 1e4
 
 
@@ -80,17 +80,11 @@ def _same(vector: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may still spend.
+    """What a run may still spend."""
 
-    Attributes:
-        products: Hessian-vector products left.
-        deadline: When ``time.monotonic()`` passes this, seconds, the run ends.
-        accuracy: Relative residual that a linear solve is asked for at least, however
-            loose the method's own tolerance.
-    """
-
-    products: float = math.inf
-    deadline: float = math.inf
+    products: float = math.inf  # Hessian-vector products left
+    deadline: float = math.inf  # when time.monotonic() passes this, seconds, the run ends
+    #: largest relative residual of a linear solve, however loose the method's own
     accuracy: float = 1.0
 
     @property
@@ -148,20 +142,10 @@ class Problem:
         return "" if error is None else f"{type(error).__name__}: {error}"
 
     def value(self, vector: Tensor) -> float:
-        """Return the objective at a trial point; infinite where it cannot be evaluated.
-
-        A loss may refuse a model, such as one faster than ``max_vel``. A minimiser then
-        tries a shorter step, so the refusal is logged and the value is infinite.
-
-        Args:
-            vector: ``[n]``.
-
-        Returns:
-            The value, or infinity.
-
-        Raises:
-            torch.cuda.OutOfMemoryError: A shorter step needs no less memory.
-        """
+        """Return the objective at ``[n]``; infinite where the loss refuses the model."""
+        # A loss may refuse a model, such as one faster than ``max_vel``; a minimiser
+        # then tries a shorter step. Lack of GPU memory is raised, since a shorter step
+        # needs no less.
         value = math.inf
         try:
             value = self.objective.value(self.space.to_model(vector))
@@ -174,14 +158,7 @@ class Problem:
         return value if math.isfinite(value) else math.inf
 
     def trial(self, vector: Tensor) -> Point | None:
-        """Return value and gradient at a trial point; None where they cannot be.
-
-        Args:
-            vector: ``[n]``.
-
-        Raises:
-            torch.cuda.OutOfMemoryError: A shorter step needs no less memory.
-        """
+        """Return value and gradient at ``[n]``; None where the loss refuses the model."""
         point = None
         try:
             point = self.linearise(vector, None)

@@ -32,7 +32,7 @@ from hvpopt.methods.method import Direction, Method, Stationary, Step, options_o
 from hvpopt.methods.points import Budget, FreeCells, Point, Problem
 from hvpopt.model._scale import euclidean_norm
 
-#: Relative accuracy that λ_min is asked for.
+#: Relative accuracy of λ_min.
 EIGENVALUE_TOL = 0.1
 #: How many times its noise the loss must fall by.
 SIGNIFICANT = 10.0
@@ -48,10 +48,10 @@ class SecondOrderOptions(TypedDict, total=False):
 
 
 class SecondOrderMethod(Method):
-    """A method that can tell a minimum from a saddle by λ_min of the exact Hessian.
+    """A method that distinguishes a minimum from a saddle by λ_min of the exact Hessian.
 
     Args:
-        max_products: Products for one step, and for one look at λ_min. Default 300.
+        max_products: Products for one step, and for one estimate of λ_min. Default 300.
         eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero.
             Default 1e-6.
         confidence: Probability with which a minimum is one where it is certified, and
@@ -162,7 +162,7 @@ class SecondOrderMethod(Method):
         estimate: EigenvalueEstimate,
     ) -> Step | Stationary:
         """Step along an eigenvector of negative curvature, if the loss falls along it."""
-        # H v / λ is v where v is seen, and nothing of it elsewhere
+        # H v / λ is zero for cells that the loss does not depend on
         lowest = free.operator.matvec(estimate.vector) / estimate.value
         lowest = free.extend(lowest / euclidean_norm(lowest))
         downhill = -1.0 if float(lowest @ point.gradient) > 0.0 else 1.0
@@ -190,8 +190,8 @@ def _fall_without_curvature(problem: Problem, point: Point, flat: Tensor) -> Ste
     """Return a step along a direction without curvature, if the loss falls along it.
 
     A degenerate saddle (the monkey's, x³ − 3xy²) falls with a power p > 2 of the length,
-    so that the slope at the end is p times the fall. In a flat valley the loss changes by
-    its rounding, and its slope is rounding too.
+    so that the slope at the end is p times the fall. Where the loss is constant it
+    changes by its rounding, and its slope is rounding too.
     """
     noise: float | None = None
     for way in (flat, -flat):

@@ -196,7 +196,7 @@ class ShiftedNewton(SecondOrderMethod):
     @staticmethod
     def _without_shift(smallest: float, shift: float, rounding: float) -> float:
         """Return how many times longer a step may be without its shift."""
-        if shift == 0.0 or smallest < -rounding:  # negative curvature is told apart
+        if shift == 0.0 or smallest < -rounding:  # the shift is part of the step
             return 1.0
         return (smallest + shift) / smallest if smallest > rounding else math.inf
 
@@ -235,7 +235,7 @@ class ShiftedNewton(SecondOrderMethod):
         return self._shift(float(basis.ritz_values[0]), rounding)
 
     def _basis_status(self, basis: LanczosBasis, norm: float, tol: float) -> InnerStatus:
-        """Say which tolerance the basis misses, cheapest question first."""
+        """Return which tolerance the basis misses; the checks are in order of cost."""
         shift = self._basis_shift(basis)
         residual = basis.residual_norm(shift) / norm
         floor = basis.floor(shift)

@@ -244,7 +244,7 @@ class StochasticQuasiNewton(SampledMethod):
         vector = -inverse.apply(state.momentum)
         length = min(1.0, 1.25 * state.length)
         recent = [*state.losses, point.value][-GROUP:]
-        own: Problem | None = None  # encoding its data costs something: made if asked
+        own: Problem | None = None  # made at its first use: encoding costs something
         for trial in range(1, TRIALS + 1):
             end = following.trial(problem.space.project(point.vector + length * vector))
             if end is not None:

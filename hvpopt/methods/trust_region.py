@@ -1,18 +1,17 @@
 """TrustRegionNewton: the minimum of the quadratic model within a radius.
 
-The radius bounds the step where the model is not to be trusted, negative curvature
-included (Conn, Gould and Toint, Trust-Region Methods, 2000, §6.1). All radii of one
-linearisation share one Lanczos basis (Gould, Lucidi, Roma and Toint, SIAM J. Optim. 9,
-1999), so that a rejected trial costs a value and no product, and so does a look at a
-larger radius.
+The radius bounds the step also where the curvature is negative (Conn, Gould and Toint,
+Trust-Region Methods, 2000, §6.1). All radii of one linearisation share one Lanczos basis
+(Gould, Lucidi, Roma and Toint, SIAM J. Optim. 9, 1999), so that another trial, of a
+smaller or a larger radius, costs a value and no product.
 
 Trials are judged by value alone. Where a bound cuts a step short, the model's decrease
-along what is left would take a product. There the step's own mean curvature stands in for
-it to judge the radius, and acceptance asks for Armijo's decrease along what was really
-moved, as Backtracking does: since the step turns to steepest descent as the radius falls,
+along the rest would take a product. There it is estimated by the mean curvature of the
+whole step to choose the radius, and acceptance takes Armijo's decrease along the cut
+step, as in Backtracking: since the step turns to steepest descent as the radius falls,
 some radius passes (Bertsekas, SIAM J. Control Optim. 20, 1982).
 
-Near a minimum both decreases fall below the rounding of the loss. Adding that rounding to
+Near a minimum both decreases are below the rounding of the loss. Adding that rounding to
 both makes their ratio tend to 1 there (Conn, Gould and Toint, §17.4.2).
 """
 
@@ -55,11 +54,11 @@ POOR = 0.25
 GOOD = 0.75
 #: Above it, on the boundary, a larger radius is tried at once, for one value.
 EXCELLENT = 0.9
-#: Times its rounding, a decrease of the loss that would be seen.
+#: Times its rounding, a decrease of the loss that is certainly visible.
 VISIBLE = 1e6
 #: Least and largest factor of a shrinking radius, and the factor of a growing one.
 SHRINK, GROW = (0.1, 0.5), 2.0
-#: Factor of the tolerance where a step at the old one is lost in the loss's rounding.
+#: Factor of the tolerance where the decrease of a step is below the loss's rounding.
 REFINEMENT = 0.1
 
 
@@ -82,11 +81,11 @@ class TrustRegionNewton(SecondOrderMethod):
             forcing term that follows the run. Default ``SquareRoot()``.
         radius: Of the first step, in flat coordinates. Default None: the length of the
             Newton step, or where negative curvature is met that of the step of
-            H + 1.5|θ_1|I. A long one costs values alone.
+            H + 1.5|θ_1|I. One that is too long costs values alone.
         probe: Size of the random part of the Krylov space's start, relative to the
-            tolerance of the solve. It lets the space see negative curvature that the
-            gradient says nothing of (the hard case), and is how far, relative to the
-            step, unknowns move of which the loss says nothing. Default 1e-4.
+            tolerance of the solve. With it the space contains negative curvature
+            orthogonal to the gradient (the hard case). Unknowns that do not affect the
+            loss move by about this, relative to the step. Default 1e-4.
         max_trials: Values for one step. Default 30.
         **options: ``max_products``, ``eigenvalue_floor``, ``confidence`` and ``seed`` of
             a ``SecondOrderMethod``.
@@ -232,7 +231,7 @@ class _RadiusSearch:
         failed = 0
         while True:
             reached = self._extend(radius)
-            # that of the tolerance asked for, not of a later refinement, is reported
+            # the status at the first tolerance, not at a later refinement, is reported
             status = reached if self.tol == asked else status
             trial = self._try(radius)
             if trial.accepted:
@@ -291,9 +290,9 @@ class _RadiusSearch:
         return InnerStatus.CONVERGED if floor <= self.tol else InnerStatus.FLOOR
 
     def _refine(self, radius: float) -> bool:
-        """Ask for a more accurate step; return False if there is none to be had."""
-        # A rough step descends along the steep directions alone. Where rounding hides
-        # that descent the valley along the others may still fall.
+        """Lower the tolerance of the step; return False if none is more accurate."""
+        # An inaccurate step decreases the loss along the steep directions alone. Where
+        # that is below rounding, the others may still decrease it.
         if self.basis.invariant or self._status(radius) is not InnerStatus.CONVERGED:
             return False
         residual = self.basis.residual_norm(radius=radius) / self.norm
@@ -326,7 +325,7 @@ class _RadiusSearch:
         self.promised = max(self.promised, predicted)
         actual = point.value - value
         lifted = max(predicted, 0.0) + self.slack
-        # rounding is no answer to what had to be seen: the gradient may be wrong
+        # no visible decrease where one was predicted: the gradient may be wrong
         noise = actual <= self.rounding and self.promised > VISIBLE * self.rounding
         return _Trial(
             radius=radius,

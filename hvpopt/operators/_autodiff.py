@@ -1,4 +1,4 @@
-"""Products with a Jacobian by reverse mode alone, differentiable where asked."""
+"""Products with a Jacobian by reverse mode alone, differentiable with create_graph."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from hvpopt.operators.symmetric import SymmetricOperator
 
 # A product through a long graph loses about a digit to accumulated rounding.
 ROUNDING = 8.0
-#: What to do about a loss that writes to its model unseen.
+#: What to do about a loss that writes to its model unrecorded.
 IN_PLACE = (
     "give limits of the model as bounds (lower=, upper=), and let the loss compute with "
     "a copy (v = v.clamp(0, 1) in place of v.data.clamp_(0, 1))"
@@ -111,7 +111,7 @@ class HessianOperator(SymmetricOperator):
 
     The loss and its gradient are evaluated once, at a copy of the model; the graph is
     kept, and serves every product, until ``close()`` or the end of a ``with`` block. With
-    it the operator cannot be pickled or deep-copied, and says so.
+    it the operator cannot be pickled or deep-copied.
 
     Args:
         loss: Any twice-differentiable scalar torch function, called as the model is
@@ -120,7 +120,7 @@ class HessianOperator(SymmetricOperator):
         space: Flat coordinates (scale, mask, bounds). Default ``ModelSpace(model)``.
         counts: The tally to advance. Default a new one.
         linear: Parameters known to have a gradient without graph; those found here are
-            added, and neither asked about nor warned of again. Default none known.
+            added, and neither examined nor warned of again. Default none known.
 
     Attributes:
         value: The loss at the model.

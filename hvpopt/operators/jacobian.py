@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 class Jacobian(ABC):
     """A real linear operator from flat vectors ``[n]`` of steps to ``[m]`` of data.
 
-    ``J @ w`` and ``J.T @ d`` answer as they are asked: a model-shaped step with data, one
-    tensor or a dict by channel, and data with a model-shaped gradient; a flat vector with
-    a flat vector, a block ``[n, k]`` with ``[m, k]``.
+    ``J @ w`` and ``J.T @ d`` return the form of their argument: data, one tensor or a
+    dict by channel, for a model-shaped step, and a model-shaped gradient for data; a flat
+    vector for a flat vector, a block ``[m, k]`` for ``[n, k]``.
 
     Args:
         space: Flat coordinates of steps.

@@ -33,7 +33,7 @@ Operator = TypeVar("Operator", bound="SymmetricOperator")
 
 #: Largest dense matrix assembled unless a caller raises it, bytes.
 DENSE_MEMORY_LIMIT = 2 * 1024**3
-#: Columns of a dense matrix asked for at once.
+#: Columns of a dense matrix that are computed at once.
 DENSE_COLUMNS = 32
 
 
@@ -223,7 +223,7 @@ class SymmetricOperator(ABC):
         Args:
             memory_limit: Refuse a matrix of more bytes than this, or a string such as
                 ``"2GB"``.
-            deadline: Give up when ``time.monotonic()`` passes this, seconds; looked at
+            deadline: Raise when ``time.monotonic()`` passes this, seconds; checked
                 between blocks.
 
         Returns:

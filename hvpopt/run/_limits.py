@@ -92,10 +92,9 @@ class CallbackError(Exception):
 
 
 class RefusedError(CallbackError):
-    """Wraps the error for a state of the caller's method that cannot be saved.
+    """Wraps the error for a state of the caller's method that cannot be saved."""
 
-    It ends the run within its first steps, when little is lost.
-    """
+    # It ends the run within its first steps, when little is lost.
 
 
 def check_repeatable(first: float, again: float, eps: float) -> None:

@@ -340,7 +340,7 @@ class Run:
             account.raise_if_over(None)
             steepest = account.entry.steepest
             if self.history[-1].gradient_norm <= account.limits.gtol * steepest:
-                # the next stage tells whether the whole objective has converged
+                # the next stage examines whether the whole objective has converged
                 raise Stop(Status.NO_DECREASE, "the gradient of a sample vanishes")
             return self.method.step(self.problem, self.point, state, account.budget())
         at = Iterate(

@@ -1,7 +1,7 @@
-"""Sampled stages: the best model by the whole objective, and what a result says of them.
+"""Sampled stages: the best model by the whole objective, and text for a result.
 
 A step on a sample is judged by that sample. The whole objective is evaluated where the
-samples grow and where the stage ends, and the run keeps the best model that it has seen.
+samples grow and where the stage ends, and the run keeps the best model by these values.
 """
 
 from __future__ import annotations

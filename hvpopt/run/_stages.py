@@ -1,4 +1,4 @@
-"""The stages of a run, and what its records say of them.
+"""The stages of a run, and what its records contain about them.
 
 An entry of the list of losses has one stage, or two: of steps on samples of the
 objective, and of the whole. Its limits of steps and products are of both together.
@@ -45,7 +45,7 @@ class Entry:
     def so_far(
         cls, stages: Sequence[Stage], number: int, history: Sequence[IterationRecord]
     ) -> Entry:
-        """Return what the records say at stage ``number``."""
+        """Return what the records contain at stage ``number``."""
         cost, counted, steps = 0.0, Counts(), 0
         for place, stage in enumerate(stages[:number]):
             records = [record for record in history if record.stage == place]

@@ -191,7 +191,7 @@ class MinimizeResult:
             "jac": summarised(self.jac),
             "counts": counts,
             "history": _shown(self.history),
-            # what was met on the way says nothing of a minimum
+            # negative curvature of earlier steps is irrelevant at a minimum
             "negative_curvature": (
                 "" if self.success else summarised(self.negative_curvature)
             ),
