@@ -75,7 +75,7 @@ class Tolerance:
         largest: float,
         rests: int,
     ) -> Tolerance:
-        """Return the tolerance of a run that has taken ``steps`` and has ``spent``."""
+        """Return the tolerance of a run after ``steps`` steps that have ``spent``."""
         # ``looked`` of the products went into steps off stationary points.
         minimising = spent.values + spent.gradients + spent.products - looked
         # half: products of one long Krylov space cost more than those of many short ones

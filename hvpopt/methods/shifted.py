@@ -137,7 +137,7 @@ class ShiftedNewton(SecondOrderMethod):
     def step(
         self, problem: Problem, point: Point, state: ShiftedState, budget: Budget
     ) -> Step:
-        """Return the shifted Newton step, shortened as far as the loss asks."""
+        """Return the shifted Newton step, shortened by the globalisation."""
         direction = self.direction(
             point, budget, lowest=state.lowest, tol=self.forcing.tolerance(state.forcing)
         )

@@ -76,7 +76,7 @@ def as_second_order(
 
 @contextmanager
 def second_derivatives(*, certain: bool = False) -> Iterator[None]:
-    """Convert the errors of a block that differentiates gradients by as_second_order."""
+    """Convert errors of a block that differentiates gradients, by as_second_order."""
     try:
         yield
     except RuntimeError as error:

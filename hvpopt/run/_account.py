@@ -18,7 +18,7 @@ from hvpopt.run.result import IterationRecord, Status
 
 
 class Account:
-    """The records and counts of a run, held against the limits of its stages.
+    """The records and counts of a run, compared with the limits of its stages.
 
     ``cut_short`` is True if the clock may end a step before it is complete; ``reserve``
     returns the seconds that are needed to save the run.
@@ -27,7 +27,7 @@ class Account:
         number: Number of the current stage, from 0.
         method: The method that takes the steps: the stage's, or its replacement.
         history: All records.
-        entry: What the records say of the current entry of the list of losses.
+        entry: What has been spent on the current entry of the list of losses.
         meter: What the current stage's objective has evaluated in this stage.
         earlier: What was spent before that.
     """

@@ -132,7 +132,7 @@ def remove(path: Path) -> None:
 
 
 def sweep(path: Path) -> None:
-    """Remove the temporary files of killed processes beside a file that none writes."""
+    """Remove temporary files of killed processes; no process may be writing the file."""
     ours = re.compile(re.escape(path.name) + _TEMPORARY)
     with suppress(OSError):
         for file in path.parent.iterdir():

@@ -1,9 +1,4 @@
-"""SIGINT and SIGTERM end a run after its current evaluation.
-
-The run returns its best model. Then the signal is passed to the script: a handler that
-the script has installed is called when the run returns; an exception or a default action
-that would end the script, and lose the result, is deferred until the next run begins.
-"""
+"""SIGINT and SIGTERM end a run after its current evaluation, and then reach the script."""
 
 from __future__ import annotations
 

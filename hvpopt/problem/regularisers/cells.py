@@ -70,7 +70,7 @@ class Cells:
 
 
 def geometric_mean(values: float | Tensor, axes: Sequence[int]) -> float | Tensor:
-    """Return the geometric mean of values, none negative, of cells in a difference."""
+    """Return the geometric mean of nonnegative values of the cells in a difference."""
     if not isinstance(values, Tensor) or not axes:
         return values
     return mean(values.double().log(), axes).exp().to(values.dtype)
