@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run after its current evaluation, and then reach the script."""
+"""SIGINT and SIGTERM end a run after its current evaluation; then the script gets them."""
 
 from __future__ import annotations
 
