@@ -60,7 +60,7 @@ class Header:
     what: int  # kind of the sum, an index into ``SUMS``
     step: int  # number of the sum, from 1
     agreed: int  # checksum of the input, which must be the same on every rank
-    value: float  # the scalar part
+    value: float
     propagations: int  # wave propagations of the rank's work
 
     def pack(self) -> Tensor:

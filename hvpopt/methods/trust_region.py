@@ -175,9 +175,9 @@ class _Trial:
     """A step of one radius and the loss at its end."""
 
     radius: float  # Δ
-    step: KrylovStep  # from the Krylov space
+    step: KrylovStep
     vector: Tensor  # the end, inside the bounds [n]
-    value: float  # the loss at the end
+    value: float
     length: float  # of what was really moved
     slope: float  # g·(moved)
     predicted: float  # by the model, or its estimate where a bound cut the step

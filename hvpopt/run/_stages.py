@@ -23,7 +23,7 @@ class Stage:
 
     objective: Objective
     limits: Limits
-    method: Method  # takes the steps
+    method: Method
     entry: int = 0  # place of the objective in the list of losses
 
 

@@ -19,9 +19,9 @@ class RunState:
     """A run after a completed step, and the products of the next step so far."""
 
     point: Point  # the iterate, without a Hessian
-    method: Any  # the method's state
+    method: Any
     first: Tensor  # the point at which the stage began [n]
-    history: tuple[IterationRecord, ...]  # all records
+    history: tuple[IterationRecord, ...]
     counts: Counts  # cost up to the completed step
     stage: int = 0  # number of the stage, from 0
     #: why each dropped part of the objective was bad, by name

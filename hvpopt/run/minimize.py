@@ -325,7 +325,7 @@ def _check_start(run: Run, problem: dict[str, Any], state: RunState) -> None:
     except BadPartError as error:
         first = (record for record in state.history if record.stage == 0)
         dropped = {part for record in first for part in record.dropped}
-        # samples need not contain it, although the run's last whole value does
+        # steps on samples need not have evaluated the part
         known = state.history[-1].sample > 0 or error.parts.keys() <= dropped
         if not error.parts or not known:
             message = f"the loss at its start cannot be evaluated any more: {error}"

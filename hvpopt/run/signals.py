@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run after its current evaluation; then the script gets them."""
+"""SIGINT and SIGTERM end a run after its current evaluation, then reach the script."""
 
 from __future__ import annotations
 
