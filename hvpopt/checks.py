@@ -75,24 +75,10 @@ def number(
     most: float | None = None,
     says: str = "",
 ) -> float:
-    """Return a real number within a range.
-
-    Args:
-        name: Name of the option.
-        value: The value to check.
-        above: Exclusive lower limit. Default none.
-        least: Inclusive lower limit. Default none.
-        below: Exclusive upper limit; infinity requires a finite number. Default none.
-        most: Inclusive upper limit. Default none.
-        says: End of the error message. Default a description of the range.
-
-    Returns:
-        A Python int or float.
-
-    Raises:
-        TypeError: If the value is not a real number.
-        ValueError: If the value is NaN or out of range.
-    """
+    """Return a real number within a range as a Python int or float."""
+    # ``above`` and ``below`` are exclusive, ``least`` and ``most`` inclusive; ``below``
+    # set to infinity requires a finite number. ``says`` replaces the range in the error
+    # message.
     plain = _checked(name, value, above, least, below, most, says)
     # torch's scalars do not hold larger integers
     return float(plain) if abs(plain) > 2**53 else plain
@@ -145,19 +131,7 @@ def integer(
     most: int | None = None,
     says: str = "",
 ) -> int:
-    """Return a whole number within a range, as a Python int.
-
-    Args:
-        name: Name of the option.
-        value: The value to check.
-        least: Smallest value allowed. Default none.
-        most: Largest value allowed. Default none.
-        says: End of the error message. Default a description of the range.
-
-    Raises:
-        TypeError: If the value is not a real number.
-        ValueError: If the value has a fraction, is not finite, or is out of range.
-    """
+    """Return a whole number from ``least`` to ``most`` as a Python int."""
     plain = _checked(name, value, None, least, None, most, says)
     if math.isinf(plain) or int(plain) != plain:
         raise ValueError(f"{name} is {plain}; it must be a whole number")
@@ -173,35 +147,14 @@ def limit(name: str, value: Any, *, least: int = 0, says: str = "") -> float:
 
 
 def seed(name: str, value: Any, *, spare: int = 0) -> int:
-    """Return a seed for ``torch.Generator.manual_seed``.
-
-    Args:
-        name: Name of the option.
-        value: The value to check.
-        spare: Largest number that the caller will add to the seed. Default 0.
-
-    Raises:
-        TypeError: If the value is not a number.
-        ValueError: If the value has a fraction or is not a seed that torch accepts.
-    """
+    """Return a seed for torch to which the caller may add a number up to ``spare``."""
     least, most = SEEDS
     says = f"it must be a whole number from -2**63 to 2**64 - {spare + 1}"
     return integer(name, value, least=least, most=most - spare, says=says)
 
 
 def pair(name: str, value: Any, *, above: float, below: float) -> tuple[float, float]:
-    """Return two numbers in ascending order, both within a range.
-
-    Args:
-        name: Name of the option.
-        value: A tuple or list, or a tensor or array of two numbers.
-        above: Exclusive lower limit of both.
-        below: Exclusive upper limit of both.
-
-    Raises:
-        TypeError: If the value is not a pair of numbers.
-        ValueError: If the second number is below the first, or one is out of range.
-    """
+    """Return two numbers in ascending order, both between exclusive limits."""
     if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and not value.is_meta):
         value = value.tolist()
     if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -215,19 +168,7 @@ def pair(name: str, value: Any, *, above: float, below: float) -> tuple[float, f
 
 
 def per_axis(name: str, value: Any, n_axes: int) -> tuple[float, ...]:
-    """Return a positive number for each axis of a grid.
-
-    Args:
-        name: Name of the option.
-        value: A number for every axis, or a tuple, list, tensor or array with one for
-            each.
-        n_axes: Number of axes.
-
-    Raises:
-        TypeError: If an entry is not a number.
-        ValueError: If an entry is not positive and finite, or there is another number
-            of them.
-    """
+    """Return a positive number for each axis of a grid; one number serves every axis."""
     array = isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1
     several = array or isinstance(value, (tuple, list))
     entries = list(value) if several else [value] * n_axes
@@ -237,17 +178,7 @@ def per_axis(name: str, value: Any, n_axes: int) -> tuple[float, ...]:
 
 
 def lengths(name: str, value: Any, *, least: int = 1) -> tuple[int, ...]:
-    """Return the lengths of a grid's axes, as Python ints.
-
-    Args:
-        name: Name of the option.
-        value: A sequence of whole numbers, or a tensor or array of one axis.
-        least: Smallest length allowed. Default 1.
-
-    Raises:
-        TypeError: If the value is not a sequence of numbers.
-        ValueError: If a length has a fraction or is below ``least``.
-    """
+    """Return the lengths of a grid's axes, whole numbers of at least ``least``."""
     given = value.tolist() if isinstance(value, np.ndarray) else value
     if isinstance(value, Tensor):
         given = None if value.is_meta else value.tolist()
@@ -260,16 +191,7 @@ def lengths(name: str, value: Any, *, least: int = 1) -> tuple[int, ...]:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return True or False; 0 and 1 are accepted too.
-
-    Args:
-        name: Name of the option.
-        value: The value to check.
-
-    Raises:
-        TypeError: If the value is anything else, such as the string "no", which is true
-            in Python.
-    """
+    """Return True or False; 0 and 1 are accepted too, the string "no" is not."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     on_meta = isinstance(value, Tensor) and value.is_meta
@@ -281,15 +203,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def numbers_of(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return real numbers as a new float64 array.
-
-    Args:
-        name: Description of the numbers.
-        value: Anything that ``numpy.array`` accepts.
-
-    Raises:
-        TypeError: If the values are not real numbers.
-    """
+    """Return real numbers as a new float64 array."""
     try:
         array = np.array(value)
     except (TypeError, ValueError, RuntimeError):
@@ -307,16 +221,8 @@ def numbers_of(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def memory(name: str, value: Any) -> float:
-    """Return a whole number of bytes, or infinity for no limit.
-
-    Args:
-        name: Name of the option.
-        value: Bytes, or a string such as ``"2GB"`` (10⁹ each) or ``"512 MiB"`` (2²⁰).
-
-    Raises:
-        TypeError: If the value is neither a number nor a string.
-        ValueError: If it is no size, or not positive.
-    """
+    """Return a whole number of bytes, or infinity for no limit."""
+    # A string such as "2GB" (10⁹ bytes each) or "512 MiB" (2²⁰) is accepted too.
     if not isinstance(value, str):
         size = number(name, value, least=1.0)
         return size if size == math.inf else int(size)
@@ -333,17 +239,7 @@ def memory(name: str, value: Any) -> float:
 
 
 def choice(name: str, value: Any, names: Iterable[str]) -> str:
-    """Return a string that is one of several allowed ones.
-
-    Args:
-        name: Name of the option.
-        value: The value to check.
-        names: The allowed strings.
-
-    Raises:
-        TypeError: If the value is not a string.
-        ValueError: If the value is not one of ``names``.
-    """
+    """Return a string that is one of ``names``."""
     known = tuple(names)
     if isinstance(value, str) and value in known:
         return value
@@ -353,46 +249,21 @@ def choice(name: str, value: Any, names: Iterable[str]) -> str:
 
 
 def text(name: str, value: Any) -> str:
-    """Return a string.
-
-    Args:
-        name: Name of the option.
-        value: The value to check.
-
-    Raises:
-        TypeError: If the value is not a string.
-    """
+    """Return a string."""
     if not isinstance(value, str):
         raise TypeError(f"{name} is {shown(value)}; pass a text")
     return value
 
 
 def path(name: str, value: Any) -> Path:
-    """Return a path of a file or folder, which need not exist.
-
-    Args:
-        name: Name of the option.
-        value: A string or an ``os.PathLike`` such as ``pathlib.Path``.
-
-    Raises:
-        TypeError: If the value is neither.
-    """
+    """Return a path of a file or folder, which need not exist."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} is {shown(value)}; pass a string or a pathlib.Path")
     return Path(value)
 
 
 def function(name: str, value: Any, use: str = "pass a function") -> Any:
-    """Return a callable that is not a class.
-
-    Args:
-        name: Name of the option.
-        value: The value to check.
-        use: What to do instead, for the message.
-
-    Raises:
-        TypeError: If the value cannot be called, or is a class.
-    """
+    """Return a callable that is not a class; ``use`` says in the message what to do."""
     if isinstance(value, type):
         raise TypeError(f"{name} is {kind(value)}; {use}, or an instance")
     if not callable(value):
@@ -401,34 +272,14 @@ def function(name: str, value: Any, use: str = "pass a function") -> Any:
 
 
 def instance(name: str, value: Any, wanted: Callable[..., T], use: str) -> T:
-    """Return an instance of a class.
-
-    Args:
-        name: Name of the option.
-        value: The value to check.
-        wanted: The class.
-        use: What to do instead, for the message.
-
-    Raises:
-        TypeError: If the value is an instance of another class, or a class itself.
-    """
+    """Return an instance of ``wanted``; ``use`` says in the message what to do."""
     if not isinstance(value, cast("type[T]", wanted)):
         raise TypeError(f"{name} is {kind(value)}; {use}")
     return value
 
 
 def having(name: str, value: Any, method: str, use: str) -> Any:
-    """Return an object that has a given method.
-
-    Args:
-        name: Name of the option.
-        value: The value to check.
-        method: Name of the method.
-        use: What to do instead, for the message.
-
-    Raises:
-        TypeError: If the object has no such method, or is a class or a tensor.
-    """
+    """Return an object with a given method, neither a class nor a tensor."""
     if isinstance(value, (type, Tensor)) or not callable(getattr(value, method, None)):
         raise TypeError(f"{name} is {kind(value)}; {use}")
     return value
@@ -441,28 +292,12 @@ def optional(
     *args: P.args,
     **options: P.kwargs,
 ) -> T | None:
-    """Apply a check of this module, unless the value is None.
-
-    Args:
-        check: ``number``, ``integer``, ….
-        name: Name of the option.
-        value: The value to check.
-        *args: Further arguments of ``check``.
-        **options: Keyword arguments of ``check``.
-
-    Returns:
-        None for None, else what ``check`` returns.
-    """
+    """Apply a check of this module, unless the value is None."""
     return None if value is None else check(name, value, *args, **options)
 
 
 def put(owner: object, **values: Any) -> None:
-    """Set attributes of a frozen dataclass, from its ``__post_init__``.
-
-    Args:
-        owner: The dataclass instance.
-        **values: Values by attribute name.
-    """
+    """Set attributes of a frozen dataclass, from its ``__post_init__``."""
     for name, value in values.items():
         object.__setattr__(owner, name, value)
 
@@ -471,17 +306,7 @@ def put(owner: object, **values: Any) -> None:
 
 
 def tensor(name: str, value: Any, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Return a real floating-point tensor.
-
-    Args:
-        name: Description of the tensor.
-        value: The value to check.
-        shape: Required shape. Default any.
-
-    Raises:
-        TypeError: If the value is not a tensor of real floating-point numbers.
-        ValueError: If it has another shape, or is on the meta device.
-    """
+    """Return a real floating-point tensor, of a required shape if one is given."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is {shown(value)}; wrap it with torch.as_tensor")
     if not value.is_floating_point():
@@ -494,15 +319,7 @@ def tensor(name: str, value: Any, shape: tuple[int, ...] | None = None) -> Tenso
 
 
 def floating(name: str, value: Any) -> torch.dtype:
-    """Return a real floating-point dtype.
-
-    Args:
-        name: Name of the option.
-        value: The value to check.
-
-    Raises:
-        TypeError: If the value is anything else.
-    """
+    """Return a real floating-point dtype."""
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
         raise TypeError(
             f"{name} is {shown(value)}; pass torch.float64, torch.float32 or another "
@@ -514,16 +331,8 @@ def floating(name: str, value: Any) -> torch.dtype:
 def no_option(
     function: Callable[..., Any], unknown: Mapping[str, object], meant: Mapping[str, str]
 ) -> None:
-    """Raise TypeError for options that a function does not have, with what was meant.
-
-    Args:
-        function: Whose options.
-        unknown: What was given besides them.
-        meant: What serves for options of other libraries, by their names.
-
-    Raises:
-        TypeError: If there is one.
-    """
+    """Raise TypeError for options that a function does not have."""
+    # ``meant`` says what serves for options of other libraries, by their names.
     for name in unknown:
         own = [p for p in inspect.signature(function).parameters if p != "unknown"]
         close = difflib.get_close_matches(name, own, 1, 0.75)
@@ -534,15 +343,7 @@ def no_option(
 
 
 def device(value: Any) -> torch.device:
-    """Return a device with its index, as tensors report it: ``cuda`` is ``cuda:0``.
-
-    Args:
-        value: Name of the device, or a ``torch.device``.
-
-    Raises:
-        TypeError: If the value is neither.
-        ValueError: If this machine has no such device.
-    """
+    """Return a device with its index, as tensors report it: ``cuda`` is ``cuda:0``."""
     if not isinstance(value, (str, torch.device)):
         raise TypeError(f"device is {shown(value)}; pass 'cpu', 'cuda' or a torch.device")
     try:

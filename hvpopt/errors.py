@@ -34,13 +34,9 @@ def _restored(
 class BadPartError(HvpoptError, FloatingPointError):
     """Parts of a sum are not finite; the sum without them may be.
 
-    Args:
-        message: The error message.
+    Attributes:
         parts: Why each bad part is bad, by the name that ``Objective.without`` takes;
             empty if the run must not continue without them.
-
-    Attributes:
-        parts: As given.
     """
 
     def __init__(self, message: str, parts: Mapping[str, str]) -> None:
@@ -62,12 +58,8 @@ class WrittenError(HvpoptError, ValueError):
 class SecondOrderError(HvpoptError, RuntimeError):
     """A loss has a gradient, but no second derivative that autograd can take.
 
-    Args:
-        cause: Why, and what to do: a clause that follows "no second derivative: ".
-        said: Message of the error from torch or deepwave. Default empty.
-
     Attributes:
-        cause: As given.
+        cause: Why, and what to do: a clause that follows "no second derivative: ".
     """
 
     def __init__(self, cause: str, said: str = "") -> None:
@@ -82,12 +74,8 @@ class SecondOrderError(HvpoptError, RuntimeError):
 class AsymmetryError(HvpoptError, ValueError):
     """Products are clearly not those of a symmetric operator.
 
-    Args:
-        message: The error message.
-        estimate: The eigenvalue estimate from the basis so far, not converged.
-
     Attributes:
-        estimate: As given.
+        estimate: The eigenvalue estimate from the basis so far, not converged.
     """
 
     def __init__(self, message: str, estimate: EigenvalueEstimate) -> None:
@@ -106,15 +94,10 @@ class DamagedError(StateError):
 class RankError(HvpoptError, RuntimeError):
     """A rank failed, is lost, or differs from the others; raised on every rank.
 
-    Args:
-        message: The error message.
-        ranks: Numbers of the ranks concerned. Default empty, for unknown.
-        ends_run: True if no further sum is possible; False if a rank only rejected a
-            model. Default True.
-
     Attributes:
-        ranks: As given.
-        ends_run: As given.
+        ranks: Numbers of the ranks concerned; empty for unknown.
+        ends_run: True if no further sum is possible; False if a rank only refused a
+            model.
     """
 
     def __init__(
@@ -128,25 +111,16 @@ class RankError(HvpoptError, RuntimeError):
 class BadShotError(BadPartError):
     """A value, gradient or product is not finite because of some shots.
 
-    Args:
+    Attributes:
         quantity: ``"value"``, ``"gradient"`` or ``"product"``.
-        reasons: What is wrong with each bad shot, by its number in the survey.
+        reasons: What is wrong with each bad shot, by its number, in order of the shots.
+        shots: Numbers of the bad shots in the caller's survey, ascending.
         group: Shots that ran together when the first bad one was found.
         parameter: The propagator's model (or, by double backprop, the unknown) whose
             derivative is not finite; None if the value is not finite.
-        unit: What a number in ``reasons`` counts. Default ``"shot"``.
+        unit: What a number in ``reasons`` counts, ``"shot"`` by default.
         to_blame: False if every shot failed, so that the model or the direction is the
-            likely cause rather than a shot. Default True.
-        may_drop: True if a minimiser may continue without the shots. Default False.
-
-    Attributes:
-        quantity: As given.
-        reasons: As given, in order of the shots.
-        shots: Numbers of the bad shots in the caller's survey, ascending.
-        group: As given.
-        parameter: As given.
-        unit: As given.
-        to_blame: As given.
+            likely cause rather than a shot.
         parts: Why each shot is bad, by the name that ``WaveformMisfit.without`` takes
             (``"shot 3"``); empty unless a minimiser may continue without them.
     """

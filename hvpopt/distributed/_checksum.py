@@ -13,18 +13,12 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def checksum(*tensors: Tensor, start: int = 0) -> int:
-    """Return a checksum, which is equal for different tensors with probability ≈ 2⁻⁶⁴.
+    """Return a signed 64-bit checksum of real tensors, equal for others with p ≈ 2⁻⁶⁴.
 
-    The bits of entry i are multiplied by an odd number that depends on i and added
-    modulo 2⁶⁴. Integer sums are the same in any order, so the checksum does not depend
-    on the device. A change of a single entry always changes it.
-
-    Args:
-        *tensors: Tensors of real floating-point dtypes, on any device.
-        start: Checksum of preceding tensors, to continue. Default 0, for none.
-
-    Returns:
-        A signed 64-bit integer.
+    The bits of entry i are multiplied by an odd number that depends on i and added modulo
+    2⁶⁴. Integer sums are the same in any order, so the checksum does not depend on the
+    device. A change of a single entry always changes it. ``start`` is the checksum of
+    preceding tensors.
     """
     total = start
     for tensor in tensors:

@@ -46,36 +46,22 @@ _TEXT = 2048
 
 @dataclass(frozen=True)
 class Part:
-    """The part of one rank in a sum, or the sum.
-
-    Attributes:
-        value: A scalar. Default 0.
-        vector: ``[n]``, of the same dtype on every rank. Default None.
-    """
+    """The part of one rank in a sum, or the sum."""
 
     value: float = 0.0
-    vector: Tensor | None = None
+    vector: Tensor | None = None  # [n], of the same dtype on every rank
 
 
 @dataclass(frozen=True)
 class Header:
-    """The first message of a rank, of 48 bytes.
+    """The first message of a rank, of 48 bytes."""
 
-    Attributes:
-        status: How the rank's part ended.
-        what: Kind of the sum, an index into ``SUMS``.
-        step: Number of the sum, from 1.
-        agreed: Checksum of the input, which must be the same on every rank.
-        value: The scalar part.
-        propagations: Wave propagations of the rank's work.
-    """
-
-    status: int
-    what: int
-    step: int
-    agreed: int
+    status: int  # how the rank's part ended
+    what: int  # kind of the sum, an index into ``SUMS``
+    step: int  # number of the sum, from 1
+    agreed: int  # checksum of the input, which must be the same on every rank
     value: float
-    propagations: int
+    propagations: int  # wave propagations of the rank's work
 
     def pack(self) -> Tensor:
         """Return the header as a row of six 64-bit integers."""
@@ -89,13 +75,7 @@ class Header:
 
 
 class _Buffers:
-    """The memory of a sum: two vectors, and a slice in float64.
-
-    Args:
-        vector: The vector of this rank ``[n]``.
-        size: Number of ranks.
-        device: Device of the messages.
-    """
+    """The memory of a sum: two vectors ``[n]``, and a slice in float64."""
 
     def __init__(self, vector: Tensor, size: int, device: torch.device) -> None:
         self.n, self.home = vector.numel(), vector.device
@@ -142,23 +122,15 @@ class Exchange:
         own: Counts | None = None,
         total: Counts | None = None,
     ) -> Part:
-        """Return the sum of every rank's part.
+        """Return the sum of every rank's part, the same bits on every rank.
 
         An error in one rank's work is raised on all ranks. If every rank has an error of
         the same class (for a model that a propagator rejects), each raises its own;
         otherwise it is a RankError, and unless the ranks rejected a model (ValueError,
         ArithmeticError) no further sum is possible.
 
-        Args:
-            what: Kind of the sum, one of ``SUMS``.
-            agreed: Checksum of the input, which must be the same on every rank.
-            work: Returns this rank's part.
-            own: Tally of the propagations of this rank's work. Default none.
-            total: Tally to add the propagations of all ranks to, also if the work of one
-                fails. Default none.
-
-        Returns:
-            The sum, the same bits on every rank.
+        ``agreed`` is a checksum of the input. Propagations of this rank's work count in
+        ``own``, those of all ranks in ``total``, also if the work of one fails.
 
         Raises:
             RankError: If a rank failed, is lost, or differs.
@@ -194,14 +166,7 @@ class Exchange:
             return Part(value, self._sum(buffers).to(buffers.home))
 
     def largest(self, number: float) -> float:
-        """Return the largest of one number from each rank; one message.
-
-        Args:
-            number: The number of this rank.
-
-        Raises:
-            RankError: If a rank failed, is lost, or is at another call.
-        """
+        """Return the largest of one number from each rank; one message."""
         if self.size == 1:
             return number
         self._raise_failure()
@@ -210,14 +175,7 @@ class Exchange:
         return max(h.value for h in headers)
 
     def tell(self, text: str) -> list[str]:
-        """Return one text from each rank, in the order of ranks; two messages.
-
-        Args:
-            text: The text of this rank, of any length.
-
-        Raises:
-            RankError: If a rank failed, is lost, or is at another call.
-        """
+        """Return one text from each rank, in the order of ranks; two messages."""
         if self.size == 1:
             return [text]
         raw = text.encode()
@@ -226,15 +184,7 @@ class Exchange:
             return self._texts(raw, max(1, length))
 
     def leave(self, error: BaseException | None) -> None:
-        """Make the last sum of a session, which sends this rank's error to the others.
-
-        Args:
-            error: The error that ends this rank's work, or None.
-
-        Raises:
-            RankError: If ``error`` is None, and another rank failed, is lost or is at
-                another call.
-        """
+        """Make the last sum of a session, which sends this rank's error to the others."""
         if self.size == 1:
             return
         if self.failure is not None:

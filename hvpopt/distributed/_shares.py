@@ -11,19 +11,12 @@ EVEN = 1.25
 
 
 def shares(costs: Sequence[float], n_ranks: int) -> list[list[int]]:
-    """Return the indices of the shots of each rank.
+    """Return the ascending indices of the shots of each rank; the last may have none.
 
     For equal costs the shots of a rank are adjacent, and their numbers differ by at most
     one. Otherwise shots are assigned in descending order of cost, each to the rank with
     the least cost so far: the largest cost of a rank is then at most 4/3 of the optimum
     (Graham, SIAM J. Appl. Math. 17, 1969).
-
-    Args:
-        costs: Cost of each shot, positive, in any unit.
-        n_ranks: Number of ranks; if there are more than shots, the last ones have none.
-
-    Returns:
-        One ascending list of indices for each rank.
     """
     n = len(costs)
     if not n or max(costs) < EVEN * min(costs):

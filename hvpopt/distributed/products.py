@@ -20,18 +20,13 @@ class ShardedHessian(SymmetricOperator):
     """The Hessian of a ShardedMisfit; a product is one sum over ranks.
 
     ``ShardedMisfit.hessian`` makes it. Each rank holds the memory of its own shots.
-
-    Args:
-        part: The Hessian of this rank's shots.
-        misfit: The misfit, which makes the sums.
-        agreed: Checksum of the model.
-        wire: Dtype of the products in messages, that of the model: products of float32
-            waves have no more digits, even if flat vectors are float64.
+    Products are sent in the dtype of the model: those of float32 waves have no more
+    digits, even if flat vectors are float64.
 
     Attributes:
         kind: ``"exact"`` or ``"gauss-newton"``.
         shots: Numbers of the shots of all ranks.
-        part: As given.
+        part: The Hessian of this rank's shots.
     """
 
     def __init__(

@@ -72,15 +72,7 @@ def device() -> torch.device:
 
 
 class Ranks(Processes):
-    """The ranks that evaluate an objective together; rank 0 writes.
-
-    Args:
-        exchange: The exchange with the other ranks.
-
-    Attributes:
-        count: Number of ranks.
-        is_main: True on rank 0.
-    """
+    """The ranks that evaluate an objective together; rank 0 writes."""
 
     def __init__(self, exchange: Exchange) -> None:
         self.count = exchange.size
@@ -88,14 +80,7 @@ class Ranks(Processes):
         self._exchange = exchange
 
     def largest(self, number: float) -> float:
-        """Return the largest of one number from each rank; every rank must call it.
-
-        Args:
-            number: The number of this rank.
-
-        Raises:
-            RankError: If a rank failed, is lost, or is at another call.
-        """
+        """Return the largest of one number from each rank; every rank must call it."""
         return self._exchange.largest(float(number))
 
 

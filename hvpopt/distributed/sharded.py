@@ -33,11 +33,7 @@ from hvpopt.problem.processes import Processes
 
 @dataclass
 class Traffic:
-    """Traffic of a misfit and of those derived from it.
-
-    Attributes:
-        bytes_reduced: Total size of this rank's vectors in sums, bytes.
-    """
+    """The bytes of this rank's vectors in sums, of a misfit and those derived from it."""
 
     bytes_reduced: int = 0
 
@@ -52,21 +48,14 @@ class ShardedMisfit(ShotMisfit):
     summed over ranks. Counts are the same on all ranks. Every rank must make the same
     calls.
 
-    Args:
-        part: The misfit of this rank's shots, normalised like that of all shots. On a
-            rank without shots, that of a shot of another rank, which is never evaluated.
+    Attributes:
+        part: The misfit of this rank's shots, normalised like that of all shots; its
+            ``counts`` are those of this rank alone. On a rank without shots, that of a
+            shot of another rank, which is never evaluated.
         survey: The survey of all ranks' shots.
         numbers: Number of each shot of the survey.
-        own: Indices of this rank's shots in ``numbers``.
         exchange: The exchange with the other ranks.
-        traffic: Traffic to add to. Default a new one.
-
-    Attributes:
-        part: As given; its ``counts`` are those of this rank alone.
-        survey: As given.
-        numbers: As given.
-        exchange: As given.
-        traffic: As given.
+        traffic: Traffic to add to.
     """
 
     def __init__(
@@ -327,19 +316,9 @@ class ShardedMisfit(ShotMisfit):
         own: Counts,
         counts: Counts | None = None,
     ) -> Part:
-        """Return the sum of every rank's part, or raise the same error on every rank.
-
-        Args:
-            what: Kind of the sum, one of ``SUMS``.
-            agreed: Checksum of the input, which must be the same on every rank.
-            work: Returns this rank's part.
-            own: Tally of the propagations of this rank's work.
-            counts: Tally to add the propagations of all ranks to. Default the misfit's.
-
-        Raises:
-            BadShotError: If shots of any rank are bad; the same on every rank.
-            RankError: If a rank failed, is lost, or differs.
-        """
+        """Return the sum of every rank's part, or raise the same error on every rank."""
+        # See ``Exchange.total``. By default propagations of all ranks count in this
+        # misfit.
         counts = self.counts if counts is None else counts
         try:
             found = self.exchange.total(what, agreed, work, own=own, total=counts)
@@ -354,11 +333,8 @@ class ShardedMisfit(ShotMisfit):
         return found
 
     def _bad_shots(self, error: Exception) -> BadShotError | None:
-        """Return an error that names the bad shots of all ranks, or None; two messages.
-
-        Args:
-            error: The error of a sum on this rank: its own, or a RankError.
-        """
+        """Return an error naming the bad shots of all ranks, or None; two messages."""
+        # ``error`` is this rank's own, or a RankError.
         own = error.__cause__ if isinstance(error, RankError) else error
         bad: list[Any] = []
         if isinstance(own, BadShotError):
@@ -389,17 +365,8 @@ class ShardedMisfit(ShotMisfit):
 
 
 def common_constants(misfit: WaveformMisfit, idle: bool, exchange: Exchange) -> Constants:
-    """Return the constants that normalise a misfit, from the data of all ranks.
-
-    Args:
-        misfit: The misfit of this rank's shots.
-        idle: True if this rank has no shots, so that the misfit's data are not used.
-        exchange: The exchange with the other ranks.
-
-    Raises:
-        ValueError: If the constants of the data misfit cannot be merged.
-        RankError: If a rank failed, or is lost.
-    """
+    """Return the constants that normalise a misfit, from the data of all ranks."""
+    # A rank without shots is ``idle``: its misfit's data are not used.
     data_misfit, observed = misfit.waveforms.data_misfit, misfit.waveforms.observed
     found: list[Constants] = []
 

@@ -22,7 +22,7 @@ from hvpopt.model._scale import euclidean_norm
 _EPS = float(np.finfo(np.float64).eps)
 #: Trials after which a step is shortened by growing factors: powers of the second.
 PATIENCE, LEAST = 6, 0.1
-#: Roundings of the loss that a trial after a growing factor is asked to fall by.
+#: Roundings of the loss by which a trial after a growing factor is to lower it.
 FEW_ROUNDINGS = 16
 #: A trial that is judged by its gradient must lower its norm to this fraction.
 GRADIENT_PROGRESS = 0.9
@@ -36,7 +36,7 @@ class Backtracking:
         decrease: Fraction of the predicted first-order decrease to ask for (c₁ of
             Nocedal and Wright, §3.1). Default 1e-4.
         shrink: Least and largest factor between trials. Default (0.1, 0.5).
-        max_trials: Values to spend before giving up. Default 20.
+        max_trials: Largest number of trial values. Default 20.
 
     Raises:
         TypeError: For what is no number, or no pair of them.
@@ -77,7 +77,7 @@ class Backtracking:
         """
         length, promised, refused = 1.0, 0.0, 1.0
         problem.last_error = None
-        # where this much decrease is all there is to expect, the gradient is asked too
+        # where no more decrease than this is expected, the gradient is evaluated too
         hidden = 0.0 if direction.curvature_step else rounding_of(problem, point)
         for trial in range(1, self.max_trials + 1):
             vector = problem.space.project(point.vector + length * direction.vector)
@@ -92,7 +92,7 @@ class Backtracking:
                 value = math.inf if end is None else end.value
             elif expected < 0.0:
                 value = problem.value(vector)
-            # differences, since a sum with the value would round what is asked away
+            # differences, since a sum with the value would lose the decrease to rounding
             if value - point.value <= self.decrease * expected:
                 step = Step(vector, value, length, trial, direction, point=end)
                 return self._lengthened(problem, point, step, refused)
@@ -119,16 +119,9 @@ class Backtracking:
     def _lengthened(
         self, problem: Problem, point: Point, step: Step, refused: float
     ) -> Step:
-        """Return a step as long as that of trials between it and one that was refused.
-
-        Where no more than the least factor lies between the two, the step itself.
-
-        Args:
-            problem: For values and bounds.
-            point: Where the direction starts.
-            step: The first that was acceptable.
-            refused: Length of the trial before it.
-        """
+        """Return a step between an acceptable trial and the longer one before it."""
+        # Where no more than the least factor lies between the two, the step itself.
+        # ``refused`` is the length of the longer one.
         while step.length < self.shrink[0] * refused and step.trials < self.max_trials:
             length = math.sqrt(step.length) * math.sqrt(refused)
             vector = problem.space.project(point.vector + length * step.direction.vector)
@@ -166,15 +159,8 @@ def shortened(
     """Return the length of the next trial: shorter still once several have failed.
 
     A step by a curvature that is rounding can be too long by more than any power of a
-    fixed factor in so many trials. But it goes no further at once than to where the loss
-    is promised to fall by a few of its roundings.
-
-    Args:
-        plain: Of the next trial by what the last one says.
-        trials: Failed so far.
-        length: Of the last trial.
-        promised: Decrease of the loss that is asked of the trial, about linear in length.
-        rounding: Of the loss.
+    fixed factor in so many trials. But it goes no further at once than to where the
+    ``promised`` decrease, about linear in length, falls to a few roundings of the loss.
     """
     hidden = FEW_ROUNDINGS * rounding
     shortest = plain if promised <= hidden else min(plain, length * (hidden / promised))
@@ -182,10 +168,5 @@ def shortened(
 
 
 def rounding_of(problem: Problem, point: Point) -> float:
-    """Return the rounding to be expected of the loss's values at a point.
-
-    Args:
-        problem: Of the loss.
-        point: Where.
-    """
+    """Return the rounding to be expected of the loss's values at a point."""
     return 8 * problem.space.eps * abs(point.value)  # a sum of many rounded terms

@@ -1,23 +1,19 @@
 """When a run has converged: a small gradient, a small next step, and known curvature.
 
-A gradient that is small beside the largest one met says little where curvatures differ
-much: one step down a steep valley lowers it by orders of magnitude, and leaves all other
-unknowns where they began. So two tests must hold, both free of units (Dennis and
-Schnabel, Numerical Methods for Unconstrained Optimization, 1983, §7.2):
+A small gradient alone says little where curvatures differ much: one step along a steep
+direction lowers it by orders of magnitude, and leaves all other unknowns where they
+began. So two tests must hold, both free of units (Dennis and Schnabel, Numerical Methods
+for Unconstrained Optimization, 1983, §7.2):
 
     ‖P g‖ ≤ gtol · (the largest ‖P g‖ met)               the gradient
     ‖h_p‖ ≤ gtol · max(‖x⁰_p‖, ‖x_p‖, ‖x_p − x⁰_p‖)      the step, for every parameter p
 
 where h is the whole step that the method would take next: of a Newton method solved to
 ``ACCURACY``, of a quasi-Newton method by its approximate curvature, of which the last
-``GUESSES`` steps that were taken must have been as small too: it may be right along steep
-directions only. (Newton methods on waveforms are asked for the last step only.) The
-second test also holds where the decrease that the step predicts,
-½|g·h|, is below the rounding of the loss: no later step could then be seen to lower it.
-
-A third question is whether the point is a minimum at all. The curvature of a quasi-Newton
-method is positive by construction. Other methods look at the smallest
-eigenvalue, by default with no more products than half the run's evaluations so far.
+``GUESSES`` steps must have been as small too. (Newton methods on waveforms are asked for
+the last step only.) The second test also holds where the predicted decrease ½|g·h| is
+below the rounding of the loss. Methods whose curvature is not positive by construction
+then look at the smallest eigenvalue.
 """
 
 from __future__ import annotations
@@ -43,7 +39,7 @@ from hvpopt.model._scale import euclidean_norm
 from hvpopt.model.counts import Counts
 from hvpopt.model.space import ModelSpace
 
-#: Products that a run may spend on a look at λ_min where it starts.
+#: Products that a run may spend on λ_min where it starts.
 FIRST_LOOK = 20
 #: Relative residual of the linear solve by which a step is called small.
 ACCURACY = 1e-4
@@ -55,25 +51,15 @@ VANISHED = 1e-14
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a run calls converged, and what it has met so far.
+    """What a run calls converged, and what it has met so far."""
 
-    Attributes:
-        gtol: Of the gradient and of the next step, both relative.
-        certify: Certify that λ_min is not negative, whatever that costs.
-        start: The first point of the run ``[n]``.
-        largest: The largest norm of the projected gradient that was met.
-        allowance: Products that may be spent on the proof where ``certify`` is False.
-        steps: Steps taken so far.
-        rests: How many of the last steps, one after the other up to now, changed no
-            parameter by more than ``gtol`` of its size.
-    """
-
-    gtol: float
-    certify: bool
-    start: Tensor
-    largest: float
-    allowance: float
-    steps: int
+    gtol: float  # of the gradient and of the next step, both relative
+    certify: bool  # certify that λ_min is not negative, whatever that costs
+    start: Tensor  # the first point of the run [n]
+    largest: float  # the largest norm of the projected gradient so far
+    allowance: float  # products for the proof if certify is False
+    steps: int  # taken so far
+    #: how many of the last steps changed no parameter by more than gtol of its size
     rests: int
 
     @classmethod
@@ -89,18 +75,8 @@ class Tolerance:
         largest: float,
         rests: int,
     ) -> Tolerance:
-        """Return the tolerance of a run that has come so far.
-
-        Args:
-            steps: Taken so far.
-            spent: By the run, up to where it is.
-            looked: Products of these that went into steps off stationary points.
-            gtol: See the class.
-            certify: See the class.
-            start: See the class.
-            largest: See the class.
-            rests: See the class.
-        """
+        """Return the tolerance of a run after ``steps`` steps that have ``spent``."""
+        # ``looked`` of the products went into steps off stationary points.
         minimising = spent.values + spent.gradients + spent.products - looked
         # half: products of one long Krylov space cost more than those of many short ones
         share = max(minimising // 2, min(minimising, FIRST_LOOK))
@@ -119,16 +95,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Iterate:
-    """Where a run is when it asks for its next step.
-
-    Attributes:
-        problem: For values and products.
-        method: How to step.
-        point: Where the run is.
-        state: Of the method.
-        tolerance: When the run has converged.
-        budget: What may still be spent. Default without limits.
-    """
+    """Where a run is when it asks for its next step."""
 
     problem: Problem
     method: Method
@@ -149,7 +116,7 @@ class Iterate:
 
     @property
     def gradient_ratio(self) -> float:
-        """The norm of the projected gradient, relative to the largest that was met."""
+        """The norm of the projected gradient, relative to the largest so far."""
         return euclidean_norm(self.point.projected_gradient) / self.tolerance.largest
 
     @property
@@ -166,13 +133,9 @@ class Iterate:
 
 
 def next_step(at: Iterate) -> Step | Stationary:
-    """Return the method's next step, or what is known of a point that needs none.
-
-    A step that was found on the way and is not small is returned: nothing is spent twice.
-
-    Args:
-        at: Where the run is.
-    """
+    """Return the method's next step, or what is known of a point that needs none."""
+    # A step that was found on the way and is not small is returned: nothing is spent
+    # twice.
     point, tolerance, method = at.point, at.tolerance, at.method
     counts = at.problem.counts
     before = counts.products
@@ -207,7 +170,7 @@ def next_step(at: Iterate) -> Step | Stationary:
         if tolerance.rested(1):
             return examine(_at_rest(at), negative=False)
         return method.step(at.problem, point, at.state, at.budget)
-    # only the size of the step is asked for, accurate in flat directions too
+    # only the size of the step is needed, accurate in flat directions too
     proof = at.budget.at_most(max(tolerance.allowance, 1))
     try:
         step = method.step(at.problem, point, at.state, replace(proof, accuracy=ACCURACY))
@@ -224,11 +187,7 @@ def next_step(at: Iterate) -> Step | Stationary:
 
 
 def without_products(at: Iterate) -> Stationary | None:
-    """Return what is known of a point where a run must end; None if that is nothing.
-
-    Args:
-        at: Where the run is; nothing is evaluated there.
-    """
+    """Return what is known of a point without evaluating anything; None for nothing."""
     point, tolerance = at.point, at.tolerance
     if euclidean_norm(point.projected_gradient) == 0.0:
         reason = "the projected gradient is zero, and its curvature was not examined"
@@ -246,7 +205,7 @@ def without_products(at: Iterate) -> Stationary | None:
 
 
 def _accurate(direction: Direction) -> bool:
-    """True if a linear solve went as far as it was asked to, or as it can."""
+    """True if a linear solve reached ``ACCURACY``, or the least residual possible."""
     floor = direction.status is InnerStatus.FLOOR
     return floor or not direction.residual > 2.0 * ACCURACY
 
@@ -260,7 +219,7 @@ def _at_rest(at: Iterate) -> str:
 
 
 def _small(at: Iterate, direction: Direction, *, or_hidden: bool = True) -> str:
-    """Say in words that a step is small and how small; empty if it is not."""
+    """Return a clause on how small a step is; empty if it is not small."""
     space, point, tolerance = at.problem.space, at.point, at.tolerance
     if not math.isfinite(direction.unbounded):
         if euclidean_norm(point.projected_gradient) > VANISHED * tolerance.largest:
@@ -290,17 +249,9 @@ def _small(at: Iterate, direction: Direction, *, or_hidden: bool = True) -> str:
 
 
 def _examine(at: Iterate, spent: int, reason: str, negative: bool) -> Step | Stationary:
-    """Look for negative curvature as far as a run may.
-
-    Args:
-        at: Where the run is.
-        spent: Products that the question has cost so far.
-        reason: What is known.
-        negative: True if negative curvature was met.
-
-    Returns:
-        A step along it, or what is known of the point.
-    """
+    """Return a step along negative curvature, or what is known of the point."""
+    # ``spent``: products that the question has cost so far; ``negative``: True if
+    # negative curvature was met.
     problem, tolerance = at.problem, at.tolerance
     budget = at.budget.without(spent)
     known = tolerance.steps > 0 and not negative
@@ -311,7 +262,7 @@ def _examine(at: Iterate, spent: int, reason: str, negative: bool) -> Step | Sta
         if tolerance.steps and at.assumes_minimum:
             reason += "; λ_min was not looked at (certify=True does)"
             return Stationary(True, reason)
-        # at the start the products of a step were no proof, and the first look is whole
+        # at the start the products of a step were no proof, and do not count here
         used = spent if tolerance.steps else 0
         allowance = max(tolerance.allowance - used, 0)
         cut = budget.products < allowance
@@ -334,18 +285,9 @@ def _examine(at: Iterate, spent: int, reason: str, negative: bool) -> Step | Sta
 def relative_size(
     space: ModelSpace, start: Tensor, vector: Tensor, step: Tensor
 ) -> float:
-    """Return how far a step goes, relative to the model: the largest of all parameters.
-
-    Args:
-        space: Of the flat vectors.
-        start: The first point of the run ``[n]``.
-        vector: Where the step begins ``[n]``.
-        step: ``[n]``.
-
-    Returns:
-        The largest ``‖h_p‖ / max(‖x⁰_p‖, ‖x_p‖, ‖x_p − x⁰_p‖)``; infinite where a
-        parameter that has been zero ever since the start would move.
-    """
+    """Return the largest ``‖h_p‖ / max(‖x⁰_p‖, ‖x_p‖, ‖x_p − x⁰_p‖)`` of parameters p."""
+    # All vectors are flat ``[n]``. It is infinite where a parameter that has been zero
+    # ever since the start would move.
     sizes = torch.stack([space.norms(v) for v in (start, vector, vector - start)])
     lengths = space.norms(step)
     # 0/0: a parameter that is zero and stays there

@@ -1,10 +1,10 @@
 """Forcing terms: how accurately each Newton step's linear system is to be solved.
 
-A step h is good enough at ``‖H h + g‖ ≤ η ‖g‖``. Far from a minimum the quadratic model
-is not worth solving; near one, η must fall if convergence is to be faster than linear
-(Dembo, Eisenstat and Steihaug, SIAM J. Numer. Anal. 19, 1982). Choice 2 of Eisenstat and
-Walker, SIAM J. Sci. Comput. 17, 1996, follows the fall of the gradient over the last
-step; the square root follows its fall since the first.
+A step h is accurate enough at ``‖H h + g‖ ≤ η ‖g‖``. Far from a minimum a larger η saves
+products; near one, η must fall if convergence is to be faster than linear (Dembo,
+Eisenstat and Steihaug, SIAM J. Numer. Anal. 19, 1982). Choice 2 of Eisenstat and Walker,
+SIAM J. Sci. Comput. 17, 1996, follows the decrease of the gradient over the last step;
+the square root follows its decrease since the first.
 """
 
 from __future__ import annotations
@@ -23,15 +23,10 @@ GROWN = 0.5
 
 @dataclass(frozen=True)
 class ForcingState:
-    """What one linear solve leaves to the next.
+    """What one linear solve leaves to the next."""
 
-    Attributes:
-        tol: η for the next linear solve.
-        first_norm: ``‖g‖`` at the first point; None before the first step.
-    """
-
-    tol: float
-    first_norm: float | None = None
+    tol: float  # η for the next linear solve
+    first_norm: float | None = None  # ‖g‖ at the first point; None before the first step
 
 
 class Forcing(ABC):
@@ -191,15 +186,7 @@ class SquareRoot(Forcing):
 
 
 def as_forcing(tol: float | Forcing) -> Forcing:
-    """Return a forcing term; a number becomes a constant one.
-
-    Args:
-        tol: A relative tolerance in (0, 1), or a Forcing.
-
-    Raises:
-        TypeError: If it is neither.
-        ValueError: If the number is out of range.
-    """
+    """Return a forcing term; a number in (0, 1) becomes a constant one."""
     if isinstance(tol, Forcing):
         return tol
     if not checks.is_number(tol):

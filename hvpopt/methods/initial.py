@@ -1,7 +1,7 @@
 """Where a quasi-Newton method starts from: curvature measured by a few products.
 
-L-BFGS corrects an initial inverse Hessian H₀, and is as good as that is far from what
-its pairs span. The usual H₀ is one number. The diagonal of the Gauss-Newton matrix
+L-BFGS corrects an initial inverse Hessian H₀, which decides the step wherever its pairs
+do not span the space. The usual H₀ is one number. The diagonal of the Gauss-Newton matrix
 is smaller for deep cells, which the data constrain less than shallow ones, and costs a
 few products, spent once (pseudo-Hessians serve waveform inversion so since Shin, Jang and
 Min, Geophysical Prospecting 49, 2001).
@@ -72,20 +72,13 @@ class InitialCurvature(ABC):
 
 @dataclass(frozen=True)
 class DiagonalState:
-    """A measured diagonal, or the one number that did better.
+    """A measured diagonal, or the one number that did better."""
 
-    Attributes:
-        diagonal: ``[n]``, none negative.
-        damping: Floor relative to its largest entry.
-        scale: Curvature along the first direction relative to that of the diagonal, or
-            where ``uniform`` the curvature itself.
-        uniform: True if one number for all cells predicted the greater decrease.
-    """
-
-    diagonal: Tensor
-    damping: float
+    diagonal: Tensor  # [n], none negative
+    damping: float  # floor relative to the largest entry
+    #: curvature along the first direction, relative to the diagonal unless uniform
     scale: float = 1.0
-    uniform: bool = False
+    uniform: bool = False  # one number for all cells predicted the greater decrease
 
 
 class _Scaled:
@@ -125,7 +118,7 @@ class _Sketches:
         return self._made[k]
 
     def release(self, k: int) -> None:
-        """Close a sketch that is not asked for again."""
+        """Close a sketch that is not used again."""
         if not self._whole and k in self._made:
             self._made.pop(k).close()
 
@@ -257,11 +250,7 @@ class HessianDiagonal(InitialCurvature):
 
 @dataclass(frozen=True)
 class ScaleState:
-    """One number.
-
-    Attributes:
-        curvature: Assumed of the objective along its gradient.
-    """
+    """The curvature that is assumed of the objective along its gradient."""
 
     curvature: float
 

@@ -2,9 +2,9 @@
 
 Each Newton system is solved by conjugate gradients no further than a forcing term asks,
 and no further than the first direction of negative curvature (Dembo and Steihaug, Math.
-Program. 26, 1983). What the last steps show of the curvature is kept as pairs, which
-precondition the next solve on top of a base. Cells that a bound holds leave the solve
-(Bertsekas, SIAM J. Control Optim. 20, 1982).
+Program. 26, 1983). Pairs (s, y) of the last steps correct the base preconditioner of the
+next solve. Cells that a bound holds are excluded from the solve (Bertsekas, SIAM J.
+Control Optim. 20, 1982).
 """
 
 from __future__ import annotations
@@ -49,29 +49,18 @@ PreconditionerBuilder = Callable[[Problem, Point], Preconditioner]
 
 @dataclass(frozen=True, eq=False)
 class PreconditionerState:
-    """What persists of a preconditioner from step to step.
+    """What persists of a preconditioner from step to step."""
 
-    Attributes:
-        base: What a function built; None where none did.
-        age: Steps taken since.
-        step_pairs: ``(s, y)`` of steps taken, oldest first.
-    """
-
-    base: Preconditioner | None = None
-    age: int = 0
-    step_pairs: tuple[Pair, ...] = ()
+    base: Preconditioner | None = None  # what a function built; None where none did
+    age: int = 0  # steps taken since
+    step_pairs: tuple[Pair, ...] = ()  # (s, y) of steps taken, oldest first
 
 
 @dataclass(frozen=True, eq=False)
 class LineSearchState:
-    """What persists from step to step.
+    """What persists from step to step."""
 
-    Attributes:
-        forcing: Of the next linear solve.
-        preconditioner: Base and pairs.
-    """
-
-    forcing: ForcingState
+    forcing: ForcingState  # of the next linear solve
     preconditioner: PreconditionerState = field(default_factory=PreconditionerState)
 
 
@@ -131,7 +120,7 @@ class LineSearchNewton(SecondOrderMethod):
     def step(
         self, problem: Problem, point: Point, state: LineSearchState, budget: Budget
     ) -> Step:
-        """Return the truncated Newton step, shortened as far as the loss asks."""
+        """Return the truncated Newton step, shortened by the globalisation."""
         prepared, budget = self.preconditioning.prepare(
             problem, point, state.preconditioner, budget
         )
@@ -141,9 +130,9 @@ class LineSearchNewton(SecondOrderMethod):
         gradient = point.projected_gradient
         uphill = float(gradient @ direction.vector) >= 0.0
         if step.vector is None and (problem.space.bounded or uphill):
-            # Cells at a bound that the gradient would free may be pushed out by the
-            # Newton direction, and what is left of it need not descend; nor need the
-            # solution of a system whose products are noise. The projected gradient does.
+            # The Newton direction may lead cells at a bound out of it, and without these
+            # it need not descend; nor need the solution of a system whose products are
+            # noise. The projected gradient does.
             reach = euclidean_norm(direction.vector) / euclidean_norm(gradient)
             steepest = replace(direction, vector=-reach * gradient, predicted=math.nan)
             step = self.globalisation.search(problem, point, steepest)
@@ -193,10 +182,7 @@ class LineSearchNewton(SecondOrderMethod):
         return LineSearchState(self.forcing.start())
 
     def next_stage(self, problem: Problem, state: LineSearchState) -> LineSearchState:
-        """Return the state with the preconditioner that is known, and a new tolerance.
-
-        A tolerance follows the gradients of one objective.
-        """
+        """Return the state with a new tolerance, since that follows one objective."""
         return replace(state, forcing=self.forcing.start())
 
     def update(
@@ -232,12 +218,10 @@ def _first_direction(
     preconditioner: Preconditioner | None,
     point: Point,
 ) -> tuple[Tensor, float]:
-    """Return steepest descent, preconditioned, where there is no iterate yet.
-
-    Negative curvature met there is as good a measure of length as positive: the
-    quadratic model with its sign turned, but no further than the point itself is
-    from the origin.
-    """
+    """Return preconditioned steepest descent, and its decrease, without an iterate."""
+    # Negative curvature there determines the length as positive curvature does, by the
+    # model with its sign turned, but no further than the point itself is from the
+    # origin.
     if solution.direction is None:  # the deadline
         down, curvature = -apply_base(preconditioner, gradient), 0.0
     else:
@@ -253,18 +237,7 @@ def _first_direction(
 
 @dataclass(frozen=True)
 class _Preconditioning:
-    """How a method preconditions its linear solves.
-
-    Args:
-        given: A preconditioner, a function ``(problem, point)`` that builds one, or
-            None.
-        refresh: Build again after this many steps. Default never.
-        memory: Pairs of steps to keep. Default 0.
-
-    Raises:
-        ValueError: For a number out of range.
-        TypeError: If ``given`` is none of these.
-    """
+    """How a method preconditions its linear solves."""
 
     given: Preconditioner | PreconditionerBuilder | None = None
     refresh: int | None = None
@@ -292,21 +265,7 @@ class _Preconditioning:
         state: PreconditionerState,
         budget: Budget,
     ) -> tuple[PreconditionerState, Budget]:
-        """Build the base where that is due.
-
-        Args:
-            problem: Passed to the builder.
-            point: Passed to the builder.
-            state: Before.
-            budget: Before.
-
-        Returns:
-            State and budget once the base is there.
-
-        Raises:
-            TypeError: If the function built no preconditioner.
-            OutOfBudget: If building it left no product.
-        """
+        """Return state and budget after building the base, where that is due."""
         given = self.given
         if given is None or isinstance(given, type) or _applies(given):
             return state, budget
@@ -332,13 +291,7 @@ class _Preconditioning:
     def on_free_cells(
         self, state: PreconditionerState, point: Point, free: FreeCells
     ) -> Preconditioner | None:
-        """Return the preconditioner of the cells that no bound holds.
-
-        Args:
-            state: From ``prepare``.
-            point: Where.
-            free: The point's.
-        """
+        """Return the preconditioner of the cells that no bound holds."""
         whole = state.base
         if whole is None and _applies(self.given):
             whole = self.given  # type: ignore[assignment]
@@ -352,13 +305,7 @@ class _Preconditioning:
     def update(
         self, state: PreconditionerState, before: Point, after: Point
     ) -> PreconditionerState:
-        """Return the state after an accepted step.
-
-        Args:
-            state: From ``prepare``.
-            before: Where the step began.
-            after: Where it ended.
-        """
+        """Return the state after an accepted step."""
         step_pairs = state.step_pairs
         s, y = after.vector - before.vector, after.gradient - before.gradient
         if self.memory and safely_positive(s, y):

@@ -1,7 +1,7 @@
 """What a method is: from a linearised point to the next point.
 
-The outer loop owns the iteration and its budgets; a method owns one step. A direction
-and its globalisation are separate objects that a method joins.
+The outer loop holds the iterates and budgets; a method takes one step. A direction and
+its globalisation are separate objects that a method joins.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ class Step:
 class Method(ABC):
     """A method of minimisation, one step at a time."""
 
-    #: Which Hessian a point is to carry; None if steps ask for one when they need one.
+    #: Which Hessian a point has; None if steps make one when they need it.
     kind: Kind | None = "exact"
-    #: Whether a run looks at λ_min, within limits, before it calls a point a minimum.
+    #: Whether a run estimates λ_min, within limits, before it calls a point a minimum.
     examines_curvature = True
     #: Whether each step is on a sample of the objective: a ``SampledMethod``.
     samples = False
@@ -149,11 +149,7 @@ class Method(ABC):
         return f"{type(self).__name__}({', '.join(told)})"
 
     def __new__(cls, *args: object, **options: object) -> Self:
-        """Refuse arguments that do not fit, such as those that SciPy gives a method.
-
-        Raises:
-            TypeError: If ``__init__`` does not take them; it says what to write.
-        """
+        """Refuse arguments that do not fit, such as those that SciPy gives a method."""
         try:
             # a copy is made without arguments
             if args or options:
@@ -168,11 +164,7 @@ class Method(ABC):
         return True
 
     def __call__(self, *_: object, **__: object) -> NoReturn:
-        """Refuse to be called, as SciPy calls a ``method`` of its own.
-
-        Raises:
-            TypeError: Always; it names what SciPy takes.
-        """
+        """Refuse to be called, as SciPy calls a ``method`` of its own."""
         name = type(self).__name__
         raise TypeError(
             f"{name} is a method of hvpopt.minimize and cannot be called; for "
@@ -307,10 +299,6 @@ def _same(a: object, b: object) -> bool:
 
 
 def checked_method(method: object) -> Method:
-    """Return a method, or raise TypeError that tells how to make one.
-
-    Args:
-        method: What was given.
-    """
+    """Return a method, or raise TypeError that tells how to make one."""
     use = "pass an instance of a method, such as hvpopt.QuasiNewton()"
     return checks.instance("method", method, Method, use)

@@ -1,4 +1,4 @@
-"""What a method sees of the problem: flat points, values, linearisations, a budget."""
+"""What a method works on: flat points, values, linearisations, a budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hvpopt.problem.objective import Kind, Linearisation, Objective
 
 logger = logging.getLogger(__name__)
 
-#: A decrease of up to this many roundings of the loss may be hidden in its values.
+#: A decrease of up to this many roundings of the loss may be invisible in its values.
 MANY_ROUNDINGS = 1e4
 
 
@@ -52,14 +52,7 @@ class Point:
         return self.gradient.masked_fill(self.active, 0.0)
 
     def free_cells(self, hessian: SymmetricOperator | None = None) -> FreeCells:
-        """Return the Hessian and gradient of the cells that are not active.
-
-        Args:
-            hessian: Default the point's own.
-
-        Raises:
-            RuntimeError: If there is none.
-        """
+        """Return the Hessian (default the point's own) and gradient of the free cells."""
         hessian = self.hessian if hessian is None else hessian
         if hessian is None:
             raise RuntimeError("this point was evaluated without a Hessian")
@@ -72,18 +65,12 @@ class Point:
 
 @dataclass(frozen=True)
 class FreeCells:
-    """The linear algebra of the cells that no bound holds.
+    """The linear algebra of the cells that no bound holds."""
 
-    Attributes:
-        operator: The Hessian's rows and columns of these cells.
-        gradient: The gradient's entries.
-        restrict: From a full vector ``[n]`` to these cells.
-        extend: From a vector of these cells to the full ``[n]``, zero elsewhere.
-    """
-
-    operator: SymmetricOperator
-    gradient: Tensor
-    restrict: Callable[[Tensor], Tensor]
+    operator: SymmetricOperator  # the Hessian's rows and columns of these cells
+    gradient: Tensor  # the gradient's entries
+    restrict: Callable[[Tensor], Tensor]  # from a full vector [n] to these cells
+    #: from a vector of these cells to [n], zero elsewhere
     extend: Callable[[Tensor], Tensor]
 
 
@@ -93,17 +80,11 @@ def _same(vector: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may still spend.
+    """What a run may still spend."""
 
-    Attributes:
-        products: Hessian-vector products left.
-        deadline: When ``time.monotonic()`` passes this, seconds, the run ends.
-        accuracy: Relative residual that a linear solve is asked for at least, however
-            loose the method's own tolerance.
-    """
-
-    products: float = math.inf
-    deadline: float = math.inf
+    products: float = math.inf  # Hessian-vector products left
+    deadline: float = math.inf  # when time.monotonic() passes this, seconds, the run ends
+    #: largest relative residual of a linear solve, however loose the method's own
     accuracy: float = 1.0
 
     @property
@@ -161,20 +142,10 @@ class Problem:
         return "" if error is None else f"{type(error).__name__}: {error}"
 
     def value(self, vector: Tensor) -> float:
-        """Return the objective at a trial point; infinite where it cannot be evaluated.
-
-        A loss may refuse a model, such as one faster than ``max_vel``. A minimiser then
-        tries a shorter step, so the refusal is logged and the value is infinite.
-
-        Args:
-            vector: ``[n]``.
-
-        Returns:
-            The value, or infinity.
-
-        Raises:
-            torch.cuda.OutOfMemoryError: A shorter step needs no less memory.
-        """
+        """Return the objective at ``[n]``; infinite where the loss refuses the model."""
+        # A loss may refuse a model, such as one faster than ``max_vel``; a minimiser
+        # then tries a shorter step. Lack of GPU memory is raised, since a shorter step
+        # needs no less.
         value = math.inf
         try:
             value = self.objective.value(self.space.to_model(vector))
@@ -187,14 +158,7 @@ class Problem:
         return value if math.isfinite(value) else math.inf
 
     def trial(self, vector: Tensor) -> Point | None:
-        """Return value and gradient at a trial point; None where they cannot be.
-
-        Args:
-            vector: ``[n]``.
-
-        Raises:
-            torch.cuda.OutOfMemoryError: A shorter step needs no less memory.
-        """
+        """Return value and gradient at ``[n]``; None where the loss refuses the model."""
         point = None
         try:
             point = self.linearise(vector, None)
@@ -204,14 +168,9 @@ class Problem:
         return point
 
     def why_none_lowered(self, point: Point, tried: str, *, promised: float) -> str:
-        """Return in words why no trial was acceptable.
-
-        Args:
-            point: Where the trials began.
-            tried: What was tried: ``"none of 20 trials along the direction"``.
-            promised: Largest decrease of the loss that a trial promised, that of the
-                first one or nearly.
-        """
+        """Return a sentence on why no trial was acceptable."""
+        # ``tried`` is like "none of 20 trials along the direction"; ``promised`` is the
+        # largest decrease of the loss that a trial promised.
         reason = f"{tried} lowered the loss {point.value:.6g}"
         if promised <= MANY_ROUNDINGS * self.space.eps * abs(point.value):
             reason += "; it may be at the rounding of its values"
@@ -246,34 +205,19 @@ class Problem:
         """Return a Hessian at a point; the caller closes it.
 
         It costs a gradient where products need a graph, and nothing where they do not.
-
-        Args:
-            point: Where.
-            kind: Which.
         """
         model = self.space.to_model(point.vector)
         operator = self.objective.hessian(model, kind, space=self.space)
         return self._watched(operator, f"product {kind}")
 
     def sketch(self, point: Point, kind: Kind, seed: int) -> SymmetricOperator:
-        """Return the objective's estimate of a Hessian; the caller closes it.
-
-        Args:
-            point: Where.
-            kind: Which.
-            seed: Of what is random in it.
-        """
+        """Return the objective's estimate of a Hessian; the caller closes it."""
         model = self.space.to_model(point.vector)
         operator = self.objective.sketch(model, kind, space=self.space, seed=seed)
         return self._watched(operator, f"sketch {kind} {seed}")
 
     def sampled(self, size: int, seed: int) -> Problem:
-        """Return the problem of a sample of the objective, which counts here.
-
-        Args:
-            size: Parts of the sample.
-            seed: Of what is random in it.
-        """
+        """Return the problem of a sample of ``size`` parts, which counts here."""
         other = Problem(self.objective.sample(size, seed=seed), self.space, self.counts)
         other.after, other.check_kept = self.after, self.check_kept
         wrap = self.wrap

@@ -2,9 +2,9 @@
 
 Nocedal's two-loop recursion (Math. Comp. 35, 1980) over pairs of step and gradient
 change, on an initial inverse Hessian from Hessian-vector products (``initial.py``). Cells
-that a bound holds leave the direction, and trials run along the projected path. The line
-search is Armijo's by values, from the unit step; a pair without safely positive curvature
-is left out, so that no curvature condition has to be paid for in gradients.
+that a bound holds are excluded from the direction, and trials run along the projected
+path. The line search is Armijo's by values, from the unit step; a pair without safely
+positive curvature is dropped, so that no curvature condition costs gradients.
 """
 
 from __future__ import annotations
@@ -31,27 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuasiNewtonState:
-    """What one step leaves to the next.
+    """What one step leaves to the next."""
 
-    Attributes:
-        pairs: Steps and changes of the gradient, oldest first.
-        initial: What the initial curvature measured; None before the first step.
-        age: Steps since it was measured.
-        builds: How often it was measured.
-        gradient_first: True if the last step was the whole direction.
-        single: True if pairs are kept in float32, since the model is float32: its
-            gradients round by more than that, and a large model's pairs take half the
-            memory.
-        rescale: True where a stage begins: the pairs are of another objective, and one
-            product is to say how much larger the curvature is here.
-    """
-
-    pairs: tuple[Pair, ...] = ()
-    initial: Any = None
-    age: int = 0
-    builds: int = 0
-    gradient_first: bool = False
+    pairs: tuple[Pair, ...] = ()  # steps and changes of the gradient, oldest first
+    initial: Any = None  # what the initial curvature measured
+    age: int = 0  # steps since it was measured
+    builds: int = 0  # how often it was measured
+    gradient_first: bool = False  # the last step was the whole direction
+    #: pairs are kept in float32, since the model and its gradients are float32
     single: bool = False
+    #: a stage begins, with pairs of another objective: one product shall scale them
     rescale: bool = False
 
 
@@ -120,13 +109,10 @@ class QuasiNewton(SecondOrderMethod):
         return QuasiNewtonState(gradient_first=True, single=single)
 
     def next_stage(self, problem: Problem, state: QuasiNewtonState) -> QuasiNewtonState:
-        """Return the state with the pairs and the initial curvature of the last stage.
-
-        Both are curvature, which a nearly equal objective has too, and another frequency
-        band has up to a factor. The next step takes that from one product along its
-        direction.
-        """
-        # measured elsewhere: a search that fails has it measured anew
+        """Return the state with the pairs and initial curvature of the last stage."""
+        # A nearly equal objective has the same curvature, and another frequency band has
+        # it up to a factor, which the next step takes from one product. It was measured
+        # elsewhere: a search that fails has it measured anew.
         return replace(state, age=max(state.age, 1), rescale=True)
 
     def step(
@@ -221,12 +207,6 @@ class QuasiNewton(SecondOrderMethod):
 
 
 def kept_pair(s: Tensor, y: Tensor, *, single: bool) -> Pair:
-    """Return a pair in the precision that it is kept in.
-
-    Args:
-        s: A step ``[n]``.
-        y: The curvature along it ``[n]``, with ``s·y`` safely positive.
-        single: In float32, unless that leaves its range.
-    """
+    """Return a pair of ``[n]`` with s·y > 0, in float32 if ``single`` and in range."""
     pair = s.float(), y.float()
     return pair if single and safely_positive(*pair) else (s, y)

@@ -1,13 +1,12 @@
 """Telling a minimum from a saddle, and leaving a saddle along negative curvature.
 
 Where the gradient vanishes, the loss falls along the lowest eigenvector if λ_min < 0
-(Nocedal and Wright, Numerical Optimization, 2006, §3.4). One estimate of λ_min tells a
-minimum from a saddle.
+(Nocedal and Wright, Numerical Optimization, 2006, §3.4).
 
-Two things keep unseen cells, those of which neither gradient nor curvature says anything,
-where they are. An eigenvector v of λ < 0 is replaced by H v / λ, which is zero where the
-rows of H are. And along a direction without curvature a fall of the loss counts only
-where it is above the loss's measured noise and the gradient at its end agrees.
+Cells that affect neither gradient nor curvature stay where they are, by two rules. An
+eigenvector v of λ < 0 is replaced by H v / λ, which is zero where the rows of H are. And
+along a direction without curvature a decrease of the loss counts only if it is above the
+loss's measured noise and the gradient at its end agrees.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from hvpopt.methods.method import Direction, Method, Stationary, Step, options_o
 from hvpopt.methods.points import Budget, FreeCells, Point, Problem
 from hvpopt.model._scale import euclidean_norm
 
-#: Relative accuracy that λ_min is asked for.
+#: Relative accuracy of λ_min.
 EIGENVALUE_TOL = 0.1
 #: How many times its noise the loss must fall by.
 SIGNIFICANT = 10.0
@@ -49,10 +48,10 @@ class SecondOrderOptions(TypedDict, total=False):
 
 
 class SecondOrderMethod(Method):
-    """A method that can tell a minimum from a saddle by λ_min of the exact Hessian.
+    """A method that distinguishes a minimum from a saddle by λ_min of the exact Hessian.
 
     Args:
-        max_products: Products for one step, and for one look at λ_min. Default 300.
+        max_products: Products for one step, and for one estimate of λ_min. Default 300.
         eigenvalue_floor: Size relative to ``‖H‖`` under which λ_min counts as zero.
             Default 1e-6.
         confidence: Probability with which a minimum is one where it is certified, and
@@ -89,22 +88,7 @@ class SecondOrderMethod(Method):
     def escape(
         self, problem: Problem, point: Point, state: Any, budget: Budget
     ) -> Step | Stationary:
-        """Step along negative curvature where the gradient vanishes, if there is any.
-
-        Args:
-            problem: For trial values, and for the exact Hessian where the point has none.
-            point: Where the gradient is as good as zero.
-            state: Not read.
-            budget: What may still be spent.
-
-        Returns:
-            A step that lowered the loss, or what is known of the curvature here.
-
-        Raises:
-            RuntimeError: If memory or a process was lost.
-            FloatingPointError: If a process was lost in a product that is not finite.
-            BadPartError: If a part of the objective is bad.
-        """
+        """Return a step along negative curvature, or what is known of the point."""
         if bool(point.active.all()):
             return Stationary(True, "every cell is held at its bound")
         if budget.products < 1:
@@ -178,7 +162,7 @@ class SecondOrderMethod(Method):
         estimate: EigenvalueEstimate,
     ) -> Step | Stationary:
         """Step along an eigenvector of negative curvature, if the loss falls along it."""
-        # H v / λ is v where v is seen, and nothing of it elsewhere
+        # H v / λ is zero for cells that the loss does not depend on
         lowest = free.operator.matvec(estimate.vector) / estimate.value
         lowest = free.extend(lowest / euclidean_norm(lowest))
         downhill = -1.0 if float(lowest @ point.gradient) > 0.0 else 1.0
@@ -206,8 +190,8 @@ def _fall_without_curvature(problem: Problem, point: Point, flat: Tensor) -> Ste
     """Return a step along a direction without curvature, if the loss falls along it.
 
     A degenerate saddle (the monkey's, x³ − 3xy²) falls with a power p > 2 of the length,
-    so that the slope at the end is p times the fall. In a flat valley the loss changes by
-    its rounding, and its slope is rounding too.
+    so that the slope at the end is p times the fall. Where the loss is constant it
+    changes by its rounding, and its slope is rounding too.
     """
     noise: float | None = None
     for way in (flat, -flat):
@@ -234,11 +218,9 @@ def _fall_without_curvature(problem: Problem, point: Point, flat: Tensor) -> Ste
 
 
 def _measured_noise(problem: Problem, point: Point) -> float:
-    """Return how much the loss changes by where the point changes by its rounding.
-
-    Three values about a point where the loss is flat show the size of its rounding; the
-    full procedure is Moré and Wild's, SIAM J. Sci. Comput. 33, 2011.
-    """
+    """Return how much the loss changes by where the point changes by its rounding."""
+    # Of three values about a point where the loss is flat; the full procedure is Moré
+    # and Wild's, SIAM J. Sci. Comput. 33, 2011.
     noise = rounding_of(problem, point)
     generator = torch.Generator().manual_seed(0)
     for k in (1.0, 2.0, 3.0):

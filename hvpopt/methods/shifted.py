@@ -52,15 +52,10 @@ SOLVERS = ("lanczos", "cg", "cholesky")
 
 @dataclass(frozen=True, eq=False)
 class ShiftedState:
-    """What one step leaves to the next.
+    """What one step leaves to the next."""
 
-    Attributes:
-        forcing: Of the next linear solve.
-        lowest: The direction of negative curvature that the last step met ``[n]``; None
-            for none.
-    """
-
-    forcing: ForcingState
+    forcing: ForcingState  # of the next linear solve
+    #: direction of negative curvature that the last step met [n]
     lowest: Tensor | None = None
 
 
@@ -142,7 +137,7 @@ class ShiftedNewton(SecondOrderMethod):
     def step(
         self, problem: Problem, point: Point, state: ShiftedState, budget: Budget
     ) -> Step:
-        """Return the shifted Newton step, shortened as far as the loss asks."""
+        """Return the shifted Newton step, shortened by the globalisation."""
         direction = self.direction(
             point, budget, lowest=state.lowest, tol=self.forcing.tolerance(state.forcing)
         )
@@ -159,12 +154,8 @@ class ShiftedNewton(SecondOrderMethod):
     ) -> Direction:
         """Return the shifted Newton direction at a linearised point.
 
-        Args:
-            point: With its Hessian.
-            budget: What may still be spent.
-            lowest: The lowest eigenvector of the point before ``[n]``, which the search
-                for this one's begins with; solver ``"cg"`` only. Default none.
-            tol: Of the linear solve. Default that of a first step.
+        With solver ``"cg"`` the search for the lowest eigenvector begins with ``lowest``
+        ``[n]``, that of the point before. ``tol`` is by default that of a first step.
         """
         free = point.free_cells()
         tol = self.forcing.start().tol if tol is None else tol
@@ -182,10 +173,7 @@ class ShiftedNewton(SecondOrderMethod):
         )
 
     def next_stage(self, problem: Problem, state: ShiftedState) -> ShiftedState:
-        """Return the state with a new tolerance; where H was negative is looked at first.
-
-        A tolerance follows the gradients of one objective.
-        """
+        """Return the state with a new tolerance, since that follows one objective."""
         return replace(state, forcing=self.forcing.start())
 
     def update(
@@ -208,7 +196,7 @@ class ShiftedNewton(SecondOrderMethod):
     @staticmethod
     def _without_shift(smallest: float, shift: float, rounding: float) -> float:
         """Return how many times longer a step may be without its shift."""
-        if shift == 0.0 or smallest < -rounding:  # negative curvature is told apart
+        if shift == 0.0 or smallest < -rounding:  # the shift is part of the step
             return 1.0
         return (smallest + shift) / smallest if smallest > rounding else math.inf
 
@@ -247,7 +235,7 @@ class ShiftedNewton(SecondOrderMethod):
         return self._shift(float(basis.ritz_values[0]), rounding)
 
     def _basis_status(self, basis: LanczosBasis, norm: float, tol: float) -> InnerStatus:
-        """Say which tolerance the basis misses, cheapest question first."""
+        """Return which tolerance the basis misses; the checks are in order of cost."""
         shift = self._basis_shift(basis)
         residual = basis.residual_norm(shift) / norm
         floor = basis.floor(shift)

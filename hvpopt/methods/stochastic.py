@@ -2,20 +2,19 @@
 
 A gradient of a few shots costs a small part of a gradient of the survey, and is right on
 average. Two ways keep its noise out of the curvature. Where a part of a sample is a
-random sum of all parts (encoded shots), pairs (s, y = G s) come from Hessian-vector
+random sum of all parts (encoded shots), pairs (s, y = G s) come from Gauss-Newton
 products: s is the change between the means of two groups of iterates, and the product is
-of a sample of its own (Byrd, Hansen, Nocedal and Singer, SIAM J. Optim. 26, 2016). It is
-a Gauss-Newton product, so that s·y is never negative where the loss is not convex (Wang,
-Ma, Goldfarb and Liu, SIAM J. Optim. 27, 2017, change the pairs instead). Where a sample
-is of some parts only (drawn shots), a few steps are taken on each, and the pairs are the
-steps and changes of the gradient within one sample; they are kept for the next.
+of a sample of its own (Byrd, Hansen, Nocedal and Singer, SIAM J. Optim. 26, 2016), so
+that s·y is never negative. Where a sample is of some parts only (drawn shots), a few
+steps are taken on each, and the pairs are the steps and changes of the gradient within
+one sample.
 
 Both begin from the diagonal of the Gauss-Newton matrix, measured by a few products of
 samples, and take the unit step. A sample grows when the loss of fresh samples, an
 unbiased estimate of that of the whole, no longer falls (van Leeuwen and Herrmann,
 Geophysical Prospecting 61, 2013; Bollapragada et al., ICML 2018), or when no trial of a
 step lowers the loss of the current one. When it would be most of the sum, the whole is
-minimised by ``QuasiNewton`` with what was learnt.
+minimised by ``QuasiNewton`` with the same diagonal and pairs.
 """
 
 from __future__ import annotations
@@ -78,40 +77,26 @@ TRIALS = 12
 
 @dataclass(frozen=True)
 class StochasticState:
-    """What one step leaves to the next.
+    """What one step leaves to the next."""
 
-    Attributes:
-        size: Parts of the current sample.
-        encoded: True if they are random sums of all parts, and pairs come from products.
-        number: Number of the current sample.
-        on_sample: Steps taken on it.
-        initial: The measured diagonal; None before the first step.
-        pairs: Steps and curvature along them, oldest first.
-        fits: Sum over all pairs of the logarithm of ``agreement``, for each damping.
-        momentum: Weighted sum of gradients ``[n]``; None for zero, from which it grows,
-            so that the first steps, along one noisy gradient, are short.
-        total: Sum of the iterates of the current group ``[n]``; None for none.
-        mean: Mean of the iterates of the last group ``[n]``; None before the first.
-        in_group: Iterates in ``total``.
-        length: Length of the last step relative to the direction.
-        losses: Losses at the start of the last samples of this size, oldest first.
-        single: True if pairs are kept in float32, since the model is float32.
-    """
-
-    size: int
-    encoded: bool
-    number: int = 0
-    on_sample: int = 0
+    size: int  # parts of the current sample
+    encoded: bool  # parts are random sums of all parts, and pairs come from products
+    number: int = 0  # of the current sample
+    on_sample: int = 0  # steps taken on the current sample
+    #: the measured diagonal; None before the first step
     initial: DiagonalState | None = None
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[Pair, ...] = ()  # steps and curvature along them, oldest first
+    #: sum over all pairs of the logarithm of ``agreement``, for each damping
     fits: tuple[float, ...] = (0.0,) * len(DAMPINGS)
+    #: weighted sum of gradients [n]; it grows from zero, so that first steps are short
     momentum: Tensor | None = None
-    total: Tensor | None = None
-    mean: Tensor | None = None
-    in_group: int = 0
-    length: float = 1.0
+    total: Tensor | None = None  # sum of the iterates of the current group [n]
+    mean: Tensor | None = None  # mean of the iterates of the last group [n]
+    in_group: int = 0  # iterates in ``total``
+    length: float = 1.0  # of the last step relative to the direction
+    #: at the start of the last samples of this size, oldest first
     losses: tuple[float, ...] = ()
-    single: bool = False
+    single: bool = False  # pairs are kept in float32, since the model is float32
 
 
 class StochasticQuasiNewton(SampledMethod):
@@ -161,11 +146,7 @@ class StochasticQuasiNewton(SampledMethod):
         self.seed = checks.integer("seed", seed, least=0)
 
     def stages(self, objective: Objective) -> Sequence[Method]:
-        """Return this method and the last one; the last alone if sampling saves nothing.
-
-        Args:
-            objective: To be minimised.
-        """
+        """Return this method and the last, or that alone if sampling saves nothing."""
         size = self._first_size(objective)
         if size > WHOLE * objective.n_parts:
             return [self.last]
@@ -263,7 +244,7 @@ class StochasticQuasiNewton(SampledMethod):
         vector = -inverse.apply(state.momentum)
         length = min(1.0, 1.25 * state.length)
         recent = [*state.losses, point.value][-GROUP:]
-        own: Problem | None = None  # encoding its data costs something: made if asked
+        own: Problem | None = None  # made at its first use: encoding costs something
         for trial in range(1, TRIALS + 1):
             end = following.trial(problem.space.project(point.vector + length * vector))
             if end is not None:
@@ -326,11 +307,7 @@ class StochasticQuasiNewton(SampledMethod):
     def _measure(
         self, problem: Problem, point: Point, state: StochasticState, budget: Budget
     ) -> StochasticState:
-        """Return the state with a diagonal from probes, and a first scale.
-
-        Raises:
-            OutOfBudget: If too few products are left.
-        """
+        """Return the state with a diagonal from probes, and a first scale."""
         kind = problem.objective.preferred_kind
         n_probes = DRAWN_PROBES
         if state.encoded:
@@ -421,28 +398,18 @@ class StochasticQuasiNewton(SampledMethod):
 
 
 def falls(losses: Sequence[float]) -> bool:
-    """Return True if a sequence of noisy losses falls, by the slope of its logarithm.
-
-    Args:
-        losses: At equal steps, two or more. Of losses that are not all positive the
-            slope is their own.
-    """
+    """Return True if a sequence of noisy losses falls, by the slope of its logarithm."""
+    # Of losses that are not all positive the slope is their own.
     heights = np.log(losses) if min(losses) > 0.0 else np.asarray(losses)
     steps = np.arange(len(heights)) - 0.5 * (len(heights) - 1)
     return float(steps @ heights) < 0.0
 
 
 def agreement(diagonal: Tensor, damping: float, s: Tensor, y: Tensor) -> float:
-    """Return how well a damped diagonal M maps s to y, between 0 and 1.
+    """Return how well a damped diagonal M ``[n]`` maps s to y, between 0 and 1.
 
-    It is ``(s·y)² / ((s·M s) (y·M⁻¹y))``, 1 where y is a multiple of M s. Noise in y that
-    M⁻¹ amplifies lowers it.
-
-    Args:
-        diagonal: ``[n]``, none negative.
-        damping: Floor relative to its largest entry.
-        s: A step ``[n]``.
-        y: The curvature along it ``[n]``, with ``s·y > 0``.
+    It is ``(s·y)² / ((s·M s) (y·M⁻¹y))`` for ``s·y > 0``, 1 where y is a multiple of M s.
+    Noise in y that M⁻¹ amplifies lowers it.
     """
     matrix = diagonal / diagonal.max() + damping
     s, y = s / unit_of(s), y / unit_of(y)

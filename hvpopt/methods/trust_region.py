@@ -1,18 +1,17 @@
 """TrustRegionNewton: the minimum of the quadratic model within a radius.
 
-The radius bounds the step where the model is not to be trusted, negative curvature
-included (Conn, Gould and Toint, Trust-Region Methods, 2000, §6.1). All radii of one
-linearisation share one Lanczos basis (Gould, Lucidi, Roma and Toint, SIAM J. Optim. 9,
-1999), so that a rejected trial costs a value and no product, and so does a look at a
-larger radius.
+The radius bounds the step also where the curvature is negative (Conn, Gould and Toint,
+Trust-Region Methods, 2000, §6.1). All radii of one linearisation share one Lanczos basis
+(Gould, Lucidi, Roma and Toint, SIAM J. Optim. 9, 1999), so that another trial, of a
+smaller or a larger radius, costs a value and no product.
 
 Trials are judged by value alone. Where a bound cuts a step short, the model's decrease
-along what is left would take a product. There the step's own mean curvature stands in for
-it to judge the radius, and acceptance asks for Armijo's decrease along what was really
-moved, as Backtracking does: since the step turns to steepest descent as the radius falls,
+along the rest would take a product. There it is estimated by the mean curvature of the
+whole step to choose the radius, and acceptance takes Armijo's decrease along the cut
+step, as in Backtracking: since the step turns to steepest descent as the radius falls,
 some radius passes (Bertsekas, SIAM J. Control Optim. 20, 1982).
 
-Near a minimum both decreases fall below the rounding of the loss. Adding that rounding to
+Near a minimum both decreases are below the rounding of the loss. Adding that rounding to
 both makes their ratio tend to 1 there (Conn, Gould and Toint, §17.4.2).
 """
 
@@ -55,27 +54,21 @@ POOR = 0.25
 GOOD = 0.75
 #: Above it, on the boundary, a larger radius is tried at once, for one value.
 EXCELLENT = 0.9
-#: Times its rounding, a decrease of the loss that would be seen.
+#: Times its rounding, a decrease of the loss that is certainly visible.
 VISIBLE = 1e6
 #: Least and largest factor of a shrinking radius, and the factor of a growing one.
 SHRINK, GROW = (0.1, 0.5), 2.0
-#: Factor of the tolerance where a step at the old one is lost in the loss's rounding.
+#: Factor of the tolerance where the decrease of a step is below the loss's rounding.
 REFINEMENT = 0.1
 
 
 @dataclass(frozen=True)
 class TrustRegionState:
-    """What one step leaves to the next.
+    """What one step leaves to the next."""
 
-    Attributes:
-        radius: Of the next step; None before the first.
-        forcing: State of the forcing term.
-        stalled: True if the last step's decrease was under the rounding of the loss and
-            the gradient did not fall either: from here on the loss itself must fall.
-    """
-
-    radius: float | None
+    radius: float | None  # of the next step; None before the first
     forcing: ForcingState
+    #: the decrease was below the rounding of the loss and the gradient did not fall
     stalled: bool = False
 
 
@@ -88,11 +81,11 @@ class TrustRegionNewton(SecondOrderMethod):
             forcing term that follows the run. Default ``SquareRoot()``.
         radius: Of the first step, in flat coordinates. Default None: the length of the
             Newton step, or where negative curvature is met that of the step of
-            H + 1.5|θ_1|I. A long one costs values alone.
+            H + 1.5|θ_1|I. One that is too long costs values alone.
         probe: Size of the random part of the Krylov space's start, relative to the
-            tolerance of the solve. It lets the space see negative curvature that the
-            gradient says nothing of (the hard case), and is how far, relative to the
-            step, unknowns move of which the loss says nothing. Default 1e-4.
+            tolerance of the solve. With it the space contains negative curvature
+            orthogonal to the gradient (the hard case). Unknowns that do not affect the
+            loss move by about this, relative to the step. Default 1e-4.
         max_trials: Values for one step. Default 30.
         **options: ``max_products``, ``eigenvalue_floor``, ``confidence`` and ``seed`` of
             a ``SecondOrderMethod``.
@@ -136,10 +129,7 @@ class TrustRegionNewton(SecondOrderMethod):
         return TrustRegionState(self.radius, self.forcing.start())
 
     def next_stage(self, problem: Problem, state: TrustRegionState) -> TrustRegionState:
-        """Return the state with the radius that was trusted last, and a new tolerance.
-
-        A tolerance follows the gradients of one objective.
-        """
+        """Return the radius of the last state and a new tolerance for a new objective."""
         return TrustRegionState(state.radius, self.forcing.start())
 
     def step(
@@ -174,59 +164,34 @@ class TrustRegionNewton(SecondOrderMethod):
 
 @dataclass(frozen=True)
 class _Memo:
-    """What an accepted step tells the next.
+    """What an accepted step tells the next."""
 
-    Attributes:
-        radius: For the next step.
-        below_rounding: True if the predicted decrease is under the rounding of the loss.
-    """
-
-    radius: float
-    below_rounding: bool
+    radius: float  # for the next step
+    below_rounding: bool  # the predicted decrease is below the rounding of the loss
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A step of one radius and what the loss said to it.
+    """A step of one radius and the loss at its end."""
 
-    Attributes:
-        radius: Δ.
-        step: From the Krylov space.
-        vector: The end, inside the bounds ``[n]``.
-        value: The loss there.
-        length: Of what was really moved.
-        slope: ``g·(moved)``.
-        predicted: Decrease by the model, or its stand-in where a bound cut the step.
-        cut: True if a bound cut the step.
-        ratio: Actual over predicted decrease, both lifted by the loss's rounding.
-        below_rounding: True if the predicted decrease is under the rounding of the loss.
-        accepted: True if it may be the step.
-    """
-
-    radius: float
+    radius: float  # Δ
     step: KrylovStep
-    vector: Tensor
+    vector: Tensor  # the end, inside the bounds [n]
     value: float
-    length: float
-    slope: float
-    predicted: float
-    cut: bool
-    ratio: float
-    below_rounding: bool
-    accepted: bool
+    length: float  # of what was really moved
+    slope: float  # g·(moved)
+    predicted: float  # by the model, or its estimate where a bound cut the step
+    cut: bool  # a bound cut the step
+    ratio: float  # actual over predicted decrease, the loss's rounding added to both
+    below_rounding: bool  # the predicted decrease is below the rounding of the loss
+    accepted: bool  # it may be the step
 
 
 class _RadiusSearch:
-    """The search for the radius of one step.
+    """The search for the radius of one step."""
 
-    Args:
-        method: For its options.
-        problem: For trial values.
-        point: Where to step from, with its Hessian.
-        budget: What may still be spent.
-        tol: Relative residual of the linear solve.
-        strict: Ask for a decrease also under the rounding of the loss.
-    """
+    # ``tol`` is the relative residual of the linear solve; ``strict`` asks for a
+    # decrease also below the rounding of the loss.
 
     def __init__(
         self,
@@ -259,21 +224,14 @@ class _RadiusSearch:
         self.refused = math.inf  # length of the shortest step that was not accepted
 
     def run(self, radius: float | None) -> Step:
-        """Return the step of the best radius met.
-
-        Args:
-            radius: To begin with; None for that of the Newton step.
-
-        Returns:
-            The step; without a vector if no trial was acceptable.
-        """
+        """Return the step of the best radius, without a vector if none is acceptable."""
         self.problem.last_error = None
         first = radius = self._first_radius() if radius is None else radius
         asked, status = self.tol, InnerStatus.RESIDUAL
         failed = 0
         while True:
             reached = self._extend(radius)
-            # that of the tolerance asked for, not of a later refinement, is reported
+            # the status at the first tolerance, not at a later refinement, is reported
             status = reached if self.tol == asked else status
             trial = self._try(radius)
             if trial.accepted:
@@ -332,9 +290,9 @@ class _RadiusSearch:
         return InnerStatus.CONVERGED if floor <= self.tol else InnerStatus.FLOOR
 
     def _refine(self, radius: float) -> bool:
-        """Ask for a more accurate step; return False if there is none to be had."""
-        # A rough step descends along the steep directions alone. Where rounding hides
-        # that descent the valley along the others may still fall.
+        """Lower the tolerance of the step; return False if none is more accurate."""
+        # An inaccurate step decreases the loss along the steep directions alone. Where
+        # that is below rounding, the others may still decrease it.
         if self.basis.invariant or self._status(radius) is not InnerStatus.CONVERGED:
             return False
         residual = self.basis.residual_norm(radius=radius) / self.norm
@@ -367,7 +325,7 @@ class _RadiusSearch:
         self.promised = max(self.promised, predicted)
         actual = point.value - value
         lifted = max(predicted, 0.0) + self.slack
-        # rounding is no answer to what had to be seen: the gradient may be wrong
+        # no visible decrease where one was predicted: the gradient may be wrong
         noise = actual <= self.rounding and self.promised > VISIBLE * self.rounding
         return _Trial(
             radius=radius,
@@ -463,14 +421,10 @@ class _RadiusSearch:
 def _shorter_radius(length: float, slope: float, change: float) -> float:
     """Return the radius after a poor step: where a parabola has its minimum.
 
-    The parabola goes through the value and slope at the start and the value at the end of
-    the step (Dennis and Schnabel, Numerical Methods for Unconstrained Optimization, 1983,
-    §6.4.3).
-
-    Args:
-        length: Of the step.
-        slope: ``g·h`` of the step.
-        change: Of the loss over the step; infinite where it could not be evaluated.
+    The parabola goes through the value and slope ``g·h`` at the start and the value at
+    the end of the step (Dennis and Schnabel, Numerical Methods for Unconstrained
+    Optimization, 1983, §6.4.3). An infinite ``change`` is of a step whose end could not
+    be evaluated.
     """
     low, high = SHRINK
     if not math.isfinite(change) or change <= slope:

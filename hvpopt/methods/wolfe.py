@@ -9,10 +9,9 @@ Optimization, 2006, algorithms 3.5 and 3.6). The second makes every step a pair 
 positive curvature. A trial costs a value and a gradient, but the gradient of the accepted
 one is the next point's own.
 
-Near a minimum rounding hides the decrease of φ long before it hides that of its slope.
-Where c₁ φ′(0) is below the rounding of φ, the first condition is therefore replaced by
-``φ′(t) ≤ (2 c₁ − 1) φ′(0)``, which is the same for a parabola (Hager and Zhang, SIAM J.
-Optim. 16, 2005).
+Where c₁ φ′(0) is below the rounding of φ, as near a minimum, the first condition is
+replaced by ``φ′(t) ≤ (2 c₁ − 1) φ′(0)``, which is the same for a parabola (Hager and
+Zhang, SIAM J. Optim. 16, 2005).
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Wolfe:
         decrease: c₁, of the first condition. Default 1e-4.
         slope: c₂, of the second. Default 0.9, for Newton directions.
         growth: Factor between trials while the loss still falls. Default 4.
-        max_trials: Gradients to spend before giving up. Default 20.
+        max_trials: Largest number of trial gradients. Default 20.
         rounding: Of the loss, relative: a rise by this much may be none. Default 1e-15,
             for a loss in float64; about 1e-7 for float32.
         backtracking: For steps that meet a bound. Default ``Backtracking()``.
@@ -190,13 +189,13 @@ class _Search:
 
     def _decreases(self, trial: _Trial) -> bool:
         asked = self.rule.decrease * trial.length * self.start.slope
-        # differences, since a sum with the value would round what is asked away
+        # differences, since a sum with the value would lose the decrease to rounding
         change = trial.value - self.start.value
         if change <= asked:
             return True
         hidden = self.rule.rounding * abs(self.start.value)
-        # a step that rounding hides, of a direction whose unit step it would not hide, is
-        # what is left of a wrong gradient
+        # a change below rounding, where the slope predicts a visible one for the unit
+        # step, is the sign of a wrong gradient
         visible = -self.rule.decrease * self.start.slope > hidden
         if visible or change > hidden:
             return False

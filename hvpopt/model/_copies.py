@@ -19,14 +19,7 @@ from hvpopt.model.tensors import Model, call_loss, copy_model, named_tensors, re
 
 
 class GraphCopies:
-    """Copies that are part of the graph of tensors, checked for writes after a call.
-
-    Args:
-        tensors: Tensors to copy; those that require gradients are checked.
-
-    Attributes:
-        tensors: The copies, to be passed to a function.
-    """
+    """Copies that are part of the graph of tensors, checked for writes after a call."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._given = list(tensors)
@@ -35,16 +28,7 @@ class GraphCopies:
         self._nodes: list[Node | None] = [t.grad_fn for t in self.tensors]
 
     def check(self, names: Iterable[str], what: str, cure: str) -> None:
-        """Raise WrittenError if autograd did not record a write to a copy.
-
-        Args:
-            names: Names of the tensors.
-            what: The function that was called, such as ``"the loss"``.
-            cure: What to do instead, for the message.
-
-        Raises:
-            WrittenError: Naming the first such tensor and how many entries changed.
-        """
+        """Raise WrittenError if autograd did not record a write to a copy."""
         for name, given, copy, node in zip(
             names, self._given, self.tensors, self._nodes, strict=True
         ):
@@ -72,16 +56,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 def writes(
     function: Callable[..., Any], model: Model, what: str = "the loss"
 ) -> tuple[Any, bool]:
-    """Call a function with a copy of a model, building no graph.
-
-    Args:
-        function: Called as the model is arranged.
-        model: The model. Not changed.
-        what: The function, for the message.
-
-    Returns:
-        The function's return value, and True if it has written to its copy.
-    """
+    """Call a function without a graph; return its result, and if it wrote to its copy."""
     copy = copy_model(model)
     with torch.no_grad():
         value: Any = call_loss(function, copy, what)
@@ -92,20 +67,7 @@ def writes(
 def call_with_graph(
     function: Callable[..., Any], model: Model, what: str, cure: str
 ) -> Any:
-    """Call a function with copies of a model that are part of the model's graph.
-
-    Args:
-        function: Called as the model is arranged.
-        model: Tensors that require gradients. Not changed.
-        what: The function, for the message.
-        cure: What to do instead, for the message.
-
-    Returns:
-        The function's return value.
-
-    Raises:
-        WrittenError: If autograd does not record a write to a copy.
-    """
+    """Call a function with copies of a model that are part of the model's graph."""
     named = named_tensors(model)
     copies = GraphCopies(list(named.values()))
     with torch.enable_grad():

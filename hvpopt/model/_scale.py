@@ -14,13 +14,8 @@ from torch import Tensor
 
 
 def power_of_two(size: float, dtype: torch.dtype = torch.float64) -> float:
-    """Return the largest power of two up to a size; 1 for zero, infinity and NaN.
-
-    Args:
-        size: At least 0.
-        dtype: Both the power and its reciprocal are normal numbers of this dtype.
-            Default float64.
-    """
+    """Return the largest power of two up to a size; 1 for zero, infinity and NaN."""
+    # Both the power and its reciprocal are normal numbers of the dtype.
     if not 0.0 < size < math.inf:
         return 1.0
     info = torch.finfo(dtype)
@@ -36,11 +31,7 @@ def unit_of(vector: Tensor) -> float:
 
 
 def euclidean_norm(vector: Tensor) -> float:
-    """Return the Euclidean norm of a vector ``[n]``.
-
-    Args:
-        vector: Squares of its entries may lie outside the range of its dtype.
-    """
+    """Return the norm of a vector ``[n]`` whose squares may be out of range."""
     plain = float(torch.linalg.vector_norm(vector))
     info = torch.finfo(vector.dtype)
     if math.sqrt(info.tiny) / info.eps < plain < math.inf:
@@ -50,13 +41,8 @@ def euclidean_norm(vector: Tensor) -> float:
 
 
 def times_power(vector: Tensor, above: float, below: float) -> Tensor:
-    """Return ``vector · above / below``, also where ``above / below`` is out of range.
-
-    Args:
-        vector: ``[n]``.
-        above: A power of two.
-        below: A power of two.
-    """
+    """Return ``vector · above / below``, where the quotient may be out of range."""
+    # ``above`` and ``below`` are powers of two.
     exponent = math.frexp(above)[1] - math.frexp(below)[1]
     half = exponent // 2
     return vector * math.ldexp(1.0, half) * math.ldexp(1.0, exponent - half)

@@ -20,12 +20,7 @@ FEW = 6
 
 
 def screen(title: str, rows: Mapping[str, str]) -> str:
-    """Return a title and a line for each entry, or a few for a long one.
-
-    Args:
-        title: The first line.
-        rows: Text by name; empty text is left out.
-    """
+    """Return a title and a line for each entry with text, or a few for a long one."""
     margin = max(len(name) for name in rows) + 4
     lines = textwrap.wrap(title, WIDTH, max_lines=LINES, placeholder=" …")
     for name, text in rows.items():
@@ -42,11 +37,7 @@ def screen(title: str, rows: Mapping[str, str]) -> str:
 
 
 def entry(value: object) -> str:
-    """Return the text of one entry of a result.
-
-    Args:
-        value: A tensor or several by name or number, a number, or anything else.
-    """
+    """Return the text of one entry of a result: tensors, a number, or anything else."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Tensor):
@@ -63,11 +54,7 @@ def entry(value: object) -> str:
 
 
 def summarised(model: Model | None) -> str:
-    """Return dtype, shape and range of a model's tensors, a line for each.
-
-    Args:
-        model: A tensor, a tuple or a dict of tensors; None for the empty string.
-    """
+    """Return dtype, shape and range of a model's tensors, a line for each."""
     if model is None:
         return ""
     if isinstance(model, Tensor):

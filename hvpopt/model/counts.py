@@ -100,11 +100,7 @@ def metered(counts: Counts, *, pass_on: bool = False) -> Iterator[Counts]:
 
     What the block's thread adds to the tally is added to a new one as well; threads that
     it starts are not included. Of nested blocks with the same tally only the innermost
-    counts.
-
-    Args:
-        counts: A tally that other threads may add to at the same time.
-        pass_on: Also count in the enclosing block. Default False.
+    counts, unless ``pass_on`` is True.
 
     Yields:
         The new tally.

@@ -486,20 +486,7 @@ class ModelSpace:
 
 
 def per_parameter(what: str, option: PerParameter, names: Sequence[str]) -> list[Any]:
-    """Return an option's entry for each parameter; one value serves all of them.
-
-    Args:
-        what: Name of the option.
-        option: One value, or one for each parameter as a sequence or mapping.
-        names: Of the parameters.
-
-    Returns:
-        One entry for each name; None where the option has none.
-
-    Raises:
-        ValueError: If a mapping names other parameters, or a sequence has another number
-            of entries.
-    """
+    """Return an option's entry for each parameter; None where the option has none."""
     if isinstance(option, Mapping):
         unknown = set(option) - set(names)
         if unknown:
@@ -519,15 +506,7 @@ def per_parameter(what: str, option: PerParameter, names: Sequence[str]) -> list
 
 
 def checked_space(space: object, model: Model) -> ModelSpace:
-    """Return a space if it is a ModelSpace, or the default space of a model for None.
-
-    Args:
-        space: A ModelSpace, or None.
-        model: The model whose default space serves for None.
-
-    Raises:
-        TypeError: If ``space`` is neither.
-    """
+    """Return a space if it is a ModelSpace, or the default space of a model for None."""
     if space is None:
         return ModelSpace(model)
     return checks.instance("space", space, ModelSpace, "pass hvpopt.ModelSpace(model)")

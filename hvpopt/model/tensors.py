@@ -18,20 +18,8 @@ TRAINED = "{n: p for n, p in module.named_parameters() if p.requires_grad}"
 
 
 def named_tensors(model: Model) -> dict[str, Tensor]:
-    """Return the tensors of a model by name, in order.
-
-    A single tensor is called ``"model"``; the members of a tuple ``"0"``, ``"1"``, ….
-
-    Args:
-        model: A tensor, a tuple (or list) of tensors, or a dict of tensors.
-
-    Returns:
-        Name to tensor, in the model's own order.
-
-    Raises:
-        TypeError: If the model is none of these, or an entry is not a tensor.
-        ValueError: If the model is empty.
-    """
+    """Return the tensors of a model by name, in the model's own order."""
+    # A single tensor is called "model"; the members of a tuple "0", "1", ….
     if isinstance(model, Tensor):
         return {"model": model}
     if isinstance(model, Mapping):
@@ -73,11 +61,7 @@ def _how_to_pass(what: object) -> str:
 
 
 def line_for_module(parameters: str = PARAMETERS) -> str:
-    """Return the part of a message with the line that minimises over a module.
-
-    Args:
-        parameters: The model, in Python. Default all parameters of the module.
-    """
+    """Return the part of a message with the line that minimises over a module."""
     return (
         "with loss a function of what module(inputs) returns, write\n"
         "    result = hvpopt.minimize(lambda **p: loss(torch.func.functional_call("
@@ -102,14 +86,7 @@ IGNORED = "is ignored: derivatives are taken at a copy of the model"
 def warn_of_hooks(
     model: Model, mask: str = "mask=", *, fate: str = IGNORED, stacklevel: int = 3
 ) -> None:
-    """Warn of hooks on a model's tensors, which do not affect a minimisation.
-
-    Args:
-        model: The caller's model.
-        mask: The option that freezes cells instead, for the message.
-        fate: Effect of the hooks, for the message.
-        stacklevel: Of ``warnings.warn``. Default 3.
-    """
+    """Warn of hooks on a model's tensors, which do not affect a minimisation."""
     hooked = [
         name
         for name, tensor in named_tensors(model).items()
@@ -133,19 +110,7 @@ def copy_model(model: Model) -> Model:
 def call_loss(
     loss: Callable[..., Tensor], model: Model, what: str = "the loss"
 ) -> Tensor:
-    """Call a loss as its model is arranged: ``f(t)``, ``f(a, b)`` or ``f(name=a)``.
-
-    Args:
-        loss: The function.
-        model: A tensor, a tuple or a dict of tensors.
-        what: The function, for the message.
-
-    Returns:
-        The loss's return value.
-
-    Raises:
-        TypeError: If the loss takes other arguments.
-    """
+    """Call a loss as its model is arranged: ``f(t)``, ``f(a, b)`` or ``f(name=a)``."""
     args: Sequence[Tensor] = ()
     named: Mapping[str, Tensor] = {}
     if isinstance(model, Tensor):
@@ -198,15 +163,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    """Raise if tensors cannot be the parameters of a model.
-
-    Args:
-        tensors: Tensors by parameter name.
-
-    Raises:
-        TypeError: For a dtype that is not real floating point.
-        ValueError: For empty or non-finite tensors, or several devices.
-    """
+    """Raise if tensors cannot be parameters: dtype, size, finiteness, one device."""
     device = next(iter(tensors.values())).device
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided:

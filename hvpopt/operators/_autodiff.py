@@ -1,4 +1,4 @@
-"""Products with a Jacobian by reverse mode alone, differentiable where asked."""
+"""Products with a Jacobian by reverse mode alone, differentiable with create_graph."""
 
 from __future__ import annotations
 
@@ -16,18 +16,9 @@ def vjp(
     create_graph: bool = False,
     retain_graph: bool | None = None,
 ) -> list[Tensor]:
-    """Return ``Jᵀ weights``.
-
-    Args:
-        outputs: Of a graph; those without one count as constant.
-        inputs: What to differentiate with respect to.
-        weights: One for each output, of its shape.
-        create_graph: Keep the result differentiable.
-        retain_graph: Keep the graph for another product. Default as ``create_graph``.
-
-    Returns:
-        One tensor for each input, zero where no output depends on it.
-    """
+    """Return ``Jᵀ weights`` for each input; zero where no output depends on it."""
+    # Outputs without a graph count as constant. ``retain_graph`` is by default as
+    # ``create_graph``.
     pairs = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
     if not pairs:
         return [torch.zeros_like(i) for i in inputs]
@@ -53,17 +44,9 @@ def jvp(
     """Return ``J steps`` by two reverse passes; not differentiable.
 
     ``Jᵀu`` is linear in ``u``, so its derivative in ``u`` along ``steps`` is ``J steps``
-    (the double-backward trick). The graph of ``outputs`` is kept. Autograd would offer a
-    derivative of ``J steps``, and gets it wrong for ``layer_norm`` and ``batch_norm``;
-    ``∇⟨Jᵀu, steps⟩`` by two calls of ``vjp`` is the right way to second derivatives.
-
-    Args:
-        outputs: Of a graph; those without one count as constant.
-        inputs: What they depend on.
-        steps: One for each input, of its shape.
-
-    Returns:
-        One tensor for each output.
+    (the double-backward trick). The graph of ``outputs`` is kept. Autograd's derivative
+    of ``J steps`` is wrong for ``layer_norm`` and ``batch_norm``; take second derivatives
+    as ``∇⟨Jᵀu, steps⟩``, by two calls of ``vjp``.
     """
     dummies = [torch.zeros_like(o, requires_grad=True) for o in outputs]
     with torch.enable_grad():

@@ -1,8 +1,8 @@
-"""What is said where a loss has a gradient, but no second derivative.
+"""The error for a loss that has a gradient, but no second derivative.
 
 Torch and deepwave raise a RuntimeError of their own for that, as a rule at the first
-product; a function marked ``once_differentiable`` may also give wrong products in
-silence. Here the two become one error, which says what to change.
+product; a function marked ``once_differentiable`` may also give wrong products without an
+error. Here both become a SecondOrderError, which says what to change.
 """
 
 from __future__ import annotations
@@ -60,16 +60,9 @@ _ONCE = once_differentiable(lambda *_: None).__code__
 def as_second_order(
     error: RuntimeError, *, certain: bool = False
 ) -> SecondOrderError | None:
-    """Return what an error means where it says that there is no second derivative.
-
-    Args:
-        error: Raised while a gradient was differentiated.
-        certain: The gradient itself is known to exist, so that whatever failed, other
-            than memory or the device, is its derivative.
-
-    Returns:
-        The error to raise; None where this one says something else.
-    """
+    """Return the SecondOrderError that an error stands for; None if it is another."""
+    # ``certain``: the gradient itself is known to exist, so that whatever failed, other
+    # than memory or the device, is its derivative.
     said = str(error)
     if isinstance(error, SecondOrderError) or hasattr(error, "ends_run"):
         return None
@@ -83,19 +76,7 @@ def as_second_order(
 
 @contextmanager
 def second_derivatives(*, certain: bool = False) -> Iterator[None]:
-    """A block that differentiates gradients, whose errors say what to change.
-
-    Args:
-        certain: The gradient itself is known to exist, so that whatever fails, other than
-            memory or the device, is its derivative.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        SecondOrderError: For what says that there is no second derivative.
-        RuntimeError: Any other is raised as it is.
-    """
+    """Convert errors of a block that differentiates gradients, by as_second_order."""
     try:
         yield
     except RuntimeError as error:
@@ -108,20 +89,9 @@ def second_derivatives(*, certain: bool = False) -> Iterator[None]:
 def differentiable_gradient(
     value: Tensor, leaves: list[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradient of a scalar with a graph of its own.
-
-    Args:
-        value: The scalar, with its graph.
-        leaves: What to differentiate by.
-
-    Returns:
-        One tensor for each leaf; None where the value does not depend on it.
-
-    Raises:
-        SecondOrderError: If the plain gradient exists and this one does not, or would
-            give wrong products in silence.
-        RuntimeError: If there is no plain gradient either.
-    """
+    """Return a scalar's gradient with a graph, one tensor or None for each leaf."""
+    # It raises SecondOrderError if only the plain gradient exists, or if products would
+    # be wrong without an error.
     check_twice_differentiable(value, leaves)
     try:
         return torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
@@ -137,18 +107,9 @@ def differentiable_gradient(
 
 
 def check_twice_differentiable(value: Tensor, leaves: Iterable[Tensor]) -> None:
-    """Raise for a graph that leads through a function marked ``once_differentiable``.
-
-    Torch raises for it only where what comes down to that function depends on the
-    leaves. Elsewhere, as at the end of a loss, it takes the part for a constant.
-
-    Args:
-        value: With its graph.
-        leaves: Only paths to these count.
-
-    Raises:
-        SecondOrderError: For such a function, by name.
-    """
+    """Raise SecondOrderError if a graph contains a ``once_differentiable`` function."""
+    # Torch raises for it only where the gradient that reaches the function depends on
+    # the leaves. Elsewhere, as at the end of a loss, it takes the part for a constant.
     wanted = {id(leaf) for leaf in leaves}
     for node in _nodes(value.grad_fn):
         owner: Any = getattr(type(node), "_forward_cls", None)

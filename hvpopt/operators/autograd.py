@@ -34,7 +34,7 @@ from hvpopt.operators.symmetric import SymmetricOperator
 
 # A product through a long graph loses about a digit to accumulated rounding.
 ROUNDING = 8.0
-#: What to do about a loss that writes to its model unseen.
+#: What to do about a loss that writes to its model unrecorded.
 IN_PLACE = (
     "give limits of the model as bounds (lower=, upper=), and let the loss compute with "
     "a copy (v = v.clamp(0, 1) in place of v.data.clamp_(0, 1))"
@@ -56,24 +56,9 @@ def _coarsest(model: Model) -> float:
 def gradient_graph(
     loss: Callable[..., Tensor], model: Model, *, create_graph: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Evaluate a loss and its gradient at a copy of a model.
-
-    Args:
-        loss: A scalar torch function, called as the model is arranged. It may work in
-            place on what it is given, if autograd records that.
-        model: Where to evaluate. Not changed.
-        create_graph: Keep the gradient differentiable.
-
-    Returns:
-        The loss, the leaves of its graph, and its gradients, one per leaf. The leaves
-        share memory with the model, which the graph does not read.
-
-    Raises:
-        TypeError: If the loss does not return a real torch scalar.
-        ValueError: If it returns another shape, is not finite, carries no graph,
-            ignores a parameter, or changes one where autograd cannot see it.
-        SecondOrderError: If the gradient exists, but not with a graph of its own.
-    """
+    """Return a loss at a copy of a model, the leaves of its graph, and its gradients."""
+    # The leaves share memory with the model, which the graph does not read. The loss
+    # may work in place on what it is given, if autograd records that.
     named = named_tensors(model)
     for name, given in named.items():
         checks.tensor(f"parameter {name!r}", given)
@@ -105,15 +90,7 @@ def gradient_graph(
 
 
 def check_scalar(value: object) -> None:
-    """Raise unless ``value`` is one finite real number in a torch tensor.
-
-    Args:
-        value: What a loss returned.
-
-    Raises:
-        TypeError: If it is not a real floating-point torch.Tensor.
-        ValueError: If it has more than one element, or is NaN or infinite.
-    """
+    """Raise unless a loss returned one finite real number in a torch tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"the loss returned a {type(value).__name__}; it must return a torch scalar"
@@ -134,7 +111,7 @@ class HessianOperator(SymmetricOperator):
 
     The loss and its gradient are evaluated once, at a copy of the model; the graph is
     kept, and serves every product, until ``close()`` or the end of a ``with`` block. With
-    it the operator cannot be pickled or deep-copied, and says so.
+    it the operator cannot be pickled or deep-copied.
 
     Args:
         loss: Any twice-differentiable scalar torch function, called as the model is
@@ -143,7 +120,7 @@ class HessianOperator(SymmetricOperator):
         space: Flat coordinates (scale, mask, bounds). Default ``ModelSpace(model)``.
         counts: The tally to advance. Default a new one.
         linear: Parameters known to have a gradient without graph; those found here are
-            added, and neither asked about nor warned of again. Default none known.
+            added, and neither examined nor warned of again. Default none known.
 
     Attributes:
         value: The loss at the model.
@@ -191,21 +168,10 @@ class HessianOperator(SymmetricOperator):
     def _note_linear(
         self, gradient_at: Callable[[Model], list[Tensor]], known: set[str]
     ) -> None:
-        """Warn of parameters whose gradient has no graph, and raise if it should have.
-
-        A loss linear in a parameter has such a gradient, and so has one that computes
-        its own derivative without second order. One gradient nearby shows which.
-
-        Args:
-            gradient_at: Returns the gradients at another model, one per parameter.
-            known: Parameters of which this is known; the others found are added.
-
-        Raises:
-            SecondOrderError: If such a gradient changes with the model.
-            MemoryError: If there is too little memory there.
-            torch.cuda.OutOfMemoryError: If there is too little memory on the device.
-            Exception: If a process of the run is lost there.
-        """
+        """Warn of parameters whose gradient has no graph, and raise if it should have."""
+        # A loss linear in a parameter has such a gradient, and so has one that computes
+        # its own derivative without second order. One gradient nearby shows which.
+        # Parameters found to be linear are added to ``known``.
         assert self._graph is not None
         assert self.space is not None
         here = dict(zip(named_tensors(self._model), self._graph[1], strict=True))
@@ -263,14 +229,7 @@ class HessianOperator(SymmetricOperator):
         self._graph = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Refuse to be pickled or deep-copied with a graph, which neither carries.
-
-        Returns:
-            The attributes, once this is closed.
-
-        Raises:
-            TypeError: Before.
-        """
+        """Refuse to be pickled or deep-copied with a graph, which neither carries."""
         if self._graph is not None:
             raise TypeError(
                 f"a {type(self).__name__} holds the autograd graph of its loss, which "

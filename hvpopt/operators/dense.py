@@ -23,7 +23,7 @@ class DenseHessian:
         operator: Any symmetric operator, ``n × n``; costs n products.
         memory_limit: Refuse a matrix of more bytes than this, or a string such as
             ``"2GB"``. The Cholesky factor takes as much again.
-        deadline: Give up when ``time.monotonic()`` passes this, seconds.
+        deadline: Raise when ``time.monotonic()`` passes this, seconds.
 
     Attributes:
         matrix: ``[n, n]``.

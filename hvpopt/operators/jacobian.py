@@ -35,21 +35,18 @@ if TYPE_CHECKING:
 class Jacobian(ABC):
     """A real linear operator from flat vectors ``[n]`` of steps to ``[m]`` of data.
 
-    ``J @ w`` and ``J.T @ d`` answer as they are asked: a model-shaped step with data, one
-    tensor or a dict by channel, and data with a model-shaped gradient; a flat vector with
-    a flat vector, a block ``[n, k]`` with ``[m, k]``.
+    ``J @ w`` and ``J.T @ d`` return the form of their argument: data, one tensor or a
+    dict by channel, for a model-shaped step, and a model-shaped gradient for data; a flat
+    vector for a flat vector, a block ``[m, k]`` for ``[n, k]``.
 
     Args:
         space: Flat coordinates of steps.
         data_shapes: Shape of the data of each channel, by name.
-        data_dtype: Of the data.
+        data_dtype: Dtype of the data.
         counts: The tally that products advance, those with the transpose too.
 
     Attributes:
-        space: As given.
-        data_shapes: As given.
-        data_dtype: As given.
-        counts: As given.
+        space, data_shapes, data_dtype, counts: As given.
         dtype: Natural dtype of flat vectors.
         device: Where steps and data live.
         shape: ``(m, n)``.
@@ -205,15 +202,7 @@ class Jacobian(ABC):
 
 
 class TransposedJacobian:
-    """Jᵀ, from data to steps; ``J.T`` makes one.
-
-    Args:
-        jacobian: J.
-
-    Attributes:
-        jacobian: As given.
-        shape: ``(n, m)``.
-    """
+    """Jᵀ, from data to steps, of shape ``(n, m)``; ``J.T`` makes one."""
 
     __array_ufunc__ = None
 

@@ -1,10 +1,9 @@
 """SymmetricOperator: a symmetric matrix known by its products alone.
 
-A subclass supplies ``_product`` for one flat vector. The base class gives it ``@`` for
-vectors, blocks and (where a ModelSpace is attached) model-shaped right-hand sides,
-counts every product, refuses non-finite ones, closes it at the end of a ``with`` block,
-and converts to a dense matrix or to a SciPy ``LinearOperator``. What is made of other
-operators is a ``DerivedOperator``, which takes from them what it does not change.
+A subclass supplies ``_product`` for one flat vector; the base class gives it ``@`` for
+vectors, blocks and model-shaped right-hand sides, counts products, and converts. What is
+made of other operators is a ``DerivedOperator``, which takes from them what it does not
+change.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Operator = TypeVar("Operator", bound="SymmetricOperator")
 
 #: Largest dense matrix assembled unless a caller raises it, bytes.
 DENSE_MEMORY_LIMIT = 2 * 1024**3
-#: Columns of a dense matrix asked for at once.
+#: Columns of a dense matrix that are computed at once.
 DENSE_COLUMNS = 32
 
 
@@ -108,10 +107,7 @@ class SymmetricOperator(ABC):
         """Return the product with one flat vector ``[n]``, and count it."""
 
     def _block_product(self, block: Tensor) -> Tensor:
-        """Return the products with up to ``columns_at_once`` columns, and count them.
-
-        Default one by one.
-        """
+        """Return products with up to ``columns_at_once`` columns; default one by one."""
         return torch.stack([self._product(c.contiguous()) for c in block.unbind(1)], 1)
 
     def matvec(self, vector: Tensor) -> Tensor:
@@ -227,7 +223,7 @@ class SymmetricOperator(ABC):
         Args:
             memory_limit: Refuse a matrix of more bytes than this, or a string such as
                 ``"2GB"``.
-            deadline: Give up when ``time.monotonic()`` passes this, seconds; looked at
+            deadline: Raise when ``time.monotonic()`` passes this, seconds; checked
                 between blocks.
 
         Returns:
@@ -298,19 +294,7 @@ class SymmetricOperator(ABC):
 def check_right_hand_side(
     rhs: object, ndim: int, size: int, device: torch.device, shaped: str = ""
 ) -> None:
-    """Raise unless a right-hand side is flat, or a block, and finite.
-
-    Args:
-        rhs: What was given.
-        ndim: 1 for a flat vector ``[n]``, 2 for a block ``[n, k]``.
-        size: n.
-        device: Of the operator.
-        shaped: What else a right-hand side may be shaped like. Default nothing else.
-
-    Raises:
-        TypeError: If it is no real floating-point tensor.
-        ValueError: If it has another shape or device, or is not finite.
-    """
+    """Raise unless a right-hand side is real, finite and flat (or a block, ndim 2)."""
     rhs = checks.instance("the right-hand side", rhs, Tensor, "pass a tensor")
     if rhs.ndim != ndim or rhs.shape[0] != size:
         raise ValueError(
@@ -338,16 +322,7 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
 def on_host(
     product: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device
 ) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-    """Return a real linear function of flat tensors as one of NumPy arrays.
-
-    Args:
-        product: The function.
-        dtype: Of its vectors.
-        device: Of its vectors.
-
-    Returns:
-        A function of real or complex arrays.
-    """
+    """Return a real linear function of flat tensors as one of real or complex arrays."""
 
     def apply(vector: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if np.iscomplexobj(vector):
@@ -363,14 +338,7 @@ def on_host(
 
 
 def checked_operator(operator: object) -> SymmetricOperator:
-    """Return an operator, or raise TypeError that tells how to make one.
-
-    Args:
-        operator: What was given.
-
-    Raises:
-        TypeError: If it is no SymmetricOperator.
-    """
+    """Return an operator, or raise TypeError that tells how to make one."""
     if isinstance(operator, SymmetricOperator):
         return operator
     use = "pass a SymmetricOperator, such as hvpopt.HessianOperator(loss, model)"
@@ -459,15 +427,9 @@ def _apply(operator: SymmetricOperator, rhs: Tensor) -> Tensor:
 class DerivedOperator(SymmetricOperator):
     """An operator made of others, on the same device; closing it closes them.
 
-    It takes dtype, device and space of the first of them, the largest noise and the least
-    cost: beside a sketch of waves a regulariser, which is whole, costs nothing.
-
-    Args:
-        operators: What it is made of, at least one.
-        size: Of its vectors, where they are other than those of the first: then it has
-            no space. Default those of the first.
-        counts: The tally that its products advance. Default that of the first, for an
-            operator that makes one product of it for each of its own.
+    It takes dtype and device of the first of them, its space unless ``size`` is given,
+    its counts unless others are given, the largest noise and the least cost: beside a
+    sketch of waves a regulariser, which is whole, costs nothing.
     """
 
     def __init__(
@@ -498,17 +460,8 @@ class DerivedOperator(SymmetricOperator):
 class SumOperator(DerivedOperator):
     """A weighted sum of operators on the same vectors.
 
-    Its products count once here and once in every term, where they happen.
-
-    Args:
-        terms: Pairs of weight and operator.
-        names: What each term is called in a ``BadPartError``. Default as the term does.
-        counts: The tally that the sum's products advance. Default a new one.
-
-    Raises:
-        TypeError: If a term is no pair of a number and an operator.
-        ValueError: If there is no term, a weight is not finite, or sizes or devices
-            differ.
+    Its products count once here and once in every term, where they happen. ``names`` are
+    what the terms are called in a ``BadPartError``.
     """
 
     def __init__(
@@ -566,16 +519,7 @@ class SumOperator(DerivedOperator):
 
 
 class ShiftedOperator(DerivedOperator):
-    """``H + τI``; ``H + τ`` makes one.
-
-    Args:
-        operator: H.
-        shift: τ, in the coordinates of flat vectors.
-
-    Raises:
-        TypeError: If the shift is no number.
-        ValueError: If it is not finite.
-    """
+    """``H + τI``, with τ in the coordinates of flat vectors; ``H + τ`` makes one."""
 
     def __init__(self, operator: SymmetricOperator, shift: Any) -> None:
         super().__init__([operator])
@@ -598,12 +542,7 @@ class ShiftedOperator(DerivedOperator):
 
 
 class RestrictedOperator(DerivedOperator):
-    """The rows and columns of an operator that a Boolean vector keeps.
-
-    Args:
-        operator: On vectors ``[n]``.
-        keep: Boolean ``[n]``; the restriction acts on vectors of its True entries.
-    """
+    """The rows and columns of an operator that a Boolean vector ``[n]`` keeps."""
 
     def __init__(self, operator: SymmetricOperator, keep: Tensor) -> None:
         self._indices = keep.nonzero().reshape(-1)

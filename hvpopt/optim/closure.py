@@ -28,11 +28,7 @@ class ClosureObjective(GraphObjective):
     evaluation ``.data`` of each parameter is therefore a copy of the evaluated model, and
     is restored afterwards: nothing is overwritten in place.
 
-    Args:
-        params: The parameters, leaf tensors.
-
     Attributes:
-        params: As given.
         closure: Computes and returns the loss; set before each step.
         linear: Names of parameters in which the loss was found to be linear.
     """
@@ -49,17 +45,7 @@ class ClosureObjective(GraphObjective):
 
     @contextmanager
     def placed(self, model: Model) -> Iterator[None]:
-        """Set the parameters to the values of a model within a block.
-
-        Args:
-            model: Their values. Not changed.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            WrittenError: If the closure changed them.
-        """
+        """Set the parameters to the values of a model within a block; refuse writes."""
         homes = [p.data for p in self.params]
         lent = [t.detach() for t in named_tensors(model).values()]
         try:
@@ -87,17 +73,7 @@ class ClosureObjective(GraphObjective):
     def differentiate(
         self, model: Model, *, create_graph: bool
     ) -> tuple[float, list[Tensor]]:
-        """Return the loss and its gradient, one tensor for each parameter; not counted.
-
-        Args:
-            model: The model at which to evaluate.
-            create_graph: Keep the graph, for second derivatives.
-
-        Raises:
-            ValueError: If the loss is not a scalar, has no graph, ignores a parameter,
-                or if the closure called ``backward()``.
-            SecondOrderError: If the gradient exists, but cannot be differentiated.
-        """
+        """Return the loss and its gradient, one tensor by parameter; not counted."""
         with self.placed(model), torch.enable_grad():
             value = self._without_backward()
             check_scalar(value)
@@ -148,16 +124,7 @@ class ClosureObjective(GraphObjective):
     def hessian(
         self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
     ) -> HessianOperator:
-        """Return the Hessian by double backprop; all products use one graph.
-
-        Args:
-            model: Where to linearise.
-            kind: ``"exact"``.
-            space: Flat coordinates. Default ``ModelSpace(model)``.
-
-        Raises:
-            ValueError: For Gauss-Newton, which needs a residual.
-        """
+        """Return the Hessian by double backprop; a closure has no Gauss-Newton matrix."""
         if kind == "gauss-newton":
             raise ValueError(
                 "a closure's loss has no residual for Gauss-Newton; use a method with "
@@ -168,13 +135,7 @@ class ClosureObjective(GraphObjective):
 
 
 class ClosureHessian(HessianOperator):
-    """Products from the graph of a closure's gradient, at the model of the graph.
-
-    Args:
-        objective: The closure's objective.
-        model: Where to linearise.
-        space: Flat coordinates.
-    """
+    """Products from the graph of a closure's gradient, at the model of the graph."""
 
     def __init__(
         self, objective: ClosureObjective, model: Model, space: ModelSpace

@@ -69,9 +69,7 @@ class Newton(torch.optim.Optimizer):
             found, a Stationary, whose ``minimum`` is True if the point is a minimum. None
             before the first step. A Step whose ``vector`` is None did not lower the loss
             and did not change the parameters.
-        method: As given.
-        gtol: As given.
-        certify: As given.
+        method, gtol, certify: As given.
 
     Raises:
         TypeError: For a method or parameters of the wrong type.
@@ -191,14 +189,7 @@ class Newton(torch.optim.Optimizer):
         return torch.tensor(point.value, dtype=torch.float64)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Raise for a second parameter group, since the parameters share one Hessian.
-
-        Args:
-            param_group: A dict with the parameters under ``"params"``.
-
-        Raises:
-            ValueError: If there is a group already.
-        """
+        """Raise for a second parameter group, since the parameters share one Hessian."""
         if self.param_groups:
             raise ValueError(
                 "Newton takes one parameter group, since the Hessian couples all "

@@ -200,7 +200,7 @@ class Objective(ABC):
         Args:
             size: How many parts. Default not read: what is no sum of many parts is
                 returned as it is.
-            seed: Of what is random in the choice.
+            seed: Seed of the choice.
         """
         return self
 
@@ -294,7 +294,7 @@ class SumObjective(Objective):
         Args:
             size: Parts of the term that has most of them, at most as many as it has. A
                 term of fewer parts gives the same share of its own, at least one.
-            seed: Of what is random in the choice.
+            seed: Seed of the choice.
 
         Raises:
             TypeError: If the size is no integer.
@@ -397,18 +397,9 @@ class SumObjective(Objective):
     def _each(
         self, evaluate: Callable[[Objective], Any], spent: list[Counts] | None = None
     ) -> list[Any]:
-        """Evaluate every term, and count its propagations in the sum's tally too.
-
-        Args:
-            evaluate: Called with each term.
-            spent: A list to append each term's counts to. Default none.
-
-        Returns:
-            The return value for each term.
-
-        Raises:
-            BadPartError: If a term raises it; the parts are named as the sum's.
-        """
+        """Evaluate every term, and count its propagations in the sum's tally too."""
+        # Each term's counts are appended to ``spent``. Parts of a BadPartError are
+        # named as the sum's.
         results = []
         for name, (_, term) in zip(self._names, self.terms, strict=True):
             with metered(term.counts, pass_on=True) as own:
@@ -442,12 +433,7 @@ class SumObjective(Objective):
 
 
 def check_kind(kind: object, name: str = "kind") -> None:
-    """Raise TypeError or ValueError unless ``kind`` names a kind of Hessian.
-
-    Args:
-        kind: The value to check.
-        name: Name of the option, for the message. Default ``"kind"``.
-    """
+    """Raise TypeError or ValueError unless ``kind`` names a kind of Hessian."""
     checks.choice(name, kind, ("exact", "gauss-newton"))
 
 

@@ -8,23 +8,13 @@ class Processes:
 
     All processes must take the same decisions. Those that depend on clocks and signals,
     which differ between processes, are taken from the result of ``largest``.
-
-    Attributes:
-        count: Number of processes.
-        is_main: True in the process that writes files and shows progress.
     """
 
     count: int = 1
     is_main: bool = True
 
     def largest(self, number: float) -> float:
-        """Return the largest of one number from each process.
-
-        With several processes it sends a message, and every process must call it.
-
-        Args:
-            number: The number of this process.
-        """
+        """Return the largest of one number from each process; all must call it."""
         return number
 
 

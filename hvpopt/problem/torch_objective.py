@@ -27,13 +27,7 @@ class GraphObjective(Objective):
     def hessian(
         self, model: Model, kind: Kind = "exact", *, space: ModelSpace | None = None
     ) -> HessianOperator:
-        """Return the Hessian at a model, with the attributes ``value`` and ``gradient``.
-
-        Args:
-            model: Where to linearise.
-            kind: Of the Hessian.
-            space: Flat coordinates. Default ``ModelSpace(model)``.
-        """
+        """Return the Hessian at a model, which has ``value`` and ``gradient`` too."""
 
     def linearise(
         self,

@@ -18,21 +18,16 @@ from hvpopt.run.result import IterationRecord, Status
 
 
 class Account:
-    """The records and counts of a run, held against the limits of its stages.
+    """The records and counts of a run, compared with the limits of its stages.
 
-    Args:
-        stages: The stages, in order.
-        watch: Checks the clock and signals.
-        max_cost: Largest cost of all stages together, in gradients.
-        cut_short: True if the clock may end a step before it is complete.
-        reserve: Returns the seconds that are needed to save the run.
+    ``cut_short`` is True if the clock may end a step before it is complete; ``reserve``
+    returns the seconds that are needed to save the run.
 
     Attributes:
-        stages: As given.
         number: Number of the current stage, from 0.
         method: The method that takes the steps: the stage's, or its replacement.
         history: All records.
-        entry: What the records say of the current entry of the list of losses.
+        entry: What has been spent on the current entry of the list of losses.
         meter: What the current stage's objective has evaluated in this stage.
         earlier: What was spent before that.
     """
@@ -116,14 +111,7 @@ class Account:
     # -- what is left -----------------------------------------------------------
 
     def raise_if_over(self, at: Iterate | None) -> None:
-        """Raise Stop if a signal came or a limit is reached.
-
-        Args:
-            at: Where the run is, to say if it has converged; None on a sample.
-
-        Raises:
-            Stop: If one is.
-        """
+        """Raise Stop after a signal or at a limit; ``at`` is None on a sample."""
         self._watch.raise_if_signalled()
         if at is not None and self.at_limit():
             known = without_products(at)
@@ -178,13 +166,8 @@ class Account:
         return Budget(self.limits.max_products - spent, deadline)
 
     def tolerance(self, first: Tensor) -> Tolerance:
-        """Return the stage's tolerance, a function of its records alone.
-
-        The records are the same in a resumed run, and so is the tolerance.
-
-        Args:
-            first: The point at which the stage began ``[n]``.
-        """
+        """Return the stage's tolerance; ``first`` is the point where it began ``[n]``."""
+        # It depends on the records alone, which are the same in a resumed run.
         records = [r for r in self.history if r.stage == self.number]
         last = records[-1]
         before = Counts() if self.number == 0 else records[0].counts

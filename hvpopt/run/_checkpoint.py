@@ -27,20 +27,8 @@ logger = logging.getLogger(__name__)
 def load(
     path: Path, device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Any], RunState, bool]:
-    """Return the newest undamaged state of a checkpoint file or its previous version.
-
-    Args:
-        path: Path of the checkpoint.
-        device: Device of the state's tensors. Default the host.
-
-    Returns:
-        The fingerprint of the problem, the state, and True if the file itself was
-        undamaged.
-
-    Raises:
-        FileNotFoundError: If there is no file.
-        StateError: If the state is damaged, of another version, or not finite.
-    """
+    """Return fingerprint and state from a checkpoint, and True if it was undamaged."""
+    # If it was damaged, the state is that of its previous version.
     skeleton, tensors, undamaged = files.read_newest(path)
     found = decode(skeleton, tensors)
     if not isinstance(found, tuple) or not isinstance(found[1], RunState):
@@ -54,16 +42,6 @@ def load(
 
 class Checkpoint:
     """Saves a run to a file; a save that fails does not end the run.
-
-    Args:
-        path: Path of the file.
-        problem: Fingerprint of the problem, written with every state.
-        every: Steps between saves. Default 1.
-        seconds: Seconds since the last save after which to save within a step. Default
-            60.
-        keep: Keep an existing file as the previous version at the first save. Default
-            True.
-        there: The state in the existing file. Default None, for no file.
 
     Attributes:
         slowest: Duration of the slowest save so far, seconds.
@@ -157,22 +135,8 @@ def _content(state: RunState) -> tuple[int, int, Counts]:
 
 
 def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -> Path:
-    """Check the options of a checkpoint, and return its resolved path.
-
-    Args:
-        path: Path of the file.
-        every: Steps between saves.
-        seconds: Seconds between saves within a step.
-
-    Returns:
-        The absolute path, with links resolved, so that a save replaces the file rather
-        than the link.
-
-    Raises:
-        TypeError: If ``path`` is not a path.
-        ValueError: For a number out of range, or a directory.
-        FileNotFoundError: If the file's directory does not exist.
-    """
+    """Return a checkpoint's absolute path, after checking its options."""
+    # Links are resolved, so that a save replaces the file rather than the link.
     checks.path("checkpoint", path)
     says = "it is steps, 1 or more"
     checks.integer("checkpoint_every", every, least=1, says=says)
@@ -190,15 +154,7 @@ def check_checkpoint(path: str | os.PathLike[str], every: int, seconds: float) -
 
 
 def check_apart(path: Path, history_file: str | os.PathLike[str] | None) -> None:
-    """Raise if the history file is one of a checkpoint's files.
-
-    Args:
-        path: Resolved path of the checkpoint.
-        history_file: Path of the history, or None.
-
-    Raises:
-        ValueError: If it is the checkpoint, its previous version, or its lock.
-    """
+    """Raise ValueError if the history file is one of a checkpoint's files."""
     if not isinstance(history_file, (str, os.PathLike)):
         return  # HistoryFile checks the type
     given = os.path.realpath(history_file)

@@ -27,13 +27,6 @@ logger = logging.getLogger(__name__)
 class Current:
     """The problem that steps are taken on; another replaces it where a part is dropped.
 
-    Args:
-        space: The model's coordinates and bounds.
-        account: Of the run: its stage and method.
-        saving: Of the run: keeps the products.
-        best: Of the run: its value changes with the objective.
-        after_evaluation: Is called after each evaluation.
-
     Attributes:
         problem: The objective in flat coordinates.
         dropped: Why each dropped part was bad, by name.
@@ -80,11 +73,7 @@ class Current:
             self.problem.wrap = self._saving.products.wrap
 
     def sampled(self, state: Any) -> Problem:
-        """Return the problem at which a point is evaluated: that of its sample.
-
-        Args:
-            state: The method's state.
-        """
+        """Return the problem at which a point is evaluated: that of its sample."""
         method = self._account.method
         if isinstance(method, SampledMethod):
             return method.sample(self.problem, state)
@@ -93,11 +82,7 @@ class Current:
     # -- values -----------------------------------------------------------------
 
     def first_value(self, vector: Tensor) -> float:
-        """Return the loss where a stage begins ``[n]``.
-
-        Raises:
-            ValueError: If it is not finite.
-        """
+        """Return the loss where a stage begins ``[n]``; ValueError if not finite."""
         value = self.problem.objective.value(self._space.to_model(vector))
         if not math.isfinite(value):
             raise ValueError(
@@ -106,11 +91,7 @@ class Current:
         return value
 
     def whole_value(self, vector: Tensor) -> tuple[float, Exception | None]:
-        """Return the whole objective, and why it is infinite; bad parts are dropped.
-
-        Args:
-            vector: Where ``[n]``.
-        """
+        """Return the whole objective, and why it is infinite; bad parts are dropped."""
         while True:
             value = self.problem.value(vector)
             error = self.problem.last_error if value == math.inf else None
@@ -133,11 +114,8 @@ class Current:
     # -- bad parts --------------------------------------------------------------
 
     def raise_bad_part(self, vector: Tensor) -> None:
-        """Raise BadPartError if a part that failed in the trials fails here too.
-
-        Args:
-            vector: Where the trials began ``[n]``.
-        """
+        """Raise BadPartError if a part that failed in the trials fails at ``[n]`` too."""
+        # The trials began there.
         error = self.problem.last_error
         # a RankError that does not end the run: some processes rejected the trial model
         refused = getattr(error, "ends_run", None) is False
@@ -149,12 +127,7 @@ class Current:
         self.problem.objective.value(model)
 
     def located(self, error: BadPartError, vector: Tensor) -> BadPartError:
-        """Return an error that names the bad parts that an encoded sample has met.
-
-        Args:
-            error: What the sample raised.
-            vector: Where ``[n]``.
-        """
+        """Return an error that names the bad parts that an encoded sample has met."""
         if error.parts or not self._account.method.samples:
             return error
         problem = self.problem
@@ -167,14 +140,7 @@ class Current:
         return error
 
     def drop(self, error: BadPartError) -> None:
-        """Replace the objective by one without its bad parts.
-
-        Args:
-            error: Names the bad parts.
-
-        Raises:
-            BadPartError: If the run must not continue without them.
-        """
+        """Replace the objective by one without its bad parts, or raise ``error``."""
         if error.parts.keys() <= self.dropped.keys():
             raise error  # none, or none that is not dropped yet
         objective = self.problem.objective.without(error.parts)

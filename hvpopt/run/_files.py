@@ -46,18 +46,9 @@ def previous(path: Path) -> Path:
 def write(
     path: Path, skeleton: Any, tensors: Mapping[str, Tensor], *, keep: bool = True
 ) -> None:
-    """Replace a state file atomically.
-
-    Args:
-        path: Path of the file.
-        skeleton: An object that ``json`` can write.
-        tensors: Tensors by name, on the host, no two sharing memory.
-        keep: Keep the existing file as the previous version; False if it is damaged.
-            Default True.
-
-    Raises:
-        OSError: If the file cannot be written; the existing one is then unchanged.
-    """
+    """Replace a state file atomically; the old one stays if the write fails."""
+    # ``keep``: the old file becomes the previous version; False if it is damaged.
+    # Tensors are on the host, no two sharing memory.
     content = json.dumps(skeleton, allow_nan=False)
     metadata = {VERSION: str(FORMAT), CONTENT: content}
     metadata[CHECKSUM] = checksum(content, tensors)
@@ -84,16 +75,7 @@ def write(
 
 
 def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    """Return the skeleton and tensors of a state file.
-
-    Args:
-        path: Path of the file.
-
-    Raises:
-        FileNotFoundError: If there is no file.
-        DamagedError: If the file is truncated or altered.
-        StateError: If the file is of another version.
-    """
+    """Return the skeleton and tensors of a state file; DamagedError if it is altered."""
     data = path.read_bytes()
     try:
         tensors = load_tensors(data)
@@ -126,19 +108,8 @@ def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
 
 
 def read_newest(path: Path) -> tuple[Any, dict[str, Tensor], bool]:
-    """Return the state of a file or, if it is damaged, of its previous version.
-
-    Args:
-        path: Path of the file.
-
-    Returns:
-        Skeleton, tensors, and True if the file itself was undamaged.
-
-    Raises:
-        FileNotFoundError: If neither file exists.
-        DamagedError: If both are damaged.
-        StateError: If the newest undamaged one is of another version.
-    """
+    """Return a state file's skeleton and tensors, and True if it was undamaged."""
+    # If it is damaged, those of its previous version; DamagedError if both are.
     try:
         return *read(path), True
     except (DamagedError, FileNotFoundError) as error:
@@ -161,11 +132,7 @@ def remove(path: Path) -> None:
 
 
 def sweep(path: Path) -> None:
-    """Remove the temporary files of killed processes beside a state file.
-
-    Args:
-        path: Path of the file; no other process may be writing it.
-    """
+    """Remove temporary files of killed processes; no process may be writing the file."""
     ours = re.compile(re.escape(path.name) + _TEMPORARY)
     with suppress(OSError):
         for file in path.parent.iterdir():
@@ -177,13 +144,7 @@ def sweep(path: Path) -> None:
 def checksum(
     content: str, tensors: Mapping[str, Tensor], version: str = str(FORMAT)
 ) -> str:
-    """Return the SHA-256 of a state in hexadecimal digits.
-
-    Args:
-        content: The skeleton as JSON.
-        tensors: Tensors by name.
-        version: Version of the format. Default the current one.
-    """
+    """Return the SHA-256 of a skeleton, as JSON, and tensors, in hexadecimal digits."""
     digest = hashlib.sha256()
     digest.update(json.dumps([version, content]).encode())
     for name in sorted(tensors):
@@ -201,11 +162,9 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def _keep(path: Path) -> None:
-    """Make the file at a path the previous version, by a hard link if possible.
-
-    On a file system without hard links the file is moved, and the path is empty until
-    the new state takes its place.
-    """
+    """Make the file at a path the previous version, by a hard link if possible."""
+    # On a file system without hard links the file is moved, and the path is empty until
+    # the new state takes its place.
     link = _temporary(path, "link")
     try:
         os.link(path, link)

@@ -47,14 +47,7 @@ def hash_model(model: Model) -> str:
 def fingerprint(
     names: Sequence[str], space: ModelSpace, start: Model, method: Method
 ) -> dict[str, Any]:
-    """Return the fingerprint of a problem and its method, for JSON.
-
-    Args:
-        names: Names of the objectives.
-        space: The space, for its scale, bounds and mask.
-        start: The model at the start of the run.
-        method: The method, for its class and options.
-    """
+    """Return the fingerprint of a problem and its method, for JSON."""
     tensors = named_tensors(start)
     return {
         "parameters": ", ".join(
@@ -72,15 +65,7 @@ def fingerprint(
 
 
 def check_same(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise StateError, naming each difference, unless two fingerprints agree.
-
-    Args:
-        saved: Fingerprint in the saved state.
-        own: Fingerprint of the current problem.
-
-    Raises:
-        StateError: If they differ.
-    """
+    """Raise StateError, naming each difference, unless two fingerprints agree."""
     differences: list[str] = []
     for key in sorted({*saved, *own} - {VALUE, DROPPED}):
         there: Any = saved.get(key)
@@ -98,16 +83,7 @@ def check_same(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def check_same_value(there: float, here: float, where: str = "at the start") -> None:
-    """Raise StateError unless two values of a loss at one model are those of one loss.
-
-    Args:
-        there: The saved value.
-        here: The value of the loss at hand.
-        where: At which model. Default ``"at the start"``.
-
-    Raises:
-        StateError: If they differ by more than ``VALUE_TOLERANCE``.
-    """
+    """Raise StateError if two values of a loss differ by more than VALUE_TOLERANCE."""
     if not abs(there - here) <= VALUE_TOLERANCE * max(abs(there), abs(here)):
         raise StateError(
             f"the state is of another problem. the loss {where}: "
@@ -120,9 +96,6 @@ def describe(tree: Any) -> Any:
 
     Tensors are represented by their hash, functions by their name, and other objects by
     the name of their class and their attributes.
-
-    Args:
-        tree: Any object.
     """
     if isinstance(tree, Enum):
         return f"{type(tree).__qualname__}.{tree.name}"

@@ -23,19 +23,7 @@ EXTREME = 1e100
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits and tolerances of a stage; see ``minimize``.
-
-    Attributes:
-        max_iter: Largest number of steps.
-        max_products: Largest number of Hessian-vector products.
-        gtol: Tolerance of the projected gradient's relative norm and of the next step's
-            relative size.
-        certify: Certify a minimum by λ_min. Default False.
-
-    Raises:
-        TypeError: For a limit that is not a number.
-        ValueError: For a number out of range.
-    """
+    """Limits and tolerances of a stage; see ``minimize``."""
 
     max_iter: float
     max_products: float
@@ -53,14 +41,10 @@ class Limits:
 
 
 class Stop(BaseException):
-    """Ends a run with a status.
+    """Ends a run with a status, and text for its message.
 
     Derived from BaseException, so that a method or loss that catches Exception does not
     catch it.
-
-    Args:
-        status: Why the run ends.
-        detail: Text to append to the status's message. Default empty.
     """
 
     def __init__(self, status: Status, detail: str = "") -> None:
@@ -72,16 +56,8 @@ class Stop(BaseException):
 class Watch:
     """Checks clocks and signals, with the same result in every process of a run.
 
-    With several processes each check sends a message, so all processes must make the
-    same calls.
-
-    Args:
-        max_seconds: Largest time of this process, seconds.
-        listener: Records the signals of this process.
-        processes: The processes of the run.
-
-    Attributes:
-        deadline: Value of ``time.monotonic()``, seconds, at which the run ends.
+    With several processes each check sends a message, so all processes must make the same
+    calls. ``deadline`` is the ``time.monotonic()``, seconds, at which the run ends.
     """
 
     def __init__(
@@ -108,11 +84,7 @@ class Watch:
 
 
 class CallbackError(Exception):
-    """Wraps an exception from the caller's callback, to distinguish it from the loss's.
-
-    Args:
-        error: The exception.
-    """
+    """Wraps an exception of the caller's callback, to distinguish it from the loss's."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -120,24 +92,13 @@ class CallbackError(Exception):
 
 
 class RefusedError(CallbackError):
-    """Wraps the error for a state of the caller's method that cannot be saved.
+    """Wraps the error for a state of the caller's method that cannot be saved."""
 
-    It ends the run within its first steps, when little is lost.
-    """
+    # It ends the run within its first steps, when little is lost.
 
 
 def check_repeatable(first: float, again: float, eps: float) -> None:
-    """Raise if a loss is not deterministic.
-
-    Args:
-        first: The loss at the start.
-        again: The loss at the start, evaluated again.
-        eps: Machine epsilon of the model's dtype; the relative difference may be up to
-            its square root.
-
-    Raises:
-        ValueError: If they differ.
-    """
+    """Raise ValueError if a loss differs at one model by more than ``√eps``, relative."""
     # another order of sums changes less than this, random numbers far more
     if abs(first - again) > math.sqrt(eps) * max(abs(first), abs(again)):
         raise ValueError(
@@ -147,16 +108,9 @@ def check_repeatable(first: float, again: float, eps: float) -> None:
 
 
 def check_range(vector: Tensor, gradient: Tensor) -> None:
-    """Raise if unknowns are so large or small that curvatures leave the range of float64.
-
-    Args:
-        vector: The flat starting point ``[n]``.
-        gradient: The flat gradient there ``[n]``.
-
-    Raises:
-        ValueError: If the norm of ``vector`` is over 1e100 or under 1e-100, and the
-            gradient's norm divided by it underflows or overflows float64.
-    """
+    """Raise ValueError if curvatures would leave the range of float64."""
+    # This is if the norm of ``vector`` is over 1e100 or under 1e-100, and the
+    # gradient's norm divided by it underflows or overflows.
     size, steepness = euclidean_norm(vector), euclidean_norm(gradient)
     extreme = size > EXTREME or 0.0 < size < 1.0 / EXTREME
     if not extreme or steepness == 0.0:

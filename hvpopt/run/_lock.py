@@ -38,23 +38,12 @@ else:
 
 
 class PathLock:
-    """Context manager that locks ``NAME.lock`` beside a file.
+    """Context manager that locks ``NAME.lock``; BlockingIOError if another run holds it.
 
     The lock is the operating system's (``flock``, on Windows that of a byte), which ends
     with the process that holds it: a killed process leaves an unlocked file. It also
     excludes other threads of the process, and child processes do not inherit it. On a
     file system without locks a warning is logged and the path is not locked.
-
-    Args:
-        path: Path of the file; its directory must exist.
-
-    Attributes:
-        held: True while the lock is held; always False on a file system without locks.
-
-    Raises:
-        BlockingIOError: On entering, if another run holds the lock; the message names
-            its process and host.
-        OSError: On entering, if the directory cannot be written.
     """
 
     def __init__(self, path: Path) -> None:

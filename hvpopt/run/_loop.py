@@ -87,18 +87,8 @@ LIMITS = (Status.MAX_ITERATIONS, Status.MAX_PRODUCTS)
 class Run:
     """One run, a context manager. ``point`` is always the best point so far.
 
-    Args:
-        stages: The stages, in order.
-        space: The model's coordinates and bounds.
-        first: The starting point ``[n]``.
-        watch: Checks the clock and signals.
-        max_cost: Largest cost of all stages together, in gradients. Default no limit.
-        fallback: Replaces the method if the first step shows that the loss has no second
-            derivative. Default none: SecondOrderError is raised.
-        callback: See ``minimize``. Default none.
-        saving: True if the main process saves the run. Default False.
-        processes: The processes that take the run's decisions together. Default this one
-            alone.
+    ``fallback`` replaces the method if the first step shows that the loss has no second
+    derivative. ``saving`` is True if the main process saves the run.
     """
 
     def __init__(
@@ -171,23 +161,15 @@ class Run:
     # -- beginning --------------------------------------------------------------
 
     def begin(self, checkpoint: Callable[[float, dict[str, str]], Checkpoint]) -> None:
-        """Evaluate the first point; errors are raised.
-
-        Args:
-            checkpoint: Returns a Checkpoint, given the value at the start and the parts
-                that were dropped for it. Called in the process that saves.
-        """
+        """Evaluate the first point; errors are raised."""
+        # ``checkpoint`` is called in the process that saves, with the value at the
+        # start and the parts that were dropped for it.
         value = self._enter(self.first)
         if self._saving.saves and self._processes.is_main:
             self._saving.checkpoint = checkpoint(value, dict(self._current.dropped))
 
     def restore(self, state: RunState, checkpoint: Checkpoint | None) -> None:
-        """Continue from a saved state.
-
-        Args:
-            state: The saved state.
-            checkpoint: The checkpoint to save to; None if another process saves.
-        """
+        """Continue from a saved state; ``checkpoint`` is None where another saves."""
         account = self._account
         extra = account.spent
         self._begin_stage(state.stage)
@@ -224,25 +206,11 @@ class Run:
         value: float = math.nan,
         handed: Any = None,
     ) -> float:
-        """Begin a stage: evaluate its first point, and drop the parts that are bad there.
-
-        Args:
-            vector: The first point ``[n]``.
-            step: The step that led there, if the point is not evaluated yet. Default
-                none.
-            value: The whole objective there, if it is known. Default NaN.
-            handed: The state of the stage's method, if another method made one for this
-                objective. Default none.
-
-        Returns:
-            The value there; NaN where a part was dropped after a step.
-
-        Raises:
-            ValueError: For a loss that is not finite at the start of a stage, or not
-                deterministic.
-            SecondOrderError: If the loss has no second derivative, and the method needs
-                one.
-        """
+        """Begin a stage: evaluate its first point, and drop parts that are bad there."""
+        # ``step`` led there, if the point is not evaluated yet; ``value`` is the whole
+        # objective there, if known; ``handed`` is a state that another method made for
+        # this one. The value there is returned, NaN where a part was dropped after a
+        # step.
         begins, state = self._account.begins, self._saving.state
         before, known = self.first, None
         if state is not None:
@@ -287,15 +255,7 @@ class Run:
         return value
 
     def _fall_back(self, error: SecondOrderError, *, stacklevel: int) -> None:
-        """Replace the method by the fallback, which needs no products.
-
-        Args:
-            error: Why the loss has no products.
-            stacklevel: Of ``warnings.warn``, for the caller of ``minimize``.
-
-        Raises:
-            SecondOrderError: If there is no fallback.
-        """
+        """Replace the method by one that needs no products, or raise ``error``."""
         if self.fallback is None:
             raise error
         warnings.warn(
@@ -309,19 +269,9 @@ class Run:
     # -- the loop ---------------------------------------------------------------
 
     def run(self, bar: tqdm[Any], *, fresh: bool) -> MinimizeResult:
-        """Take steps until the last stage ends, and return the result.
-
-        Args:
-            bar: Shows progress.
-            fresh: True for a new run, False for a resumed one.
-
-        Returns:
-            The best model, and why the run ended.
-
-        Raises:
-            Exception: What the callback raised, or the loss before the first step.
-            Stop: Never; each one is reported by the result.
-        """
+        """Take steps until the last stage ends, and return the result."""
+        # What the callback raised, or the loss before the first step, is raised.
+        # ``fresh`` is False for a resumed run.
         discard = False
         try:
             if fresh:
@@ -390,7 +340,7 @@ class Run:
             account.raise_if_over(None)
             steepest = account.entry.steepest
             if self.history[-1].gradient_norm <= account.limits.gtol * steepest:
-                # the next stage tells whether the whole objective has converged
+                # the next stage examines whether the whole objective has converged
                 raise Stop(Status.NO_DECREASE, "the gradient of a sample vanishes")
             return self.method.step(self.problem, self.point, state, account.budget())
         at = Iterate(
@@ -439,11 +389,7 @@ class Run:
             self._best.compare(self.point.vector, self.problem.value)
 
     def _following(self, status: Status) -> int | None:
-        """Return the number of the stage that follows; None if the run ends.
-
-        Args:
-            status: Why the stage ends.
-        """
+        """Return the number of the stage that follows; None if the run ends."""
         if status in ENDING:
             return None
         for number in range(self._account.number + 1, len(self.stages)):
@@ -474,16 +420,8 @@ class Run:
         self._announce()
 
     def _without_products(self, error: SecondOrderError) -> None:
-        """Restart with the fallback, or stop if the method's steps need no products.
-
-        Args:
-            error: The error of the last product.
-
-        Raises:
-            SecondOrderError: If the method needs products, and it is not the first step
-                or there is no fallback.
-            Stop: If products were only needed to look for negative curvature.
-        """
+        """Restart with the fallback, stop, or raise, as a product does not exist."""
+        # It stops if products were only needed to look for negative curvature.
         if not self.method.needs_products:
             # steps need no products, so this was the search for negative curvature
             detail = "its curvature is unknown"

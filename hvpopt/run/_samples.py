@@ -1,7 +1,7 @@
-"""Sampled stages: the best model by the whole objective, and what a result says of them.
+"""Sampled stages: the best model by the whole objective, and text for a result.
 
 A step on a sample is judged by that sample. The whole objective is evaluated where the
-samples grow and where the stage ends, and the run keeps the best model that it has seen.
+samples grow and where the stage ends, and the run keeps the best model by these values.
 """
 
 from __future__ import annotations
@@ -20,32 +20,19 @@ RECENT = 5
 
 
 class Best:
-    """The best model of a sampled stage by its whole value.
-
-    Attributes:
-        known: The model ``[n]`` and its value; None outside a sampled stage.
-    """
+    """The best model ``[n]`` of a sampled stage and its whole value; None outside one."""
 
     def __init__(self) -> None:
         self.known: tuple[Tensor, float] | None = None
 
     def evaluate_again(self, value_of: Callable[[Tensor], float]) -> None:
-        """Take the value of another objective; forget the model if it is not finite.
-
-        Args:
-            value_of: Returns the other objective's value.
-        """
+        """Take the value of another objective; drop the model if it is not finite."""
         best, self.known = self.known, None
         if best is not None and math.isfinite(value := value_of(best[0])):
             self.known = best[0], value
 
     def compare(self, vector: Tensor, value_of: Callable[[Tensor], float]) -> None:
-        """Keep another model if it is better; nothing outside a sampled stage.
-
-        Args:
-            vector: The model ``[n]``.
-            value_of: Returns the whole objective's value.
-        """
+        """Keep another model ``[n]`` if it is better; nothing outside a sampled stage."""
         if self.known is not None:
             value = value_of(vector)
             if value < self.known[1]:
@@ -54,16 +41,9 @@ class Best:
     def judge(
         self, vector: Tensor, value_of: Callable[[Tensor], tuple[float, Exception | None]]
     ) -> tuple[Tensor, float]:
-        """Return the better of another model and the best one, and its value.
-
-        Args:
-            vector: The other model ``[n]``.
-            value_of: Returns the whole objective's value, and the error for which it is
-                infinite.
-
-        Raises:
-            Exception: That error, if there is no best model.
-        """
+        """Return the better of another model ``[n]`` and the best one, and its value."""
+        # ``value_of`` returns the whole value and the error for which it is infinite,
+        # which is raised if there is no best model.
         if self.known is not None and torch.equal(vector, self.known[0]):
             return self.known
         value, error = value_of(vector)
@@ -76,12 +56,7 @@ class Best:
     def guess(
         self, vector: Tensor, history: Sequence[IterationRecord]
     ) -> tuple[Tensor, float, bool]:
-        """Return what ``judge`` would, by the last samples; and if it is an estimate.
-
-        Args:
-            vector: The other model ``[n]``, where the last record was made.
-            history: All records.
-        """
+        """Return what ``judge`` would, by the last samples; and if it is an estimate."""
         values = [r.value for r in history if r.objective == history[-1].objective]
         mean = sum(values[-RECENT:]) / len(values[-RECENT:])
         if self.known is not None:
@@ -94,13 +69,7 @@ class Best:
 def about_samples(
     history: Sequence[IterationRecord], objective: Objective, estimated: bool
 ) -> str:
-    """Return a clause on the samples that steps were taken on; empty for none.
-
-    Args:
-        history: All records.
-        objective: That is sampled.
-        estimated: True if the value of the result is an estimate.
-    """
+    """Return a clause on the samples that steps were taken on; empty for none."""
     sizes = [r.sample for r in history if r.sample and r.step_norm > 0.0]
     if not sizes:
         return ""

@@ -2,8 +2,7 @@
 
 A method is a deterministic function of its state and of the values, gradients and
 products that it receives. A resumed run evaluates the values and gradients of the
-interrupted step again, and takes its products from the saved state: this restores the
-method's progress within the step at the cost of vector arithmetic. Every product is kept
+interrupted step again, and takes its products from the saved state. Every product is kept
 with a hash of its vector, so that it is used for that vector alone.
 """
 
@@ -24,25 +23,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SavedProduct:
-    """One Hessian-vector product.
+    """One Hessian-vector product."""
 
-    Attributes:
-        asked: Label of the operator, and a hash of the vector.
-        product: The product ``[n]``.
-        counts: Its cost.
-    """
-
-    asked: str
-    product: Tensor
-    counts: Counts
+    asked: str  # label of the operator, and a hash of the vector
+    product: Tensor  # [n]
+    counts: Counts  # its cost
 
 
 class ProductLog:
-    """The products of the current step, and saved ones that were not used yet.
-
-    Args:
-        keeps: Keep products for saving; True in one process of a saved run.
-    """
+    """The products of the current step, and saved ones that were not used yet."""
 
     def __init__(self, *, keeps: bool) -> None:
         self._keeps = keeps
@@ -59,30 +48,16 @@ class ProductLog:
         return sum((saved.counts for saved in self._made), Counts())
 
     def clear(self, waiting: Sequence[SavedProduct] = ()) -> None:
-        """Begin a step.
-
-        Args:
-            waiting: Saved products of the step, oldest first. Default none.
-        """
+        """Begin a step; ``waiting`` are its saved products, oldest first."""
         self._made, self._waiting = [], list(waiting)
 
     def wrap(self, operator: SymmetricOperator, label: str) -> SymmetricOperator:
-        """Return an operator whose products this log keeps, or takes from those saved.
-
-        Args:
-            operator: Computes the products.
-            label: Distinguishes the operator from others at the same point.
-        """
+        """Return an operator whose products this log keeps, or takes from those saved."""
+        # The label distinguishes the operator from others at the same point.
         return SavedProducts(operator, self, label)
 
     def product(self, operator: SymmetricOperator, label: str, vector: Tensor) -> Tensor:
-        """Return a product: the next saved one if it matches, else a new one.
-
-        Args:
-            operator: Computes the product.
-            label: See ``wrap``.
-            vector: ``[n]``.
-        """
+        """Return a product ``[n]``: the next saved one if it matches, else a new one."""
         if not (self._keeps or self._waiting):
             return operator.matvec(vector)
         asked = f"{label} {hash_tensor(vector)}"
@@ -112,13 +87,7 @@ class ProductLog:
 
 
 class SavedProducts(DerivedOperator):
-    """An operator whose products a log keeps.
-
-    Args:
-        operator: Computes the products.
-        log: The log.
-        label: See ``ProductLog.wrap``.
-    """
+    """An operator whose products a log keeps; see ``ProductLog.wrap``."""
 
     def __init__(self, operator: SymmetricOperator, log: ProductLog, label: str) -> None:
         super().__init__([operator])

@@ -20,15 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class Saving:
-    """What a run saves; does nothing but hold the state where nothing is saved.
-
-    Args:
-        account: What the run has spent.
-        saves: True if the main process saves the run.
-        processes: The processes of the run.
+    """What a run saves; it only holds the state where nothing is saved.
 
     Attributes:
-        saves: As given.
         state: After the last completed step; None before the first point.
         checkpoint: Writes the file; None where this process writes none.
         products: Those of the current step.
@@ -54,12 +48,7 @@ class Saving:
         return 0.0 if self.checkpoint is None else 2.0 * self.checkpoint.slowest
 
     def go_on(self, state: RunState, checkpoint: Checkpoint | None) -> None:
-        """Take over a saved state, and its products for the step that it was saved in.
-
-        Args:
-            state: The saved state.
-            checkpoint: The checkpoint to save to; None if another process saves.
-        """
+        """Continue from a saved state, with its products for the interrupted step."""
         self.products.clear(state.products)
         self.state, self.checkpoint = state, checkpoint
 
@@ -68,16 +57,8 @@ class Saving:
         self._began = time.monotonic() - seconds
 
     def check_kept(self, state: Any) -> None:
-        """Raise in the first steps if the method's state cannot be saved.
-
-        Later the run continues unsaved, with a warning.
-
-        Args:
-            state: The method's state, or a part of it.
-
-        Raises:
-            RefusedError: If the state cannot be saved.
-        """
+        """Raise RefusedError in the first steps if a method's state cannot be saved."""
+        # Later the run continues unsaved, with a warning.
         if not self.saves or len(self._account.history) > 2:
             return
         try:

@@ -1,4 +1,4 @@
-"""The stages of a run, and what its records say of them.
+"""The stages of a run, and what its records contain about them.
 
 An entry of the list of losses has one stage, or two: of steps on samples of the
 objective, and of the whole. Its limits of steps and products are of both together.
@@ -19,20 +19,12 @@ from hvpopt.run.result import IterationRecord
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run.
-
-    Attributes:
-        objective: The objective to minimise.
-        limits: Limits and tolerances of the stage.
-        method: Takes the steps.
-        entry: Place of the objective in the list of losses. Its limits of steps and
-            products are of all stages of the entry together. Default 0.
-    """
+    """One stage of a run."""
 
     objective: Objective
     limits: Limits
     method: Method
-    entry: int = 0
+    entry: int = 0  # place of the objective in the list of losses
 
 
 @dataclass(frozen=True)
@@ -40,33 +32,20 @@ class Entry:
     """What a run has spent before its current stage, and on samples in it.
 
     All of it comes from the records alone, which are the same in a resumed run.
-
-    Attributes:
-        cost: Cost of the stages before, in gradients of each one's objective.
-        counted: What was counted by their end.
-        steps: Steps of the entry's stages before; of steps on samples, passes over all
-            parts.
-        sampled: Parts in the samples of the current stage's steps.
-        steepest: The largest norm of a gradient in the current stage.
     """
 
-    cost: float = 0.0
-    counted: Counts = field(default_factory=Counts)
+    cost: float = 0.0  # of the stages before, in gradients of each one's objective
+    counted: Counts = field(default_factory=Counts)  # what was counted by their end
+    #: of the entry's stages before; of steps on samples, passes over all parts
     steps: int = 0
-    sampled: int = 0
-    steepest: float = 0.0
+    sampled: int = 0  # parts in the samples of the current stage's steps
+    steepest: float = 0.0  # the largest norm of a gradient in the current stage
 
     @classmethod
     def so_far(
         cls, stages: Sequence[Stage], number: int, history: Sequence[IterationRecord]
     ) -> Entry:
-        """Return what the records say.
-
-        Args:
-            stages: All stages of the run.
-            number: Number of the current one.
-            history: All records so far.
-        """
+        """Return what the records contain at stage ``number``."""
         cost, counted, steps = 0.0, Counts(), 0
         for place, stage in enumerate(stages[:number]):
             records = [record for record in history if record.stage == place]

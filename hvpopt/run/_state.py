@@ -16,39 +16,26 @@ from hvpopt.run.state_tree import non_finite
 
 @dataclass(frozen=True)
 class RunState:
-    """A run after a completed step, and the products of the next step so far.
+    """A run after a completed step, and the products of the next step so far."""
 
-    Attributes:
-        point: The iterate, without a Hessian.
-        method: The method's state.
-        first: The point at which the stage began ``[n]``.
-        history: All records.
-        counts: Cost up to the completed step.
-        stage: Number of the stage, from 0.
-        dropped: Why each dropped part of the objective was bad, by name.
-        best: The best model by its whole value ``[n]`` and that value, if steps are on
-            samples; None otherwise.
-        negative_curvature: The last direction of negative curvature ``[n]``, or None.
-        gradients_alone: Why the loss has no second derivative, if a method without
-            products replaced the default one; else empty.
-        products: The products of the current step.
-        resumed: Cost of resuming from saved states, in addition to ``counts``.
-        seconds: Seconds since the run began.
-    """
-
-    point: Point
+    point: Point  # the iterate, without a Hessian
     method: Any
-    first: Tensor
+    first: Tensor  # the point at which the stage began [n]
     history: tuple[IterationRecord, ...]
-    counts: Counts
-    stage: int = 0
+    counts: Counts  # cost up to the completed step
+    stage: int = 0  # number of the stage, from 0
+    #: why each dropped part of the objective was bad, by name
     dropped: dict[str, str] = field(default_factory=dict)
+    #: the best model [n] and its whole value, if steps are on samples
     best: tuple[Tensor, float] | None = None
+    #: the last direction of negative curvature [n]
     negative_curvature: Tensor | None = None
+    #: why the loss has no second derivative, if the fallback is used; else empty
     gradients_alone: str = ""
-    products: tuple[SavedProduct, ...] = ()
+    products: tuple[SavedProduct, ...] = ()  # of the current step
+    #: cost of resuming from saved states, in addition to ``counts``
     resumed: Counts = field(default_factory=Counts)
-    seconds: float = 0.0
+    seconds: float = 0.0  # since the run began
 
     @property
     def place(self) -> str:

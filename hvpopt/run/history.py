@@ -32,18 +32,10 @@ class HistoryFile:
     """A file of JSON lines, one for each record.
 
     If the file cannot be written, a warning is logged at the first of consecutive
-    failures and the run continues. Missing records are written at the next success.
-
-    Args:
-        path: Path of the file; an existing one is replaced. A relative path is resolved
-            against the current directory at once.
-        known: Records of a resumed run. Lines of the file that equal theirs are kept,
-            missing ones are written, and everything after them, such as an incomplete
-            line or a step that is repeated, is removed. Default none.
-
-    Raises:
-        TypeError: If ``path`` is not a path.
-        ValueError: If ``path`` is a directory.
+    failures and the run continues. Missing records are written at the next success. An
+    existing file is replaced, except for lines that equal the ``known`` records of a
+    resumed run; missing ones are written, and everything after them (an incomplete line,
+    a repeated step) is removed.
     """
 
     def __init__(

@@ -316,16 +316,7 @@ def _saved(
 
 
 def _check_start(run: Run, problem: dict[str, Any], state: RunState) -> None:
-    """Raise if the loss at the start of a saved run had another value.
-
-    Args:
-        run: The run, whose first objective is evaluated.
-        problem: Fingerprint of the saved problem.
-        state: The saved state, for the parts that were dropped later.
-
-    Raises:
-        StateError: If the values differ, or a part is bad that the run did not drop.
-    """
+    """Raise StateError if the loss at the start of a saved run had another value."""
     objective = run.stages[0].objective
     if problem[DROPPED]:
         objective = objective.without(problem[DROPPED])
@@ -334,7 +325,7 @@ def _check_start(run: Run, problem: dict[str, Any], state: RunState) -> None:
     except BadPartError as error:
         first = (record for record in state.history if record.stage == 0)
         dropped = {part for record in first for part in record.dropped}
-        # samples need not have met it, although the run's last value has
+        # steps on samples need not have evaluated the part
         known = state.history[-1].sample > 0 or error.parts.keys() <= dropped
         if not error.parts or not known:
             message = f"the loss at its start cannot be evaluated any more: {error}"

@@ -191,7 +191,7 @@ class MinimizeResult:
             "jac": summarised(self.jac),
             "counts": counts,
             "history": _shown(self.history),
-            # what was met on the way says nothing of a minimum
+            # negative curvature of earlier steps is irrelevant at a minimum
             "negative_curvature": (
                 "" if self.success else summarised(self.negative_curvature)
             ),
@@ -247,10 +247,8 @@ class MinimizeResult:
 
 
 def _shown(history: list[IterationRecord]) -> str:
-    """Return a line of a history: number of records, loss, gradient and time.
-
-    Loss and gradient are those of the last objective: others are not to be compared.
-    """
+    """Return a line of a history: number of records, loss, gradient and time."""
+    # Loss and gradient are those of the last objective: others are not to be compared.
     if not history:
         return ""
     last = history[-1]
@@ -279,21 +277,7 @@ def record_of(
     dropped: dict[str, str],
     sample: int = 0,
 ) -> IterationRecord:
-    """Return the record of a step, or of the start of a stage.
-
-    Args:
-        step: The step; None for the start of a stage.
-        point: The point at its end.
-        before: The point at its start ``[n]``.
-        iteration: Number of steps so far.
-        relative_step: The step's size relative to the model.
-        counts: Cost since the run began.
-        seconds: Seconds since the run began.
-        stage: Number of the stage, from 0.
-        loss: Place of its loss in the list, from 0.
-        dropped: Why each dropped part of the objective was bad, by name.
-        sample: Number of parts of the point's sample. Default 0, the whole objective.
-    """
+    """Return the record of a step, or, with ``step`` None, of the start of a stage."""
     record = IterationRecord(
         iteration=iteration,
         value=point.value,
@@ -329,13 +313,7 @@ def record_of(
 
 
 def sentence(status: Status, detail: str, history: list[IterationRecord]) -> str:
-    """Return the message of a result.
-
-    Args:
-        status: Why the run ended.
-        detail: Text to append to the status's message; may be empty.
-        history: All records, for early ends of the linear solver and dropped parts.
-    """
+    """Return the message of a result: status, detail, and what the records add."""
     message = status.message + (f": {detail}" if detail else "")
     missed = [
         record.inner_status
@@ -367,9 +345,6 @@ def with_unbounded(result: MinimizeResult) -> MinimizeResult:
     It does if it decreased by more than ENDLESS times its scale, if its derivatives
     overflowed, or if it decreased far below zero, and no slower in the last third of the
     steps than in the third before. The message of a failed run is kept.
-
-    Args:
-        result: The result of a run.
     """
     # records of the last objective alone
     last = result.history[-1].objective

@@ -1,9 +1,4 @@
-"""SIGINT and SIGTERM end a run after its current evaluation.
-
-The run returns its best model. Then the signal is passed to the script: a handler that
-the script has installed is called when the run returns; an exception or a default action
-that would end the script, and lose the result, is deferred until the next run begins.
-"""
+"""SIGINT and SIGTERM end a run after its current evaluation, then reach the script."""
 
 from __future__ import annotations
 
@@ -89,11 +84,7 @@ class SignalListener:
                 self._pass_on(number, handler, error)
 
     def note(self, number: signal.Signals) -> None:
-        """Record a signal.
-
-        Args:
-            number: The signal, of this process or of another one of the run.
-        """
+        """Record a signal, of this process or of another one of the run."""
         self.received = self.received or number
         self._times[number] = self._times.get(number, 0) + 1
 

@@ -47,60 +47,28 @@ def register(cls: C) -> C:
 
 
 class Encoded:
-    """A part of a tree that is encoded already; it holds no tensors.
-
-    Args:
-        tree: The part; see ``encode``.
-
-    Attributes:
-        skeleton: What ``json`` writes of it.
-    """
+    """A part of a tree that is encoded already; it holds no tensors."""
 
     def __init__(self, tree: Any) -> None:
         self.skeleton = _encode(tree, "state", None)
 
 
 def encode(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Return a tree as a JSON skeleton and its tensors by name.
-
-    Args:
-        tree: A tree of None, bools, ints, floats, strings, enums, tensors, lists, tuples,
-            dicts with string keys, allowed dataclasses, and ``Encoded``.
-
-    Returns:
-        An object that ``json`` can write, and copies of the tensors on the host.
-
-    Raises:
-        TypeError: For any other type; the message says where in the tree it is.
-    """
+    """Return a tree as a JSON skeleton and its tensors by name, copied to the host."""
+    # The TypeError for any other type says where in the tree it is.
     tensors: dict[str, Tensor] = {}
     return _encode(tree, "state", tensors), tensors
 
 
 def check_storable(tree: Any, where: str = "state") -> None:
-    """Raise TypeError where ``encode`` would, without copying tensors.
-
-    Args:
-        tree: See ``encode``.
-        where: Name of the tree in a message. Default ``"state"``.
-    """
+    """Raise TypeError where ``encode`` would, without copying tensors."""
     _encode(tree, where, None)
 
 
 def decode(
     skeleton: Any, tensors: Mapping[str, Tensor], device: torch.device | str = "cpu"
 ) -> Any:
-    """Return the tree of a skeleton and its tensors.
-
-    Args:
-        skeleton: From ``encode``.
-        tensors: Tensors by name.
-        device: Device of the tensors in the tree. Default the host.
-
-    Raises:
-        StateError: For a type that is not allowed, or a skeleton that does not fit this
-            version of the package.
-    """
+    """Return the tree of a skeleton; StateError for a type that is not allowed."""
     try:
         return _decode(skeleton, tensors, torch.device(device))
     except StateError:
@@ -112,12 +80,7 @@ def decode(
 
 
 def non_finite(tree: Any, where: str = "state") -> str:
-    """Return a description of the first NaN or infinity in a tree; empty for none.
-
-    Args:
-        tree: See ``encode``.
-        where: Name of the tree in the description. Default ``"state"``.
-    """
+    """Return a description of the first NaN or infinity in a tree; empty for none."""
     if isinstance(tree, float) and not math.isfinite(tree):
         return f"{where} is {tree}"
     if isinstance(tree, Tensor):

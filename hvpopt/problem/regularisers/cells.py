@@ -1,8 +1,8 @@
 """Cells: one parameter on its grid, with the differences and means that penalties take.
 
 A difference along an axis lies between two cells, a difference along two axes between
-four. Weights and scales are wanted there too, as the geometric mean of the cells around:
-for values that vary smoothly it is the mean, and a weight of zero in one cell leaves out
+four. Weights and scales are needed there too, as the geometric mean of the cells around:
+for values that vary smoothly it is the mean, and a weight of zero in one cell excludes
 every difference that the cell takes part in.
 """
 
@@ -18,21 +18,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Cells:
-    """One parameter on its grid.
-
-    Attributes:
-        shape: Of the parameter.
-        spacing: Size of a cell along each axis, metres.
-        scale: Size of one unit, a number or ``[*shape]``.
-        weight: Of each cell, a number or ``[*shape]``.
-        reference: What is subtracted from the parameter ``[*shape]``, or None.
-    """
+    """One parameter on its grid."""
 
     shape: tuple[int, ...]
-    spacing: tuple[float, ...]
-    scale: float | Tensor
-    weight: float | Tensor
-    reference: Tensor | None
+    spacing: tuple[float, ...]  # size of a cell along each axis, metres
+    scale: float | Tensor  # size of one unit, a number or [*shape]
+    weight: float | Tensor  # a number or [*shape]
+    reference: Tensor | None  # [*shape], subtracted from the parameter
     _weights: dict[tuple[int, ...], float | Tensor] = field(
         default_factory=dict, repr=False
     )
@@ -54,12 +46,8 @@ class Cells:
         return parameter / self.scale
 
     def difference(self, values: Tensor, axes: Sequence[int]) -> Tensor:
-        """Return the derivative along each of several axes, by central differences.
-
-        Args:
-            values: ``[*shape]``.
-            axes: Each occurrence takes a derivative, and one entry off that axis.
-        """
+        """Return the derivative along each of ``axes``, of values ``[*shape]``."""
+        # Each occurrence of an axis takes a derivative, and one entry off that axis.
         for axis in axes:
             values = values.diff(dim=axis) / self.spacing[axis]
         return values
@@ -82,12 +70,7 @@ class Cells:
 
 
 def geometric_mean(values: float | Tensor, axes: Sequence[int]) -> float | Tensor:
-    """Return the geometric mean of values of the cells that differences take.
-
-    Args:
-        values: A number for all cells, or one for each, none negative.
-        axes: Of the differences.
-    """
+    """Return the geometric mean of nonnegative values of the cells in a difference."""
     if not isinstance(values, Tensor) or not axes:
         return values
     return mean(values.double().log(), axes).exp().to(values.dtype)

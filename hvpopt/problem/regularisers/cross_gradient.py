@@ -168,17 +168,11 @@ class CrossGradient(Regulariser):
 
 @dataclass(frozen=True)
 class _State:
-    """Of a linearisation.
+    """What products at one model share."""
 
-    Attributes:
-        gradients: Of both parameters.
-        cross: t of each pair of axes.
-        weight: Twice the weight of t².
-    """
-
-    gradients: tuple[Gradient, Gradient]
-    cross: dict[tuple[int, int], Tensor]
-    weight: float | Tensor
+    gradients: tuple[Gradient, Gradient]  # of both parameters
+    cross: dict[tuple[int, int], Tensor]  # t of each pair of axes
+    weight: float | Tensor  # twice the weight of t²
 
 
 def _spread(

@@ -1,10 +1,9 @@
 """Regulariser: a penalty on the model alone, with closed-form derivatives.
 
 A regulariser is an integral over the grid, in metres, of a density of the parameters and
-of their differences. A finer grid changes its value by what it resolves, and nothing
-else, so that one weight serves every grid. Parameters enter as deviations from a
-reference model in units of a scale. Gradient and products are written out: no graph is
-built, and what belongs to a linearisation is computed once for all of its products.
+of their differences, so that one weight serves grids of every spacing. Parameters enter
+as deviations from a reference model in units of a scale. Gradient and products are
+written out: no graph is built, and what belongs to a linearisation is computed once.
 """
 
 from __future__ import annotations
@@ -213,16 +212,7 @@ class Regulariser(Objective):
 
 
 class RegulariserHessian(SymmetricOperator):
-    """The Hessian of a regulariser; made by ``Regulariser.hessian``. Holds no graph.
-
-    Args:
-        regulariser: Whose Hessian.
-        grid: The cells of each parameter, by name.
-        kept: What ``regulariser.curvature`` returned.
-        space: Flat coordinates.
-        noise: Relative rounding of a product.
-        counts: The tally to advance.
-    """
+    """The Hessian of a regulariser; made by ``Regulariser.hessian``. Holds no graph."""
 
     def __init__(
         self,
@@ -272,16 +262,7 @@ def _entries(what: str, given: Any) -> Any:
 
 
 def checked_positive(what: str, option: PerParameter) -> Any:
-    """Return a copy of a per-parameter option whose entries are all positive.
-
-    Args:
-        what: Name of the option.
-        option: A number, a tensor, or several by parameter.
-
-    Raises:
-        TypeError: For an entry that is no number or floating-point tensor.
-        ValueError: For one that is not positive and finite.
-    """
+    """Return a copy of a per-parameter option whose entries are all positive."""
     return _each(what, option, _sizes)
 
 
@@ -315,16 +296,7 @@ def _sizes(what: str, given: Any, *, zero: bool = False) -> float | Tensor:
 
 
 def fitted(what: str, given: Any, tensor: Tensor) -> float | Tensor:
-    """Return an option's entry for a parameter, of its shape, dtype and device.
-
-    Args:
-        what: The option and the parameter, for the message.
-        given: A number, a tensor that broadcasts to the parameter, or None for 1.
-        tensor: The parameter.
-
-    Raises:
-        ValueError: If its shape does not fit.
-    """
+    """Return an option's entry in a parameter's shape, dtype and device; None means 1."""
     if not isinstance(given, Tensor):
         return 1.0 if given is None else float(given)
     try:

@@ -77,7 +77,7 @@ class Tikhonov(Regulariser):
         else:
             stencils = [(a, b) for a in axes for b in axes if a <= b]
         for stencil in stencils:
-            # a mixed derivative stands twice in the matrix of second derivatives
+            # a mixed derivative is twice in the matrix of second derivatives
             times = cells.volume * (2.0 if len(set(stencil)) == 2 else 1.0)
             yield stencil, cells.weight_between(stencil) * times
 

@@ -10,8 +10,8 @@ derivative of which in the gradient g is
 and serves as the Gauss-Newton matrix: its steps never pass the minimum along a gradient.
 
 q is taken in the middle of the 2^d cells that meet in a corner. Its part along an axis is
-the mean of the squares of the parallel differences there, so that no oscillation from
-cell to cell has none.
+the mean of the squares of the parallel differences there, since the square of their mean
+would be zero for an oscillation from cell to cell.
 """
 
 from __future__ import annotations
@@ -158,21 +158,13 @@ class TotalVariation(Regulariser):
 
 @dataclass(frozen=True)
 class _Corners:
-    """The gradient of one parameter where 2^d cells meet.
+    """The gradient of one parameter where 2^d cells meet."""
 
-    Attributes:
-        slopes: Differences along each axis, between two cells.
-        square: q.
-        epsilon: ε in units of the scale.
-        length: s.
-        weight: w.
-    """
-
-    slopes: dict[int, Tensor]
-    square: Tensor
-    epsilon: float | Tensor
-    length: Tensor
-    weight: float | Tensor
+    slopes: dict[int, Tensor]  # along each axis, between two cells
+    square: Tensor  # q
+    epsilon: float | Tensor  # ε in units of the scale
+    length: Tensor  # s
+    weight: float | Tensor  # w
 
 
 def _at_corners(cells: Cells, units: Tensor, epsilon: float | Tensor) -> _Corners:
