@@ -30,13 +30,9 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.fwi.io.gathers import Array, Gathers, as_array, check_dt, existing_file
-from hvpopt.fwi.io.segy import (
-    ByteOrder,
-    gather_headers,
-    read_segy_gathers,
-    read_segy_model,
-    write_segy,
-)
+from hvpopt.fwi.io.segy import read_segy_gathers, read_segy_model
+from hvpopt.fwi.io.segy_headers import ByteOrder
+from hvpopt.fwi.io.segy_write import gather_headers, write_segy
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 Order: TypeAlias = "Literal['C', 'F']"

@@ -14,19 +14,17 @@ from hvpopt import checks
 from hvpopt.fwi.io.formats import PathLike
 from hvpopt.fwi.io.gathers import Array, existing_file
 from hvpopt.fwi.io.geometry import best_line
-from hvpopt.fwi.io.segy import (
+from hvpopt.fwi.io.segy import SegyHeaders, read_segy_headers, segy_blocks
+from hvpopt.fwi.io.segy_headers import (
     COARSEST,
     COMPONENTS,
     FORMATS,
     PLAIN,
     ByteOrder,
-    SegyHeaders,
     choose_traces,
     format_code,
     named_codes,
-    read_segy_headers,
     rounding_of,
-    segy_blocks,
     sources_of,
 )
 from hvpopt.fwi.io.wavelets import SEGY

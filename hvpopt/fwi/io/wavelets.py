@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.fwi.io.gathers import Gathers, existing_file
-from hvpopt.fwi.io.segy import ByteOrder, read_segy_traces
+from hvpopt.fwi.io.segy import read_segy_traces
+from hvpopt.fwi.io.segy_headers import ByteOrder
 
 SEGY = (".sgy", ".segy")
 
