@@ -120,14 +120,8 @@ def spectral_density(
 
 
 def _cumulative(rule: Quadrature, at: Array, reach: float) -> tuple[Array, Array, Array]:
-    """Return lower bound, middle and upper bound of a measure up to points.
-
-    Args:
-        rule: The rule.
-        at: The points.
-        reach: What a node may be off by. Of an exact rule a node no further from a point
-            is at it, and counts.
-    """
+    """Return lower bound, middle and upper bound of a measure at points, each ``[p]``."""
+    # of an exact rule, a node within reach of a point is taken to lie at it, and counts
     summed = np.concatenate([[0.0], np.cumsum(rule.weights)])
     summed[-1] = 1.0
     # nodes at or below
