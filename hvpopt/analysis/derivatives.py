@@ -273,7 +273,7 @@ class _Derivatives:
     value: float  # at the start
     slope: float  # first derivative
     curvature: float  # second derivative; 0 in a check of the gradient
-    # of Taylor terms of order 1 and up; smaller errors are not called wrong
+    # rounding of Taylor terms of order 1 and up; smaller errors are not called wrong
     roundings: tuple[float, ...]
 
     def term(self, order: int) -> float:

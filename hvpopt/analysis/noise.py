@@ -166,7 +166,7 @@ def _correlation(what: str, samples: Samples, *, correlated: bool) -> tuple[floa
 
 
 def checked_noise(noise: object) -> Noise:
-    """Return noise, or raise TypeError that says why no error bar is without it."""
+    """Return noise, or raise TypeError that says why there is no error bar without it."""
     use = f"an error bar needs the size of the noise: {USE}"
     return checks.instance("noise", noise, Noise, use)
 
