@@ -10,7 +10,8 @@ Lucidi, Roma and Toint, SIAM J. Optim. 9, 1999), each with its residual, and how
 asymmetric the products are. A Newton step has b = −g, in whose terms the code is written.
 
 A start without a random part can be orthogonal to the lowest eigenvector (the hard case).
-Then no space of it contains this eigenvector, and λ_min has no lower bound. Hence ``probe``.
+Then no space of it contains this eigenvector, and λ_min has no lower bound; ``probe``
+adds a random part.
 
 Squares are formed in units near the size of what is squared, powers of two, so that H and
 g may have any size that their dtype holds as normal numbers.

@@ -161,15 +161,9 @@ class BandFilter(DataTransform):
 
 @dataclass(frozen=True)
 class _Convolution:
-    """Convolves records of one length with a response.
+    """Convolves records of ``nt`` samples with a response, on an axis of ``padded``."""
 
-    Attributes:
-        spectrum: Of the response on the padded axis, ``[frequency]``, real.
-        padded: Samples of the padded axis.
-        nt: Samples of a record.
-    """
-
-    spectrum: Tensor
+    spectrum: Tensor  # of the response on the padded axis, [frequency], real
     padded: int
     nt: int
 

@@ -215,18 +215,7 @@ NAMED: dict[str, Callable[[], DataMisfit]] = {
 
 
 def as_data_misfit(misfit: Any) -> DataMisfit:
-    """Return the data misfit that a caller means.
-
-    Args:
-        misfit: A name, a DataMisfit, a function of deepwave.misfits or of the caller's.
-
-    Returns:
-        The misfit.
-
-    Raises:
-        TypeError: For something else.
-        ValueError: For an unknown name.
-    """
+    """Return the data misfit that a caller means, by name, function or itself."""
     if isinstance(misfit, DataMisfit):
         return misfit
     if isinstance(misfit, str):

@@ -30,17 +30,14 @@ PROPAGATIONS = 5
 
 @dataclass(frozen=True)
 class _Graph:
-    """Data of a group and a first derivative, both differentiable.
-
-    For the exact Hessian ``back`` is the gradient; for Gauss-Newton it is ``Jᵀu``, linear
-    in ``dummies`` u, so that its derivative in u is the data's (see ``autodiff.jvp``).
-    """
+    """Data of a group and a first derivative, both differentiable."""
 
     group: list[int]
     leaves: list[Tensor]
     data: dict[str, Tensor]
+    # exact: the gradient; Gauss-Newton: Jᵀu, whose derivative in u is J's product
     back: list[Tensor]
-    dummies: list[Tensor]
+    dummies: list[Tensor]  # u, see autodiff.jvp
 
 
 class DoubleBackpropHessian(WaveformHessian):

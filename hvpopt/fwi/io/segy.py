@@ -98,11 +98,7 @@ def read_segy_model(path: Path, byte_order: ByteOrder, *, flat: bool) -> Array:
 
 
 def read_segy_traces(path: Path, byte_order: ByteOrder) -> tuple[Array, float]:
-    """Return the traces of a file ``[trace, time]``, and their interval in seconds.
-
-    Raises:
-        ValueError: If a trace does not start at time zero, or headers do not fit.
-    """
+    """Return the traces of a file ``[trace, time]``, and their interval in seconds."""
     with _segy(path, byte_order) as file:
         traces: Array = file.trace.raw[:]
         delays = scaled(file, "DelayRecordingTime", "ScalarTraceHeader")
@@ -125,13 +121,7 @@ def read_segy_gathers(
     pad: bool,
     component: str | int | None,
 ) -> Gathers:
-    """Return the gathers of a SEG-Y file, one shot for each value of a trace header.
-
-    The arguments are those of ``read_gathers``.
-
-    Raises:
-        ValueError: If a trace starts after its shot, or before, or headers do not fit.
-    """
+    """Return the gathers of a SEG-Y file, by arguments of ``read_gathers``."""
     found = read_segy_shots(
         path, dt, byte_order, shot_key, dtype, pad=pad, component=component
     )
@@ -146,21 +136,12 @@ def read_segy_gathers(
 
 @dataclass(frozen=True, eq=False)
 class SegyShots:
-    """Gathers as they stand in a file, and what its headers say of their traces.
+    """Gathers as they stand in a file, and what its headers say of their traces."""
 
-    Attributes:
-        gathers: Samples are zero of traces that are marked dead, and where a trace has
-            ended.
-        starts: When each trace starts after the shot ``[shot, receiver]``, seconds; zero
-            for padding and dead traces.
-        lengths: Samples that were recorded of each trace ``[shot, receiver]``.
-        told: What was left out or changed, as sentences.
-    """
-
-    gathers: Gathers
-    starts: Array
-    lengths: Array
-    told: tuple[str, ...]
+    gathers: Gathers  # zero where a trace is marked dead, or has ended
+    starts: Array  # after the shot [shot, receiver], s; zero for padding and dead traces
+    lengths: Array  # samples that were recorded of each trace [shot, receiver]
+    told: tuple[str, ...]  # what was left out or changed, as sentences
 
 
 def read_segy_shots(
@@ -175,23 +156,10 @@ def read_segy_shots(
     source_depth: float | None = None,
     tolerance: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> SegyShots:
-    """Return gathers, and what headers say of their traces.
-
-    Args:
-        path: As in ``read_gathers``, as are those not named here.
-        dt: Of the samples.
-        byte_order: Of the file.
-        shot_key: What tells shots apart.
-        dtype: Of the samples.
-        pad: Fill shots of fewer receivers.
-        component: As in ``read_survey``.
-        source_depth: Of all sources, metres, in place of the headers'.
-        tolerance: By how much positions ``(z, y, x)`` of one source may differ, metres,
-            where that is more than the unit of the headers.
-
-    Raises:
-        ValueError: If headers do not fit.
-    """
+    """Return gathers and what headers say of their traces; see ``read_survey``."""
+    # ``source_depth`` is of all sources, metres, in place of the headers'; ``tolerance``
+    # is by how much positions (z, y, x) of one source may differ, metres, where that is
+    # more than the unit of the headers
     with _segy(path, byte_order) as file:
         keys = field(file, shot_key)
         traces: Array = file.trace.raw[:]
@@ -272,51 +240,27 @@ def read_segy_shots(
 
 @dataclass(frozen=True, eq=False)
 class SegyHeaders:
-    """What the headers of a SEG-Y file say.
-
-    Attributes:
-        n_traces: Number of traces.
-        n_samples: Of each trace.
-        format: Code of the samples' number format.
-        revision: Of the standard, as ``"1.0"``; ``"0"`` where the file says none.
-        feet: True if lengths are in feet.
-        dt: Sampling interval, seconds, or why it is not known.
-        positions: Of sources and receivers, each ``[trace, 3]``, metres, or why they are
-            not known.
-        starts: When each trace starts after the shot, seconds.
-        lengths: Samples that were recorded of each trace.
-        codes: TraceIdentificationCode of each trace.
-        units: Of the headers' positions ``[trace, 3]``, metres.
-        keys: Headers that may tell shots apart, by segyio's name.
-    """
+    """What the headers of a SEG-Y file say."""
 
     n_traces: int
     n_samples: int
-    format: int
-    revision: str
-    feet: bool
-    dt: float | str
+    format: int  # code of the samples' number format
+    revision: str  # of the standard, as "1.0"; "0" where the file says none
+    feet: bool  # True if lengths are in feet
+    dt: float | str  # seconds, or why it is not known
+    # of sources and receivers [trace, 3], metres, or why not known
     positions: tuple[Array, Array] | str
-    starts: Array
-    lengths: Array
-    codes: Array
-    units: Array
-    keys: dict[str, Array]
+    starts: Array  # when each trace starts after the shot, seconds
+    lengths: Array  # samples that were recorded of each trace
+    codes: Array  # TraceIdentificationCode of each trace
+    units: Array  # of the headers' positions [trace, 3], metres
+    keys: dict[str, Array]  # headers that may tell shots apart, by segyio's name
 
 
 def read_segy_headers(
     path: Path, byte_order: ByteOrder, keys: Sequence[str]
 ) -> SegyHeaders:
-    """Return what the headers of a file say.
-
-    Args:
-        path: Of the file.
-        byte_order: Of the file. Default big-endian.
-        keys: Trace headers to return, by segyio's name.
-
-    Raises:
-        ValueError: If it cannot be read, or there is no such header.
-    """
+    """Return what the headers of a file say; ``keys`` are by segyio's name."""
     with _segy(path, byte_order) as file:
         bins = load_segyio().BinField
         try:
@@ -345,16 +289,7 @@ def read_segy_headers(
 
 
 def segy_blocks(path: Path, byte_order: ByteOrder, traces: int) -> Iterator[Array]:
-    """Yield the samples of a file, some traces at a time.
-
-    Args:
-        path: Of the file.
-        byte_order: Of the file. Default big-endian.
-        traces: At most so many at a time.
-
-    Yields:
-        ``[trace, time]``.
-    """
+    """Yield the samples of a file ``[trace, time]``, at most so many traces at a time."""
     with _segy(path, byte_order) as file:
         for first in range(0, file.tracecount, traces):
             yield file.trace.raw[first : first + traces]

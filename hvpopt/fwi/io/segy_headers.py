@@ -135,18 +135,10 @@ def units_of(file: Any) -> Array:
 
 
 def rounding_of(units: Array, dead: Array) -> Array:
-    """Return by how much positions of one source may differ as they are rounded, metres.
-
-    By two units of up to five centimetres, by one of larger ones, and by a metre at most:
-    what is farther apart may be two sources.
-
-    Args:
-        units: Of each trace's positions ``[trace, 3]``, metres.
-        dead: True for traces that count only where there is no other.
-
-    Returns:
-        The limits ``(z, y, x)``.
-    """
+    """Return by how much positions of one source differ by rounding, ``(z, y, x)``, m."""
+    # By two units of up to five centimetres, by one of larger ones, and by a metre at
+    # most: what is farther apart may be two sources. Units are [trace, 3]; dead traces
+    # count only where there is no other.
     own = units[dead if dead.all() else ~dead].max(0)
     fine = np.minimum(2 * own, FINE)
     limits: Array = np.minimum(np.maximum(own, fine), COARSEST) * (1 + 1e-6)
@@ -193,16 +185,8 @@ def positions_of(path: Path, file: Any) -> tuple[Array, Array]:
 
 
 def sources_of(sources: Array, shot: Array, dead: Array) -> tuple[Array, Array]:
-    """Return the mean position of each shot's sources, and how far they lie apart.
-
-    Args:
-        sources: Of each trace ``[trace, 3]``, metres.
-        shot: Which each trace is of, from zero.
-        dead: True for traces that count only where a shot has no other.
-
-    Returns:
-        The means ``[shot, 3]``, and the largest difference in each axis ``[shot, 3]``.
-    """
+    """Return mean and largest difference of each shot's sources, ``[shot, 3]``."""
+    # positions are [trace, 3], metres; dead traces count only where a shot has no other
     counts = np.bincount(shot[~dead], minlength=int(shot.max()) + 1)
     taken = ~dead | (counts[shot] == 0)
     own, where = shot[taken], sources[taken]
@@ -218,21 +202,9 @@ def sources_of(sources: Array, shot: Array, dead: Array) -> tuple[Array, Array]:
 def choose_traces(
     path: str, codes: Array, component: str | int | None
 ) -> tuple[Array, Array, list[str]]:
-    """Return which traces are data, by what their headers say they are.
-
-    Args:
-        path: Of the file, for errors.
-        codes: TraceIdentificationCode of each trace.
-        component: As ``read_survey`` takes it.
-
-    Returns:
-        True for the traces to read; True for those that are marked dead; and sentences
-        of what is left out.
-
-    Raises:
-        ValueError: If there are traces of several components and none is named, or none
-            of the one that is.
-    """
+    """Return masks of the traces to read and of dead ones, and what is left out."""
+    # a ValueError tells of traces of several components where none is named, or none of
+    # the one that is
     kinds: Array = np.where(np.isin(codes, PLAIN), 1, codes)
     present = [code for code in COMPONENTS if (kinds == code).any()]
     wanted = None if component is None else _component(component)

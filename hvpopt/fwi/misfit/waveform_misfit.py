@@ -481,13 +481,11 @@ class WaveformMisfit(ShotMisfit):
 
 
 def _default_group(survey: Survey) -> int:
-    """Return how many shots run together unless a caller says otherwise.
-
-    Deepwave runs shots on a CPU in parallel threads: unless shots are small, a larger
-    group saves no time, and fresh memory for its histories costs some
-    (benchmarks/RESULTS.md). A GPU is filled by many shots. With ``survey_pad`` results
-    depend on the group, so it stays whole.
-    """
+    """Return how many shots run together unless a caller says otherwise."""
+    # Deepwave runs shots on a CPU in parallel threads: unless shots are small, a larger
+    # group saves no time, and fresh memory for its histories costs some
+    # (benchmarks/RESULTS.md). A GPU is filled by many shots. With ``survey_pad`` results
+    # depend on the group, so it stays whole.
     if survey.device.type == "cpu" and survey.options.get("survey_pad") is None:
         return min(torch.get_num_threads(), survey.n_shots)
     return survey.n_shots
