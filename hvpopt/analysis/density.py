@@ -1,12 +1,9 @@
 """Where the eigenvalues are: stochastic Lanczos quadrature.
 
-Two errors are kept apart:
-
-- of the quadrature, bounded for each random vector with certainty. The measure up to a
-  node θ_j has at least the weights before the node and at most those up to it (Chebyshev,
-  Markov and Stieltjes).
-- of the random vectors, from the scatter over them (Ubaru, Chen and Saad, SIAM J. Matrix
-  Anal. Appl. 38, 2017).
+The error of the quadrature is bounded for each random vector: the measure up to a node
+θ_j has at least the weights before the node and at most those up to it (Chebyshev, Markov
+and Stieltjes). That of the random vectors comes from their scatter (Ubaru, Chen and Saad,
+SIAM J. Matrix Anal. Appl. 38, 2017).
 """
 
 from __future__ import annotations

@@ -34,9 +34,7 @@ class ShotInformation(Estimate[Tensor]):
 
     ``value`` is the information of each shot alone within the subspace ``[s]``, and
     ``lower`` the same, a lower bound; ``upper`` adds what lies outside, infinity without
-    traces.
-
-    ``n_products`` counts those of single shots.
+    traces. ``n_products`` counts those of single shots.
 
     Attributes:
         loss: What all shots tell less without each one, within the subspace ``[s]``.

@@ -195,7 +195,7 @@ class LanczosBasis:
         if beta <= 10 * math.sqrt(self.operator.size) * self.rounding:
             # Sums of n terms round like √n: what is left may be rounding, and would
             # not be orthogonal after two passes. β stays as measured, since a small one
-            # alone does not prove that no eigenvalue hides.
+            # alone does not prove that no eigenvalue is missed.
             self.invariant = True
             return
         if len(self._rows) == j + 1:
@@ -229,8 +229,8 @@ class LanczosBasis:
     def asymmetry(self) -> float:
         """Largest ``|q_i·(H q_j) − q_j·(H q_i)|`` met, relative to ``norm_estimate``.
 
-        A free measure of the products' error along one direction: rounding for exact
-        products, and 0 until there are two vectors.
+        It measures the products' error along one direction: rounding for exact products,
+        and 0 until there are two vectors.
         """
         return self._asymmetry.largest / (self.norm_estimate or 1.0)
 

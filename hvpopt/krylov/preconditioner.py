@@ -1,4 +1,4 @@
-"""Preconditioners: cheap symmetric positive definite stand-ins for an inverse Hessian.
+"""Preconditioners: symmetric positive definite approximations of an inverse Hessian.
 
 One may be built on another, its ``base``: pairs of steps on low rank on a diagonal.
 Those of this package are frozen dataclasses of tensors and numbers, so that a method

@@ -1,7 +1,7 @@
 """BandFilter: a zero-phase Butterworth filter of the data, as a linear map.
 
 A filter is a convolution with its impulse response. The response is computed once, in
-float64, from the filter's spectrum on an axis so long that it has died away, and cut
+float64, from the filter's spectrum on an axis so long that it has decayed, and cut
 where it is below rounding. Records are then padded with zeros by the response's length,
 so that nothing wraps round: T is the Toeplitz matrix of the response, symmetric.
 """

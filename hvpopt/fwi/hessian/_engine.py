@@ -69,8 +69,8 @@ def choose_engine(survey: Survey, models: Sequence[Tensor], asked: str) -> Engin
 
 def _plan_product(survey: Survey, models: Sequence[Tensor]) -> int:
     """Return deepwave's estimate of the bytes of one shot's product; a lower bound."""
-    # of the Born pass where there is one, else of the gradient
-    # also where a value is computed without graph: a product has histories
+    # Of the Born pass where there is one, else of the gradient; with a graph also where a
+    # value is computed without one, since a product has histories.
     with torch.enable_grad():
         if born_twin(survey.propagator) is not None:
             try:

@@ -1,9 +1,9 @@
-"""GroupRunner: sums over groups of shots that survive bad numbers and little memory.
+"""GroupRunner: sums over groups of shots, where numbers may be bad and memory short.
 
-What is finite and fits is summed group by group, with one look at the total. Only if that
-is not finite are the groups run again, each checked, and the shots of a failing group one
-by one: that is each shot's second chance, and finds those that are bad. A group that does
-not fit in memory is halved, and the smaller size stays.
+What is finite and fits is summed group by group, and the total alone is checked. Only if
+it is not finite are the groups run again, each checked, and the shots of a failing group
+one by one, which finds those that are bad. A group that does not fit in memory is halved,
+and the smaller size stays.
 """
 
 from __future__ import annotations
@@ -210,6 +210,7 @@ class GroupRunner:
         """Return the sum over groups, term by term; None for one that no group has."""
         # BadShotError names shots that keep contributing what is not finite, MemoryError
         # says that one shot does not fit; other errors of a group are raised as they are.
+
         # a sum does not tell which group is not finite: the second time, look at each
         for every in (False, True):
             total: Terms | None = None

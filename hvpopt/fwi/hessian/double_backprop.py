@@ -44,16 +44,9 @@ class DoubleBackpropHessian(WaveformHessian):
     """The Hessian of a waveform misfit, by double backprop.
 
     Made by ``WaveformMisfit.hessian``. A product takes five wave propagations for each
-    shot, its graph two (once, or for each product where shots run in groups).
-
-    Args:
-        waveforms: The misfit in its parts.
-        model: Where to linearise; it is copied.
-        kind: ``"exact"`` or ``"gauss-newton"``.
-        groups: Shots that run together, group by group.
-        runner: Runs the groups, and knows how large they may be.
-        overrides: Deepwave options for these propagations, such as the eager backend.
-        **options: Of ``WaveformHessian``.
+    shot, its graph two (once, or for each product where shots run in groups). Its
+    arguments and attributes are those of ``WaveformHessian``, and ``overrides``: deepwave
+    options for these propagations, such as the eager backend.
     """
 
     engine = "double-backprop"

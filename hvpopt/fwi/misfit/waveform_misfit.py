@@ -289,13 +289,6 @@ class WaveformMisfit(ShotMisfit):
         Not counted, and without checkpointing twice differentiable. Bad shots are not
         looked for.
 
-        Args:
-            *args: The unknowns, one tensor or several.
-            **kwargs: The unknowns by name.
-
-        Returns:
-            A scalar.
-
         Raises:
             TypeError: If unknowns are given both ways.
         """
