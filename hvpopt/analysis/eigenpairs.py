@@ -37,7 +37,7 @@ from hvpopt.operators.symmetric import (
 MAX_PRODUCTS = 1000
 #: Default limit of the memory of basis vectors, bytes.
 MEMORY_LIMIT = 4 * 1024**3
-#: Products between two looks at the Ritz values, at most; at first at every one.
+#: Products between two computations of Ritz values, at most; at first one.
 STRIDE = 5
 #: Ritz vectors that a restart keeps beside the wanted ones.
 SPARE = 6

@@ -68,7 +68,7 @@ def remainder_bound(
         tol=0.05,
         max_products=min(n_products, operator.size),
         confidence=confidence,
-        # the same start as the space's would see nothing outside it
+        # the same start as the space's would find nothing outside it
         seed=independent_seeds(seed, 1)[0],
     )
     return max(-found.lower - 1.0, 0.0), confidence

@@ -48,7 +48,7 @@ def random_signs(
     device: torch.device,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Return independent random signs, drawn on the host, on a device."""
+    """Return independent random signs on a device, drawn on the host."""
     signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
     return 2.0 * signs.to(device, dtype) - 1.0
 

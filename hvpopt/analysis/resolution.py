@@ -337,7 +337,7 @@ def _factor(confidence: float, probes: Probes) -> float:
 
 
 def _relative_error(sums: Tensor) -> Tensor:
-    """Return the relative standard error of a sum of ``[k, ...]``; inf where negative."""
+    """Return the relative standard error of a sum over ``[k, ...]``; inf if negative."""
     mean, n = sums.mean(0), sums.shape[0]
     if n < 2:
         return torch.full_like(mean, torch.nan)

@@ -43,7 +43,7 @@ class ParameterGrid:
 
     @property
     def cells(self) -> slice:
-        """Its part of a flat vector."""
+        """The parameter's part of a flat vector."""
         return slice(self.first, self.first + self.size)
 
     def scatter(self, flat: Tensor, fill: float = 0.0) -> Tensor:

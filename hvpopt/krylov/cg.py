@@ -301,7 +301,7 @@ class _Measurements:
         self._last: tuple[Tensor, Tensor, float] | None = None
 
     def note_product(self, d: Tensor, a_d: Tensor) -> None:
-        """Take in a direction and its product."""
+        """Note a direction and its product."""
         length = float(d.norm())
         self.norm = max(self.norm, float(a_d.norm()) / length)
         if self._last is not None:
@@ -312,7 +312,7 @@ class _Measurements:
         self.products += 1
 
     def note_iterate(self, x: Tensor) -> None:
-        """Take in the length of an iterate."""
+        """Note the length of an iterate."""
         self._largest_x = max(self._largest_x, float(x.norm()))
 
     @property

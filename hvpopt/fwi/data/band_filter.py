@@ -78,7 +78,7 @@ class BandFilter(DataTransform):
 
     @property
     def same_for_every_shot(self) -> bool:
-        """True."""
+        """True, since one response serves every shot."""
         return True
 
     def fit(self, survey: Survey) -> Apply:

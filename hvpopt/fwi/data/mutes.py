@@ -337,7 +337,7 @@ class CosineTaper(_Factors):
 
     @property
     def same_for_every_shot(self) -> bool:
-        """True."""
+        """True, since one taper serves every shot."""
         return True
 
     def factors(self, survey: Survey, channel: str) -> Callable[[Shots], Tensor]:

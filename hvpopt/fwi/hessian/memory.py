@@ -122,7 +122,7 @@ class PeakMemory:
 
 
 def _give_back_free_memory() -> None:
-    """Return freed memory to the system, which would hide a rise that reuses it."""
+    """Return freed memory to the system: a rise that reuses it would not be measured."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

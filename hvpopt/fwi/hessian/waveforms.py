@@ -90,7 +90,7 @@ class Waveforms:
         }
 
     def encode(self, codes: Tensor, coded: Data | None = None) -> Waveforms:
-        """Return the mean over encoded shots of codes ±1, ``[encoded shot, shot]``."""
+        """Return the mean over shots encoded by factors ``[encoded shot, shot]``."""
         # One encoded shot records Σ_s c_s F_s(V). For a misfit that is quadratic in the
         # data, with the same weights for every shot, the mean of the encoded misfit over
         # random signs is the whole one, and so with its Hessian and Gauss-Newton matrix:

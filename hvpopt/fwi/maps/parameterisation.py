@@ -132,7 +132,7 @@ class Chain(Parameterisation):
 
 
 def arranged(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Model:
-    """Return the model that a call's arguments spell."""
+    """Return the model that a call's arguments make up."""
     if args and kwargs:
         raise TypeError(
             "call a map with positional tensors or with named ones, not both: "

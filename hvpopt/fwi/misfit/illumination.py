@@ -181,7 +181,7 @@ def _acceleration_energy(
     energy = torch.zeros(velocity.shape, dtype=torch.float64, device=velocity.device)
     oldest: Tensor | None = None
 
-    # step k holds u_k and u_{k−1}; the last update that a recording sees ends at nt − 1
+    # step k holds u_k and u_{k−1}; the last update that is recorded ends at nt − 1
     def add(state: Any) -> None:
         nonlocal oldest
         newest = state.get_wavefield("wavefield_0", mode="read").double()

@@ -137,7 +137,7 @@ class Acquisition:
 
     @property
     def amplitudes(self) -> Tensor:
-        """Of the first channel."""
+        """Amplitudes of the first channel, ``[shot, source, time]``."""
         return next(iter(self.sources.values()))[0]
 
     @property
@@ -164,7 +164,7 @@ class Acquisition:
         return found
 
     def select(self, shots: Shots) -> Acquisition:
-        """Return that of some shots, in that order."""
+        """Return the acquisition of some shots, in that order."""
         if shots is None:
             return self
         return Acquisition(

@@ -291,12 +291,12 @@ class Survey:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the wavelets; models and data must have the same."""
+        """Dtype of the wavelets; models and data must have the same."""
         return self._acquisition.amplitudes.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the wavelets; models and data must be there."""
+        """Device of the wavelets; models and data must be there."""
         return self._acquisition.amplitudes.device
 
     @property
