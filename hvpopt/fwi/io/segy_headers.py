@@ -13,6 +13,7 @@ from hvpopt.fwi.io.gathers import Array
 
 ByteOrder: TypeAlias = "Literal['little', 'big'] | None"
 
+#: Metres in a foot.
 FEET = 0.3048
 
 #: Number formats of SEG-Y revision 2, by their code.
