@@ -239,7 +239,7 @@ def draw_eigenvalues(
         values: Eigenvalues, in any order. Those that are not positive are left out, since
             the axis is logarithmic, and the title says how many.
         residuals: Bound on the error of each, drawn as a bar. Default none.
-        prior: Where data and prior have the same say: 1 for a Hessian that is
+        prior: Where data and prior weigh the same: 1 for a Hessian that is
             preconditioned by the prior. None for no line. Default 1.
 
     Raises:
@@ -401,9 +401,9 @@ def plot_point_spreads(spread: PointSpread, *, spacing: float = 1.0) -> Figure:
     """Return the answer of each parameter to a change in each cell.
 
     A row for each cell and a column for each parameter; of one parameter three cells in a
-    row.
-    Colours of a row are relative to its largest answer. What leaks in from other cells of
-    the comb is cut off; of one parameter the title says how much is left near the cell.
+    row. Colours of a row are relative to its largest answer. What leaks in from other
+    cells of the comb is cut off; of one parameter the title says how much is left near
+    the cell.
 
     Args:
         spread: From ``point_spread`` or ``regularised_spread``, on 2-D grids.

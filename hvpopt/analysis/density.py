@@ -1,12 +1,9 @@
 """Where the eigenvalues are: stochastic Lanczos quadrature.
 
-Two errors are kept apart:
-
-- of the quadrature, bounded for each random vector with certainty. The measure up to a
-  node θ_j has at least the weights before the node and at most those up to it (Chebyshev,
-  Markov and Stieltjes).
-- of the random vectors, from the scatter over them (Ubaru, Chen and Saad, SIAM J. Matrix
-  Anal. Appl. 38, 2017).
+The error of the quadrature is bounded for each random vector: the measure up to a node
+θ_j has at least the weights before the node and at most those up to it (Chebyshev, Markov
+and Stieltjes). That of the random vectors comes from their scatter (Ubaru, Chen and Saad,
+SIAM J. Matrix Anal. Appl. 38, 2017).
 """
 
 from __future__ import annotations
@@ -120,14 +117,8 @@ def spectral_density(
 
 
 def _cumulative(rule: Quadrature, at: Array, reach: float) -> tuple[Array, Array, Array]:
-    """Return lower bound, middle and upper bound of a measure up to points.
-
-    Args:
-        rule: The rule.
-        at: The points.
-        reach: What a node may be off by. Of an exact rule a node no further from a point
-            is at it, and counts.
-    """
+    """Return lower bound, middle and upper bound of a measure at points, each ``[p]``."""
+    # of an exact rule, a node within reach of a point is taken to lie at it, and counts
     summed = np.concatenate([[0.0], np.cumsum(rule.weights)])
     summed[-1] = 1.0
     # nodes at or below

@@ -268,19 +268,12 @@ def _check_taylor(
 
 @dataclass(frozen=True)
 class _Derivatives:
-    """The derivatives that an objective returns, along a direction.
+    """The derivatives that an objective returns, along a direction."""
 
-    Attributes:
-        value: Value at the start.
-        slope: First derivative.
-        curvature: Second derivative; 0 in a check of the gradient.
-        roundings: Rounding of the terms of order 1 and up in the Taylor series, for
-            derivatives of the model's dtype; smaller errors are not called wrong.
-    """
-
-    value: float
-    slope: float
-    curvature: float
+    value: float  # at the start
+    slope: float  # first derivative
+    curvature: float  # second derivative; 0 in a check of the gradient
+    # rounding of Taylor terms of order 1 and up; smaller errors are not called wrong
     roundings: tuple[float, ...]
 
     def term(self, order: int) -> float:
@@ -314,11 +307,9 @@ def _derivatives(
 def _fit_slope(
     steps: tuple[float, ...], remainders: tuple[float, ...], floor: float
 ) -> tuple[tuple[int, ...], float]:
-    """Return the steps used and the slope, on the shortest steps above rounding.
-
-    There the leading term dominates the remainder: a relative error δ of the derivative
-    changes the slope only for steps below about δ.
-    """
+    """Return the steps used and the slope, on the shortest steps above rounding."""
+    # there the leading term dominates the remainder: a relative error δ of the derivative
+    # changes the slope only for steps below about δ
     clean = 0
     while clean < len(steps) and floor < remainders[clean] < math.inf:
         clean += 1
@@ -332,23 +323,14 @@ def _fit_slope(
 
 @dataclass(frozen=True)
 class _Powers:
-    """A remainder as a sum of powers of the step, up to two above the order.
+    """A remainder as a sum of powers of the step, up to two above the order."""
 
-    Attributes:
-        order: Order of the derivative that is checked.
-        noise: Rounding of the loss's values, estimated from the shortest steps.
-        longest: The longest step at which the sum fits to within the noise.
-        remainder: Size of the remainder at that step.
-        found: Coefficients of the powers from 0 up.
-        uncertain: Uncertainty of each coefficient.
-    """
-
-    order: int
-    noise: float
-    longest: float
-    remainder: float
-    found: tuple[float, ...]
-    uncertain: tuple[float, ...]
+    order: int  # of the derivative that is checked
+    noise: float  # rounding of the loss's values, estimated from the shortest steps
+    longest: float  # the longest step at which the sum fits to within the noise
+    remainder: float  # its size at that step
+    found: tuple[float, ...]  # coefficients of the powers from 0 up
+    uncertain: tuple[float, ...]  # uncertainty of each coefficient
 
     def is_wrong(self, roundings: tuple[float, ...]) -> bool:
         """Return True if a power that exact derivatives cancel is significant."""
@@ -376,22 +358,10 @@ def _fit_powers(
     roundings: list[float],
     order: int,
 ) -> _Powers | None:
-    """Fit powers of the step to the longest stretch of a sweep that they describe.
-
-    The rounding of a loss may exceed that of its dtype by far: waves add up many time
-    steps, and phases divide by small numbers. On the shortest steps a power series of few
-    terms is exact, so that its residual is this noise; the constant term is the rounding
-    of the value at the start.
-
-    Args:
-        steps: Steps in descending order.
-        signed: Remainders with their signs.
-        roundings: Smallest rounding of each value.
-        order: Order of the derivative that is checked.
-
-    Returns:
-        The fit; None if too few remainders are finite.
-    """
+    """Fit powers of the step to the longest part of a sweep that they describe."""
+    # The rounding of a loss may exceed that of its dtype by far. On the shortest steps a
+    # power series of few terms is exact, so that its residual is this rounding; the
+    # constant term is the rounding of the value at the start.
     powers = np.arange(order + 3)
     n_steps = len(steps)
     first = next((i for i in range(n_steps) if all(map(math.isfinite, signed[i:]))), 0)

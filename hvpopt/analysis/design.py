@@ -1,15 +1,12 @@
 """Which shots matter: information of every shot and of every subset, from one subspace.
 
 With A_s = ω Lᵀ G_s L of shot s alone and A = Σ A_s, what a set of shots tells beyond the
-prior is ½ log det (I + Σ_{s ∈ S} A_s), in nats (the expected information gain of a linear
-Gaussian problem: Alexanderian, Petra, Stadler and Ghattas, SIAM/ASA J. Uncertain.
-Quantif. 4, 2016). The products A_s Q with one basis Q are kept apart for each shot. They
-cost what products with A cost, and every set of shots is then judged in the space of Q,
-with no further wave.
+prior is ½ log det (I + Σ_{s ∈ S} A_s), in nats (Alexanderian, Petra, Stadler and Ghattas,
+SIAM/ASA J. Uncertain. Quantif. 4, 2016). The products A_s Q with one basis Q are kept for
+each shot, at the cost of products with A, and serve every set of shots.
 
-By Cauchy's interlacing, ½ log det (I + QᵀA_S Q) is a lower bound of a set's information:
-the information on the part of the model that Q spans. An upper bound adds what lies
-outside: for B ≥ 0, log det (I + B) ≤ log det (I + QᵀB Q) + tr (B) − tr (QᵀB Q)
+By Cauchy's interlacing, ½ log det (I + QᵀA_S Q) is a lower bound of a set's information.
+An upper bound is, for B ≥ 0, log det (I + B) ≤ log det (I + QᵀB Q) + tr (B) − tr (QᵀB Q)
 (Fischer's inequality, and log (1 + x) ≤ x); the trace comes from a caller who has it.
 """
 
@@ -37,9 +34,7 @@ class ShotInformation(Estimate[Tensor]):
 
     ``value`` is the information of each shot alone within the subspace ``[s]``, and
     ``lower`` the same, a lower bound; ``upper`` adds what lies outside, infinity without
-    traces.
-
-    ``n_products`` counts those of single shots.
+    traces. ``n_products`` counts those of single shots.
 
     Attributes:
         loss: What all shots tell less without each one, within the subspace ``[s]``.

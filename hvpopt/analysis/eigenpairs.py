@@ -1,19 +1,15 @@
 """The largest or smallest eigenvalues with their vectors, residuals and bounds.
 
-A Krylov space of one start has one vector of each eigenvalue, however often that
-eigenvalue occurs. So what has converged is locked, and a new space is made from a fresh
-random start with H deflated: ``P H P + c X Xᵀ``, X the locked vectors, ``P = I − X Xᵀ``
-and c at the other end of the spectrum. It ends when no Ritz value of the deflated H
-belongs to the wanted ones and, with a stated confidence over the random start, no
-eigenvalue does (the bound of ``eigenvalue.py``): then none was missed, of clusters too.
+A Krylov space of one start has one vector of each eigenvalue, however often it occurs. So
+converged vectors X are locked, and a new space starts from a fresh random vector with H
+deflated, ``P H P + c X Xᵀ``, ``P = I − X Xᵀ``, c at the other end of the spectrum, until
+with a stated confidence no wanted eigenvalue is left (the bound of ``eigenvalue.py``).
 
-With X orthonormal, Θ its Rayleigh quotients and R = HX − XΘ, the eigenvalues of H are
-those of Θ and of P H P to within ‖R‖ (Weyl; Parlett, The Symmetric Eigenvalue Problem,
-1998, sections 10 and 11).
-
-Spaces are never restarted unless their vectors would take more memory than a limit. Then
-the space is compressed to Ritz vectors and grows again (thick restart: Wu and Simon, SIAM
-J. Matrix Anal. Appl. 22, 2000), and there is no bound on what was missed.
+With Θ the Rayleigh quotients of X and R = HX − XΘ, the eigenvalues of H are those of Θ
+and of P H P to within ‖R‖ (Weyl; Parlett, The Symmetric Eigenvalue Problem, 1998,
+sections 10 and 11). Where a space would take more memory than a limit it is compressed to
+Ritz vectors (thick restart: Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000), and there
+is no bound on what was missed.
 """
 
 from __future__ import annotations
@@ -41,7 +37,7 @@ from hvpopt.operators.symmetric import (
 MAX_PRODUCTS = 1000
 #: Default limit of the memory of basis vectors, bytes.
 MEMORY_LIMIT = 4 * 1024**3
-#: Products between two looks at the Ritz values, at most; at first at every one.
+#: Products between two computations of Ritz values, at most; at first one.
 STRIDE = 5
 #: Ritz vectors that a restart keeps beside the wanted ones.
 SPARE = 6
@@ -161,10 +157,7 @@ class _Search:
 
     @property
     def own_allowed(self) -> float:
-        """Largest residual with which a space's Ritz vector is locked.
-
-        With what is locked before it, k of these make one of ``allowed``.
-        """
+        """Largest residual of a vector to lock: k of these make one of ``allowed``."""
         return max(self.tol / math.sqrt(self.k), self._rounding) * self._size
 
     @property

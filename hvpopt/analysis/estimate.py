@@ -112,23 +112,11 @@ def student_factor(confidence: float, n_samples: int) -> float:
 def skewed_margin(
     above: float | Array, error: float | Array, n_samples: int, confidence: float
 ) -> Array:
-    """Return margins of means of samples that a floor bounds from below.
-
-    A quadratic form of few large eigenvalues is skewed, and Student's interval then holds
-    the truth too seldom (0.87 to 0.90 of 200 seeds where 0.95 is stated, for
-    log-determinants of eigenvalues that fall tenfold each). So the mean is taken to have
-    a gamma distribution, whose shape its relative error tells, widened as Student's is
-    against the normal one (0.93 to 0.99). Of many eigenvalues alike it is Student's.
-
-    Args:
-        above: Mean less the floor; infinity where there is no floor.
-        error: Standard error of the mean, of the same shape.
-        n_samples: Independent samples.
-        confidence: Of the interval.
-
-    Returns:
-        The margins, never below Student's; 0 where the error is.
-    """
+    """Return margins, never below Student's, of means that a floor bounds from below."""
+    # A quadratic form of few large eigenvalues is skewed, and Student's interval then
+    # holds the truth too seldom. The mean, ``above`` the floor (infinity without one), is
+    # taken to have a gamma distribution whose shape its relative error tells, widened as
+    # Student's is against the normal one. Of many eigenvalues alike it is Student's.
     student = student_factor(confidence, n_samples)
     above, error = np.asarray(above, np.float64), np.asarray(error, np.float64)
     scattered = error > 0.0

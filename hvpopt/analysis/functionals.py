@@ -1,15 +1,14 @@
-"""The posterior variance of linear questions, bracketed from both sides.
+"""The posterior variance of linear functionals, bracketed from both sides.
 
 For every x, whatever it comes from,
 
     2 u·x − x·(I + A) x  ≤  uᵀ (I + A)⁻¹ u  ≤  ‖u − A x‖² + x·A x
 
-with equality at x = (I + A)⁻¹ u. Both sides are quadratic in x, so that the best x of a
-subspace needs the products with its basis alone. In a Krylov space of u they are Gauss's
-rule below and Gauss-Radau's above, with the node 1 (Golub and Meurant, Matrices, Moments
-and Quadrature, 2010); here they hold for any space, so that every question reads what
-others found. The best upper bound is the variance after replacing A by its Nyström
-approximation, for all u at once.
+with equality at x = (I + A)⁻¹ u. The best x of a subspace needs the products with its
+basis alone, so that every functional reads what others found. In a Krylov space of u
+these are Gauss's rule below and Gauss-Radau's above, with the node 1 (Golub and Meurant,
+Matrices, Moments and Quadrature, 2010). The best upper bound is the variance after
+replacing A by its Nyström approximation, for all u at once.
 """
 
 from __future__ import annotations
@@ -67,28 +66,17 @@ class FunctionalVariance(Estimate[Tensor]):
 
 @dataclass(frozen=True, eq=False)
 class Bracket:
-    """Bounds of uᵀ (I + A)⁻¹ u for the columns u of a block.
-
-    Attributes:
-        lower, upper: The bounds ``[k]``.
-        rounding: Estimated error of them by the rounding of the products ``[k]``.
-        residual: u − (I + A) x of the lower bound's x, ``[m, k]``, orthogonal to the
-            space.
-    """
+    """Bounds of uᵀ (I + A)⁻¹ u for the columns u of a block, each ``[k]``."""
 
     lower: Tensor
     upper: Tensor
-    rounding: Tensor
+    rounding: Tensor  # estimated error of the bounds by the rounding of the products, [k]
+    # u − (I + A) x of the lower bound's x, [m, k]; orthogonal to the space
     residual: Tensor
 
 
 def bracket(space: Subspace, right: Tensor) -> Bracket:
-    """Return the best bounds of uᵀ (I + A)⁻¹ u that a space has.
-
-    Args:
-        space: Of directions and their images.
-        right: u as columns ``[m, k]``.
-    """
+    """Return a space's best bounds of uᵀ (I + A)⁻¹ u, for columns u ``[m, k]``."""
     norms = right.square().sum(0)
     if not space.size:
         # x = 0 below; (I + A)⁻¹ ≤ I above
@@ -113,15 +101,7 @@ def bracket(space: Subspace, right: Tensor) -> Bracket:
 def answer(
     found: Bracket, prior: Tensor, noise: Noise, tol: float, spent: Counts
 ) -> FunctionalVariance:
-    """Return brackets as the answer to questions, and say how narrow they are.
-
-    Args:
-        found: The brackets.
-        prior: The variance of each question before any data, ``[k]``.
-        noise: The noise.
-        tol: What was asked for.
-        spent: What they cost.
-    """
+    """Return brackets as the answer to questions, and say how narrow they are."""
     lower, upper = found.lower, found.upper
     value = (lower * upper).sqrt()
     wide = float((upper / lower).sqrt().max()) - 1.0
@@ -149,16 +129,7 @@ def answer(
 
 
 def block_of(t: Questions, prior: MaternPrior) -> Tensor:
-    """Return questions as the columns of a block ``[n, k]`` of flat vectors.
-
-    Args:
-        t: The questions; see ``Posterior.functional_variance``.
-        prior: Whose space they are in.
-
-    Raises:
-        TypeError: For an argument of the wrong type.
-        ValueError: For questions that do not fit, or are not finite.
-    """
+    """Return questions as the columns of a block ``[n, k]`` of flat vectors."""
     space = prior.space
     if isinstance(t, list):
         checks.integer("the number of questions", len(t), least=1)

@@ -1,28 +1,19 @@
-"""The log-determinant: what a Krylov space says exactly, and quadratures of the rest.
+"""The log-determinant: exact in a Krylov space, and by quadratures in the rest.
 
 With Q an orthonormal basis and P = I − QQᵀ,
 
     log det(H + τI) = log det(QᵀHQ + τI) + log det(S),
     S = P (H + τI) P − P H Q (QᵀHQ + τI)⁻¹ QᵀH P,
 
-S on what is orthogonal to Q. Both terms are exact for every Q, and S has no eigenvalue
-below those of H + τI, since its inverse is a block of (H + τI)⁻¹. So the first term, in
-which the large eigenvalues are, is counted, and only log det(S) is sampled. For a Krylov
-space, ``HQ = QT + β q eᵀ``, the correction of S is ``β² [(T + τI)⁻¹]_kk q qᵀ``: it needs
-no product and no more memory than the basis. (Deflation as for traces in Meyer, Musco,
-Musco and Woodruff, Hutch++, SOSA 2021.)
+S on what is orthogonal to Q; no eigenvalue of S is below those of H + τI, since its
+inverse is a block of (H + τI)⁻¹. Only log det(S) is sampled. For a Krylov space,
+``HQ = QT + β q eᵀ``, the correction of S is ``β² [(T + τI)⁻¹]_kk q qᵀ``, at no product.
+(Deflation as for traces in Meyer, Musco, Musco and Woodruff, Hutch++, SOSA 2021.)
 
-Two errors are kept apart:
-
-- of the quadrature, bounded for each random vector with certainty. Of log(λ + τ), whose
-  even derivatives are negative and odd ones positive, Gauss's rule is an upper bound, and
-  Gauss-Radau's with a node at or below λ_min a lower one.
-- of the random vectors, from the scatter over them (Ubaru, Chen and Saad, SIAM J. Matrix
-  Anal. Appl. 38, 2017).
-
-On the matrices of ``benchmarks/SPECTRUM.md`` deflation took the error after 240 products
-from 7e-2 to 1e-6 where eigenvalues decay as those of a Gauss-Newton matrix, and from 9e-3
-to 4e-3 where they decay as 1/i.
+The error of the quadrature is bounded for each random vector: of log(λ + τ), whose even
+derivatives are negative and odd ones positive, Gauss's rule is an upper bound and
+Gauss-Radau's with a node at or below λ_min a lower one. That of the random vectors comes
+from their scatter (Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017).
 """
 
 from __future__ import annotations
@@ -158,17 +149,11 @@ def log_determinant(
 
 
 class _Complement(DerivedOperator):
-    """S − τI on what is orthogonal to a Krylov space, and ``lowest`` within it.
+    """S − τI on what is orthogonal to a Krylov space, and ``lowest`` within it."""
 
-    Args:
-        basis: Of the Krylov space of H.
-        shift: τ.
-        lowest: No eigenvalue of H is below it.
-        rounding: What an eigenvalue of T may be off by.
-
-    Attributes:
-        amplification: How many times an error of H's products may be as large in S.
-    """
+    # ``lowest``: no eigenvalue of H is below it. ``rounding``: what an eigenvalue of T
+    # may be off by. ``amplification``: how many times an error of H's products may grow
+    # in S.
 
     def __init__(
         self, basis: LanczosBasis, shift: float, lowest: float, rounding: float

@@ -136,15 +136,10 @@ class Noise:
 
 
 def _correlation(what: str, samples: Samples, *, correlated: bool) -> tuple[float, str]:
-    """Return κ, the peak of the noise's spectrum over its mean, and what to say of it.
-
-    Welch's estimate over at least ``SEGMENTS`` stretches of time; the scatter that is
-    left makes the peak rather too large. Structure narrower than one over the length of
-    a stretch is not resolved.
-
-    Raises:
-        ValueError: If there are too few samples for a spectrum.
-    """
+    """Return κ, the peak of the noise's spectrum over its mean, and what to say of it."""
+    # Welch's estimate over at least SEGMENTS stretches of time; the scatter that is left
+    # makes the peak rather too large. Structure narrower than one over the length of a
+    # stretch is not resolved.
     if not checks.flag("correlated", correlated):
         return 1.0, ""
     tensors = list(samples.values()) if isinstance(samples, Mapping) else [samples]
@@ -171,14 +166,7 @@ def _correlation(what: str, samples: Samples, *, correlated: bool) -> tuple[floa
 
 
 def checked_noise(noise: object) -> Noise:
-    """Return noise, or raise TypeError that says why there is no error bar without it.
-
-    Args:
-        noise: What was given.
-
-    Raises:
-        TypeError: If it is no Noise.
-    """
+    """Return noise, or raise TypeError that says why there is no error bar without it."""
     use = f"an error bar needs the size of the noise: {USE}"
     return checks.instance("noise", noise, Noise, use)
 

@@ -4,20 +4,13 @@ A comb has a random sign ``s_j`` in each of several cells ``c_j``. Then
 
     s_j H comb = H e_j + Σ_{i≠j} s_i s_j H e_i,
 
-column j on average, and a leakage from the other cells. It is small around cell j where
-the cells of a comb are far from each other, so they are shared out among combs
-accordingly.
-
-The signs are rows of a Hadamard matrix, of P rows, the power of two at or above the
-number of cells: P draws leave no leakage. D of them are a sample without replacement,
-and the variance of its mean is ``(1 − D/P) s² / D``, s the scatter over draws.
-
-A few draws may all agree by chance, and the scatter is then 0. So the margin is made of
-the scatter or of what the other columns as estimated would leak, whichever is larger. Of
-H = I + ½·11ᵀ, combs of 2 to 8 cells and 2 to 8 draws, 0.93 and more of the entries at the
-cells lay within it where 0.95 is stated (0.48 to 0.96 with independent signs). Beside the
-cells the columns of that matrix are equal, and may cancel in every one of few draws: then
-2 draws of 4 cells held 0.75, 2 of 8 cells 0.87, and 4 of 8 cells 0.96.
+column j on average, and a leakage from the other cells, which is small around cell j
+where the cells of a comb are far from each other. The signs are rows of a Hadamard
+matrix, of P rows, the power of two at or above the number of cells: P draws leave no
+leakage. D of them are a sample without replacement, and the variance of its mean is
+``(1 − D/P) s² / D``, s the scatter over draws. A few draws may all agree by chance, with
+a scatter of 0. So the margin is made of the scatter or of what the other columns as
+estimated would leak, whichever is larger.
 """
 
 from __future__ import annotations
@@ -186,14 +179,8 @@ def point_spread(
 
 
 def _signs(n_cells: int, n_draws: int, whole: bool, generator: torch.Generator) -> Tensor:
-    """Return signs ``[draws, cells]``: rows of Hadamard matrices in random order.
-
-    Args:
-        n_cells: Cells of the comb.
-        n_draws: Draws, at most; of whole products no more than are exact.
-        whole: True for whole products.
-        generator: On the host.
-    """
+    """Return signs ``[draws, cells]``: rows of Hadamard matrices in random order."""
+    # no more draws of whole products than are exact; the generator is on the host
     size = 1 << (n_cells - 1).bit_length()
     matrix = torch.from_numpy(scipy.linalg.hadamard(size, dtype=float))
     columns = torch.randperm(size, generator=generator)[:n_cells]
@@ -207,17 +194,9 @@ def _signs(n_cells: int, n_draws: int, whole: bool, generator: torch.Generator) 
 
 
 def _leakage(n_cells: int, n_draws: int, whole: bool) -> tuple[float, float]:
-    """Return what makes errors of a mean over draws, 0 and 0 for one that is exact.
-
-    Args:
-        n_cells: Cells of the comb.
-        n_draws: Draws.
-        whole: True for whole products: all else that scatters is then the leakage.
-
-    Returns:
-        The standard error relative to the scatter over draws, and the mean square of the
-        part of another cell's column that leaks.
-    """
+    """Return the factors of a mean's standard error and leakage; 0, 0 where exact."""
+    # The standard error relative to the scatter over draws, and the mean square of the
+    # part of another cell's column that leaks. Of whole products all scatter is leakage.
     size = 1 << (n_cells - 1).bit_length()
     odd = n_draws % size  # of whole rounds nothing leaks
     squared = odd * (size - odd) / (max(size - 1, 1) * n_draws**2)
@@ -377,10 +356,8 @@ def _distance(a: tuple[str, tuple[int, ...]], b: tuple[str, tuple[int, ...]]) ->
 def _nearest(
     comb: Sequence[tuple[str, tuple[int, ...]]], grids: dict[str, ParameterGrid], n: int
 ) -> Tensor:
-    """Return True ``[cells of the comb, n]`` for what is nearest to each cell.
-
-    Where cells are of two parameters at one place, both are nearest.
-    """
+    """Return True ``[cells of the comb, n]`` for what is nearest to each cell."""
+    # where cells are of two parameters at one place, both are nearest
     near = torch.ones(len(comb), n, dtype=torch.bool)
     for grid in grids.values():
         if any(len(cell) != grid.free.ndim for _, cell in comb):

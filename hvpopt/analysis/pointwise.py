@@ -51,15 +51,8 @@ def remainder_bound(
     confidence: float,
     seed: int,
 ) -> tuple[float, float]:
-    """Return an upper bound μ of the eigenvalues of A − F Fᵀ, and its confidence.
-
-    Args:
-        space: Of directions and their images, with F.
-        operator: A.
-        n_products: Products to spend.
-        confidence: Probability with which it should be a bound.
-        seed: Of the random start, which no seed of ``Posterior.explore`` draws.
-    """
+    """Return an upper bound μ of the eigenvalues of A − F Fᵀ, and its confidence."""
+    # the seed of the start must be one that ``Posterior.explore`` never draws
     if len(space.kept) >= operator.size:
         return 0.0, 1.0
     low_rank = space.low_rank
@@ -75,7 +68,7 @@ def remainder_bound(
         tol=0.05,
         max_products=min(n_products, operator.size),
         confidence=confidence,
-        # the same start as the space's would see nothing outside it
+        # the same start as the space's would find nothing outside it
         seed=independent_seeds(seed, 1)[0],
     )
     return max(-found.lower - 1.0, 0.0), confidence
@@ -89,16 +82,7 @@ def pointwise_answer(
     confidence: float,
     spent: Counts,
 ) -> PointwiseVariance:
-    """Return the bracket of every cell that a space has.
-
-    Args:
-        space: Of directions and their images.
-        prior: The prior.
-        noise: The noise.
-        remainder: μ, of ``remainder_bound``.
-        confidence: Of it.
-        spent: What both cost.
-    """
+    """Return the bracket of every cell that a space has; ``remainder`` is its μ."""
     before = prior.standard_deviation.square()
     lower, upper = diagonal_bounds(space, prior, before, remainder)
     value = (lower * upper).sqrt()
@@ -127,14 +111,8 @@ def pointwise_answer(
 def diagonal_bounds(
     space: Subspace, prior: MaternPrior, variance: Tensor, remainder: float
 ) -> tuple[Tensor, Tensor]:
-    """Return bounds of the diagonal of L (I + A)⁻¹ Lᵀ, for A ≤ F Fᵀ + μ (I − Q Qᵀ).
-
-    Args:
-        space: Of directions and their images, with F, and Q of them.
-        prior: L.
-        variance: The diagonal of L Lᵀ, ``[n]``.
-        remainder: μ.
-    """
+    """Return bounds of diag(L (I + A)⁻¹ Lᵀ) ``[n]``, for A ≤ F Fᵀ + μ (I − Q Qᵀ)."""
+    # Q and F are the space's, L the prior's, ``variance`` is diag(L Lᵀ), ``remainder`` μ
     if not space.size:
         return variance / (1.0 + remainder), variance
     factor = space.low_rank

@@ -94,7 +94,7 @@ class Posterior:
         noise: The noise, which relates misfit and likelihood.
         diagonal: D, a positive estimate of the diagonal of G ``[n]``, however rough. The
             next x is then sought along (I + ω Lᵀ D L)⁻¹ times the residual, which costs
-            no product and takes less than half as many where cells are lit unevenly. The
+            no product and takes less than half as many where illumination is uneven. The
             bounds hold for any D. Default none: along the residual, a Krylov space.
 
     Attributes:

@@ -9,12 +9,9 @@ Central differences on the grid are diagonal in the cosine transform, so
     C = L Lᵀ,    L = S Φ Λ⁻¹,    Φ the orthonormal cosine transform, Λ its symbol
 
 is applied to rounding by one transform. S is chosen cell by cell so that every cell has
-the
-standard deviation asked for: without it, cells at an edge would have up to twice as much.
-
-Frozen cells carry no information: the covariance of the free cells is their block of C,
-as though the grid went on beneath the mask. Its inverse is the Schur complement of the
-frozen cells in C⁻¹, which is sparse, so that it too is exact.
+the standard deviation asked for, also at an edge. The covariance of free cells is their
+block of C; its inverse, the Schur complement of the frozen cells in C⁻¹, is sparse, so
+that it too is exact.
 """
 
 from __future__ import annotations
@@ -213,13 +210,8 @@ class MaternPrior:
 
 
 def white_block(size: int, n_columns: int, seed: int) -> Tensor:
-    """Return independent standard normal numbers ``[size, n_columns]`` in float64.
-
-    Args:
-        size: Number of rows.
-        n_columns: Number of columns, at least one.
-        seed: A seed draws the same first columns whatever their number.
-    """
+    """Return independent standard normal numbers ``[size, n_columns]`` in float64."""
+    # a seed draws the same first columns whatever their number
     checks.integer("the number of samples", n_columns, least=1)
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     rows = [
@@ -250,23 +242,14 @@ def _product(vector: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Field:
-    """The prior of one parameter, on rows ``[k, cells]``.
-
-    Attributes:
-        shape: Of the grid.
-        free: True for a free cell, ``[cells]``.
-        symbol: Λ, ``[*shape]``.
-        weight: S over the space's scale, for free cells ``[n]``.
-        std: Standard deviation of each free cell, over the space's scale ``[n]``.
-        reach: ``(b_a / h_a)²`` per axis.
-    """
+    """The prior of one parameter, on rows ``[k, cells]``."""
 
     shape: tuple[int, ...]
-    free: np.ndarray[Any, np.dtype[np.bool_]]
-    symbol: Array
-    weight: Array
-    std: Array
-    reach: tuple[float, ...]
+    free: np.ndarray[Any, np.dtype[np.bool_]]  # True for a free cell, [cells]
+    symbol: Array  # Λ, [*shape]
+    weight: Array  # S over the space's scale, of free cells [n]
+    std: Array  # standard deviation of free cells over the space's scale [n]
+    reach: tuple[float, ...]  # (b_a / h_a)² of each axis
 
     @property
     def n_free(self) -> int:

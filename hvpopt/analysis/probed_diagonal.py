@@ -6,13 +6,9 @@ With P_i the projector on what the images of all probes but i span,
 
 and the diagonal of all but the last term is known; the last is sampled by probe i, of
 entries ±1: ``ω_i ⊙ (I − P_i) H (I − P_i) ω_i`` on average. This is XDiag (Epperly, Tropp
-and Webber, SIAM J. Matrix Anal. Appl. 45, 2024) with what H's symmetry adds: projectors
-on both sides. On the Gauss-Newton matrix of a waveform misfit (204 cells) its error after
-24 products was a fifth of that of plain probes, and after 48 a fiftieth; XDiag's was 1.1
-and 1.3 times its own. On a matrix that is nearly diagonal plain probes are better
-(``estimate_diagonal``).
-
-The mean over an objective's samples, such as encoded shots, takes plain probes.
+and Webber, SIAM J. Matrix Anal. Appl. 45, 2024) with projectors on both sides, by H's
+symmetry. On a matrix that is nearly diagonal plain probes are better
+(``estimate_diagonal``); the mean over an objective's samples takes these too.
 """
 
 from __future__ import annotations
@@ -139,15 +135,9 @@ def _exchangeable(found: LeaveOneOut) -> tuple[Tensor, Tensor]:
 
 
 def _lost(q: Tensor, z: Tensor, g: Tensor, b: Tensor, s: Tensor | None = None) -> Tensor:
-    """Return how much of diag(2 PH − PHP) goes with each direction Q b, ``[n, m]``.
-
-    Args:
-        q: Q.
-        z: HQ.
-        g: QᵀHQ.
-        b: Unit vectors as columns.
-        s: Unit vectors ⟂ b, column by column, that P is without. Default none.
-    """
+    """Return what diag(2 PH − PHP) loses with each direction Q b, ``[n, m]``."""
+    # z = HQ, g = QᵀHQ; columns of b are unit vectors, as those of s ⟂ b, which P is
+    # without
     qb, gb = q @ b, g @ b
     if s is not None:
         gb = gb - s * (s * gb).sum(0)

@@ -1,17 +1,16 @@
 """Random probes, and what each of them finds that the others do not know of.
 
 With Ω the probes ``[n, m]`` and Q an orthonormal basis of HΩ, ``Q_i`` is the basis of all
-images but that of probe i. Probe i is independent of it, so what it finds of the rest,
-``(I − Q_i Q_iᵀ) H (I − Q_i Q_iᵀ)``, makes an unbiased estimate, and the mean over i uses
+images but that of probe i. Probe i is independent of it, so what it finds of
+``(I − Q_i Q_iᵀ) H (I − Q_i Q_iᵀ)`` makes an unbiased estimate, and the mean over i uses
 every product twice (Epperly, Tropp and Webber, SIAM J. Matrix Anal. Appl. 45, 2024).
 ``Q_i`` is Q without one direction: ``Q_i Q_iᵀ = Q (I − s_i s_iᵀ) Qᵀ``, s_i the unit
 vector along column i of R⁻ᵀ, where HΩ = QR.
 
-The m estimates share most of their space, and their scatter makes the error look smaller
-than it is (0.82 to 0.93 of the intervals held the trace where 0.95 should). So the error
-is that of the jackknife: with T_j the estimate without probe j at all, which costs no
-product, ``Σ_j (T_j − T̄)²`` is on average no smaller than the variance of T_j (Efron and
-Stein, Annals of Statistics 9, 1981), and the estimate from all probes is better still.
+The m estimates share most of their space, and their scatter makes the error look too
+small. So the error is that of the jackknife: with T_j the estimate without probe j,
+``Σ_j (T_j − T̄)²`` is on average no smaller than the variance of T_j (Efron and Stein,
+Annals of Statistics 9, 1981), and the estimate from all probes is better still.
 """
 
 from __future__ import annotations
@@ -37,12 +36,7 @@ FEWEST = 3
 
 
 def independent_seeds(seed: int, n: int) -> list[int]:
-    """Return seeds drawn with a seed: those of seeds 1 and 2 have nothing in common.
-
-    Args:
-        seed: Of the draw.
-        n: How many.
-    """
+    """Return n seeds drawn with a seed: those of seeds 1 and 2 have nothing in common."""
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     return [int(s) for s in torch.randint(0, SEEDS, (n,), generator=generator)]
 
@@ -54,39 +48,20 @@ def random_signs(
     device: torch.device,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Return independent random signs, drawn on the host.
-
-    Args:
-        shape: Of the tensor.
-        generator: On the host.
-        device: Where the signs are returned.
-        dtype: Of the signs. Default float64.
-    """
+    """Return independent random signs on a device, drawn on the host."""
     signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
     return 2.0 * signs.to(device, dtype) - 1.0
 
 
 def sign_probes(operator: SymmetricOperator, n_probes: int, seed: int) -> Tensor:
-    """Return probes ``[n, m]`` of independent entries ±1, in float64.
-
-    Args:
-        operator: Whose size and device they have; they are drawn on the host.
-        n_probes: m.
-        seed: Of the draw.
-    """
+    """Return probes ``[n, m]`` of independent entries ±1, float64, drawn on the host."""
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     shape = (n_probes, operator.size)
     return random_signs(shape, generator, device=operator.device).mT.contiguous()
 
 
 def random_normals(operator: SymmetricOperator, n_probes: int, seed: int) -> Tensor:
-    """Return probes ``[n, m]`` of independent standard normal entries, in float64.
-
-    Args:
-        operator: Whose size and device they have; they are drawn on the host.
-        n_probes: m.
-        seed: Of the draw.
-    """
+    """Return probes ``[n, m]``, standard normal and float64, drawn on the host."""
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     shape = (n_probes, operator.size)
     normals = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -95,25 +70,15 @@ def random_normals(operator: SymmetricOperator, n_probes: int, seed: int) -> Ten
 
 @dataclass(frozen=True, eq=False)
 class LeaveOneOut:
-    """The space of all images, and what is left of each probe without its own.
+    """The space of all images, and what is left of each probe without its own."""
 
-    Attributes:
-        basis: Q, ``[n, m]``.
-        products: HQ, ``[n, m]``.
-        projection: QᵀHQ, ``[m, m]``, its symmetric part.
-        coordinates: QᵀΩ, ``[m, m]``.
-        left_out: s_i as columns, ``[m, m]``.
-        rests: ``(I − Q_i Q_iᵀ) ω_i`` as columns, ``[n, m]``.
-        rest_products: H times those, ``[n, m]``.
-    """
-
-    basis: Tensor
-    products: Tensor
-    projection: Tensor
-    coordinates: Tensor
-    left_out: Tensor
-    rests: Tensor
-    rest_products: Tensor
+    basis: Tensor  # Q, [n, m]
+    products: Tensor  # HQ, [n, m]
+    projection: Tensor  # QᵀHQ, [m, m], its symmetric part
+    coordinates: Tensor  # QᵀΩ, [m, m]
+    left_out: Tensor  # s_i as columns, [m, m]
+    rests: Tensor  # (I − Q_i Q_iᵀ) ω_i as columns, [n, m]
+    rest_products: Tensor  # H times those, [n, m]
 
     @property
     def norm(self) -> float:
@@ -121,15 +86,9 @@ class LeaveOneOut:
         return float(torch.linalg.eigvalsh(self.projection).abs().max())
 
     def also_left_out(self, j: int) -> Tensor:
-        """Return what leaving out probe j as well takes from each ``Q_i``.
-
-        Args:
-            j: The other probe.
-
-        Returns:
-            ``[m, m]``: unit vectors in the coordinates of Q as columns i, orthogonal to
-            s_i, which span with s_i what s_i and s_j do; zero for i = j.
-        """
+        """Return what leaving out probe j as well takes from each ``Q_i``, ``[m, m]``."""
+        # column i, in the coordinates of Q: a unit vector orthogonal to s_i that spans
+        # with s_i what s_i and s_j do; zero for i = j
         s, other = self.left_out, self.left_out[:, [j]]
         rest = other - s * (s.mT @ other).mT
         rest = rest - s * (s * rest).sum(0)  # twice: s_i and s_j may be close
@@ -139,15 +98,7 @@ class LeaveOneOut:
 
 
 def leave_one_out(operator: SymmetricOperator, probes: Tensor) -> LeaveOneOut:
-    """Multiply probes, and a basis of their images, at two products a probe.
-
-    Args:
-        operator: H.
-        probes: Ω, ``[n, m]`` with ``m < n``.
-
-    Returns:
-        The space, and what is left of each probe.
-    """
+    """Multiply probes and a basis of their images: two products a probe; ``m < n``."""
     images = operator.matmat(probes)
     # images in units of their size: squares stay within range
     basis, upper = torch.linalg.qr(images / unit_of(images))
@@ -175,11 +126,7 @@ def leave_one_out(operator: SymmetricOperator, probes: Tensor) -> LeaveOneOut:
 
 
 def jackknife(without: Tensor) -> Tensor:
-    """Return a standard error from the estimates that each leave one probe out.
-
-    Args:
-        without: T_j along the last axis, ``[…, m]``; one alone has no error, NaN.
-    """
+    """Return a standard error from T_j on the last axis ``[…, m]``; NaN for one."""
     if without.shape[-1] < 2:
         return torch.full_like(without[..., 0], torch.nan)
     unit = unit_of(without)  # squares of small numbers underflow
@@ -188,12 +135,8 @@ def jackknife(without: Tensor) -> Tensor:
 
 
 def rounding_of(operator: SymmetricOperator, norm: float) -> float:
-    """Return what the rounding of products adds to the error of a trace.
-
-    Args:
-        operator: Whose products have the relative error ``noise``.
-        norm: ‖H‖. Errors are taken to point in all n directions alike.
-    """
+    """Return what rounding of products adds to a trace's error, for an H of norm ‖H‖."""
+    # errors are taken to point in all n directions alike
     return math.sqrt(operator.size) * operator.noise * norm
 
 
@@ -204,18 +147,8 @@ def sampled_operators(
     space: ModelSpace | None,
     seeds: Sequence[int],
 ) -> Iterator[SymmetricOperator]:
-    """Yield a sketch of an objective's Hessian for each seed, closed after its use.
-
-    Args:
-        objective: Whose ``sketch`` is taken: of encoded shots where shots can be encoded.
-        model: Where to linearise.
-        kind: Default ``"gauss-newton"`` where the objective has it, else ``"exact"``.
-        space: Flat coordinates. Default ``ModelSpace(model)``.
-        seeds: Of the sketches.
-
-    Yields:
-        Operators whose mean over seeds is the Hessian.
-    """
+    """Yield a sketch for each seed, closed after use; their mean is the Hessian."""
+    # of kind None: Gauss-Newton where the objective has it, else exact
     kind = objective.preferred_kind if kind is None else kind
     check_kind(kind, "hessian")
     space = ModelSpace(model) if space is None else space

@@ -25,19 +25,12 @@ from hvpopt.operators.symmetric import SymmetricOperator, checked_operator
 
 @dataclass(frozen=True)
 class Quadrature:
-    """The rule of one random vector.
+    """The rule of one random vector; nodes and weights (of sum 1) are ``[k]``."""
 
-    Attributes:
-        nodes: Ritz values, ascending ``[k]``.
-        weights: Of the nodes, adding up to 1, ``[k]``.
-        diagonal: α of the Lanczos recurrence ``[k]``.
-        off_diagonal: β ``[k]``; the last is 0 where the rule is exact.
-    """
-
-    nodes: Array
+    nodes: Array  # Ritz values, ascending
     weights: Array
-    diagonal: Array
-    off_diagonal: Array
+    diagonal: Array  # α of the Lanczos recurrence
+    off_diagonal: Array  # β; the last is 0 where the rule is exact
 
     @property
     def exact(self) -> bool:
@@ -48,18 +41,7 @@ class Quadrature:
 def quadratures(
     operator: SymmetricOperator, n_probes: int, n_steps: int, seed: int
 ) -> tuple[list[Quadrature], Counts]:
-    """Return the Gauss rule of each of several random vectors, and what they cost.
-
-    Args:
-        operator: On vectors ``[n]``.
-        n_probes: Random vectors, at least 2.
-        n_steps: Products for each of them.
-        seed: Of the random vectors.
-
-    Raises:
-        TypeError: For an argument of the wrong type.
-        ValueError: For a number out of range.
-    """
+    """Return the Gauss rule of each of several random vectors, and what they cost."""
     operator = checked_operator(operator)
     n_probes = checks.integer("n_probes", n_probes, least=2)
     n_steps = checks.integer("n_steps", n_steps, least=1)
@@ -73,11 +55,7 @@ def quadratures(
 
 
 def rule_of(basis: LanczosBasis) -> Quadrature:
-    """Return Gauss's rule for the measure of a basis's first vector.
-
-    Args:
-        basis: With at least one vector.
-    """
+    """Return Gauss's rule for the measure of a basis's first vector."""
     diagonal, off_diagonal = np.array(basis.diagonal), np.array(basis.off_diagonal)
     if basis.invariant:
         off_diagonal[-1] = 0.0
@@ -95,18 +73,9 @@ def _gauss(diagonal: Array, off_diagonal: Array) -> Quadrature:
 
 
 def radau_rule(rule: Quadrature, node: float) -> Quadrature:
-    """Return Gauss-Radau's rule with a prescribed node and one node more, at no product.
-
-    The last entry α̃ of the enlarged T is what makes ``node`` one of its eigenvalues:
-    ``α̃ = node + β_k δ``, where ``(T − node I) x = β_k e_k`` and δ = x_k.
-
-    Args:
-        rule: Gauss's rule of k nodes; where it is exact it is returned as it is.
-        node: Below all nodes, or above all.
-
-    Raises:
-        ValueError: If the node is among the others.
-    """
+    """Return Gauss-Radau's rule with a node outside all others added, at no product."""
+    # The last entry α̃ of the enlarged T is what makes ``node`` one of its eigenvalues:
+    # α̃ = node + β_k δ, where (T − node I) x = β_k e_k and δ = x_k.
     if rule.exact:
         return rule
     shifted, off_diagonal = rule.diagonal - node, rule.off_diagonal
@@ -126,20 +95,11 @@ def radau_rule(rule: Quadrature, node: float) -> Quadrature:
 
 
 def rule_value(rule: Quadrature, function: Callable[[Array], Array]) -> float:
-    """Return a rule's value for the integral of a function of the eigenvalues.
-
-    Args:
-        rule: The rule.
-        function: Of an array of nodes.
-    """
+    """Return a rule's value for the integral of a function of the eigenvalues."""
     return float(rule.weights @ function(rule.nodes))
 
 
 def mean_and_error(values: Array) -> tuple[Array, Array]:
-    """Return the mean over the first axis and its standard error.
-
-    Args:
-        values: ``[m, …]``, of m random vectors.
-    """
+    """Return the mean over the first axis, of random vectors, and its standard error."""
     mean: Array = np.asarray(values.mean(0))
     return mean, np.asarray(values.std(0, ddof=1) / math.sqrt(len(values)))

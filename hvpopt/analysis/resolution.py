@@ -2,7 +2,8 @@
 
 Let ``y = H z`` for a vector z of independent random signs. Then ``E[y(u) y(u + δ)]`` is
 ``Σ_c H(u, c) H(u + δ, c)``: the autocorrelation of the point-spread function around u
-(Fichtner and van Leeuwen, J. Geophys. Res. 120, 2015). For a Gaussian spread
+(Fichtner and van Leeuwen, J. Geophys. Res. 120, 2015), estimated by sums over a window
+and a few probes. For a Gaussian spread
 
     H(u, c) ∝ exp(−½ (u − c)ᵀ M (u − c))
 
@@ -11,10 +12,8 @@ at lags of one cell along the axes and diagonals,
 
     M_ii = L(e_i),    M_ij = (L(e_i + e_j) − L(e_i − e_j)) / 4.
 
-Sums over a window around each cell, over a few probes, stand for the expectation. The
-resolution length along an axis is ``1/√M_ii``, the standard deviation of the spread's
-profile along it. Of a spread that is not Gaussian it is that of the Gaussian with the
-same autocorrelation at one cell, which weights its finest structure most.
+The resolution length along an axis is ``1/√M_ii``, the standard deviation of the spread's
+profile along it; of another spread, of the Gaussian of like autocorrelation at one cell.
 """
 
 from __future__ import annotations
@@ -273,18 +272,10 @@ def _lags(d: int) -> Iterator[tuple[int, ...]]:
 def _curvature_sums(
     answers: Tensor, grid: ParameterGrid, lag: tuple[int, ...], window: float
 ) -> Tensor:
-    """Return windowed sums of ``y(u) y(u + δ)``, ``y(u)²`` and ``y(u + δ)²``.
-
-    Args:
-        answers: ``[k, r, *shape]``.
-        grid: Of the parameter.
-        lag: δ, cells.
-        window: Standard deviation, cells.
-
-    Returns:
-        ``[3, k, *shape]``. All three sums run over the same pairs of free cells, so that
-        by Cauchy and Schwarz a correlation of whole products is at most 1.
-    """
+    """Return windowed sums of y(u) y(u + δ), y(u)² and y(u + δ)², ``[3, k, *shape]``."""
+    # Answers are [k, r, *shape], lag δ and window in cells. All three sums run over the
+    # same pairs of free cells: a correlation of whole products is at most 1 (Cauchy,
+    # Schwarz).
     here = tuple(slice(max(0, -s), n - max(0, s)) for s, n in _axes(lag, grid))
     there = tuple(slice(max(0, s), n - max(0, -s)) for s, n in _axes(lag, grid))
     both = grid.free[here] & grid.free[there]
@@ -338,21 +329,15 @@ def _smooth(fields: Tensor, window: float, d: int) -> Tensor:
 
 
 def _factor(confidence: float, probes: Probes) -> float:
-    """Return how many standard errors wide a margin is.
-
-    The squares of sampled products scatter more than a normal variable, for which one
-    degree of freedom is given up.
-    """
+    """Return how many standard errors wide a margin is."""
+    # squares of sampled products scatter more than a normal variable does, for which one
+    # degree of freedom is given up
     n = probes.n_probes if probes.whole else max(probes.n_probes - 1, 0)
     return student_factor(confidence, n)
 
 
 def _relative_error(sums: Tensor) -> Tensor:
-    """Return the relative standard error of a sum over probes, inf where it is negative.
-
-    Args:
-        sums: ``[k, ...]``, of each probe.
-    """
+    """Return the relative standard error of a sum over ``[k, ...]``; inf if negative."""
     mean, n = sums.mean(0), sums.shape[0]
     if n < 2:
         return torch.full_like(mean, torch.nan)
@@ -363,10 +348,8 @@ def _relative_error(sums: Tensor) -> Tensor:
 def _below_rounding(
     answers: Tensor, grid: ParameterGrid, window: float, noise: float
 ) -> Tensor:
-    """Return True ``[*shape]`` where answers are not well above their rounding.
-
-    The rounding of a product spreads over all cells, as ``noise`` times its norm.
-    """
+    """Return True ``[*shape]`` where answers are not well above their rounding."""
+    # a product's rounding spreads over all cells, as ``noise`` times its norm
     d = grid.free.ndim
     energy = _smooth(mean_of_products(answers, answers).mean(0) * grid.free, window, d)
     share = _smooth(grid.free.double(), window, d)

@@ -30,17 +30,11 @@ from hvpopt.problem.objective import Objective
 
 @dataclass(frozen=True, eq=False)
 class ParameterGrid:
-    """Where the cells of one parameter are in a flat vector.
-
-    Attributes:
-        name: Of the parameter.
-        free: Boolean, shaped like the parameter: True for cells of the flat vector.
-        first: Index of its first cell in the flat vector.
-    """
+    """Where the cells of one parameter are in a flat vector."""
 
     name: str
-    free: Tensor
-    first: int
+    free: Tensor  # shaped like the parameter: True for cells of the flat vector
+    first: int  # index of its first cell in the flat vector
 
     @property
     def size(self) -> int:
@@ -49,32 +43,17 @@ class ParameterGrid:
 
     @property
     def cells(self) -> slice:
-        """Its part of a flat vector."""
+        """The parameter's part of a flat vector."""
         return slice(self.first, self.first + self.size)
 
     def scatter(self, flat: Tensor, fill: float = 0.0) -> Tensor:
-        """Return this parameter's part of flat vectors on its grid.
-
-        Args:
-            flat: ``[..., n]``, whole flat vectors.
-            fill: What frozen cells hold. Default 0.
-
-        Returns:
-            ``[..., *shape]``.
-        """
+        """Return this parameter's part of vectors ``[..., n]``, ``[..., *shape]``."""
         full = flat.new_full((*flat.shape[:-1], *self.free.shape), fill)
         full[..., self.free] = flat[..., self.cells]
         return full
 
     def index(self, cell: tuple[int, ...]) -> int:
-        """Return the index of a cell in the flat vector.
-
-        Args:
-            cell: One index for each axis of the parameter.
-
-        Raises:
-            ValueError: If there is no such cell, or it is frozen.
-        """
+        """Return the index of a cell in the flat vector, or raise ValueError."""
         shape = tuple(self.free.shape)
         if len(cell) != len(shape) or not all(
             0 <= i < n for i, n in zip(cell, shape, strict=True)
@@ -92,11 +71,7 @@ class ParameterGrid:
 
 
 def grids_of(space: ModelSpace) -> dict[str, ParameterGrid]:
-    """Return the grid of each parameter of a space, by name and in order.
-
-    Args:
-        space: Flat coordinates.
-    """
+    """Return the grid of each parameter of a space, by name and in order."""
     grids, first = {}, 0
     for name, mask in space.free.items():
         free = mask.cpu()
@@ -106,30 +81,12 @@ def grids_of(space: ModelSpace) -> dict[str, ParameterGrid]:
 
 
 class ProductSource:
-    """Products with one Hessian: its own, or those of independent samples of it.
+    """Products with one Hessian: its own, or those of independent samples of it."""
 
-    Args:
-        target: A symmetric operator, whose products are taken as they are; or an
-            objective, of whose sample each product is made: the Gauss-Newton matrix of
-            ``sample`` parts, drawn anew for each.
-        model: Where the objective is linearised; None for an operator.
-        space: Flat coordinates. Default the operator's, or ``ModelSpace(model)``.
-        sample: Parts in a sample, encoded shots for instance. Default
-            ``objective.sketch_size``.
-        seed: Of the samples.
-
-    Attributes:
-        whole: True if all products are of the same matrix: of an operator, or of an
-            objective that has only one part.
-        space: Flat coordinates.
-        noise: Relative rounding error of a product; see ``SymmetricOperator``.
-
-    Raises:
-        TypeError: For a target that is neither, an objective without a model, or an
-            operator with one.
-        ValueError: For an operator without space where none is given either, or a space
-            of another size.
-    """
+    # Of an operator (which takes no model) products are as they are. Of an objective each
+    # is of a Gauss-Newton matrix of ``sample`` parts, drawn anew;
+    # ``objective.sketch_size`` by default. ``whole`` is True if all products are of the
+    # same matrix.
 
     def __init__(
         self,
@@ -312,16 +269,8 @@ def random_probes(
 
 
 def mean_of_products(a: Tensor, b: Tensor) -> Tensor:
-    """Return an unbiased estimate of a product of two fields, from samples of both.
-
-    Args:
-        a: ``[k, r, ...]``, r independent samples; one for a field that is known.
-        b: Of the same shape, from the same samples.
-
-    Returns:
-        ``[k, ...]``: the mean of ``a_i b_j`` over all samples i ≠ j, or the product of
-        the two for r = 1.
-    """
+    """Return a product of two fields ``[k, ...]``, unbiased, from ``[k, r, ...]``."""
+    # the mean of a_i b_j over all samples i ≠ j; the product of the two for r = 1
     r = a.shape[1]
     same = (a * b).sum(1)
     return same if r == 1 else (a.sum(1) * b.sum(1) - same) / (r * (r - 1))

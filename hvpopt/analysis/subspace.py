@@ -17,14 +17,7 @@ CUTOFF = 1e-13
 
 
 class Subspace:
-    """An orthonormal basis Q and its images A Q, as rows, and what follows from them.
-
-    Args:
-        operator: A, positive semidefinite, ``[m, m]``.
-
-    Attributes:
-        size: Number of directions, k; also of the products spent.
-    """
+    """An orthonormal basis Q and its images A Q, as rows, for A ≥ 0, ``[m, m]``."""
 
     def __init__(self, operator: SymmetricOperator) -> None:
         self._operator = operator
@@ -48,14 +41,7 @@ class Subspace:
         return self._images[: self.size]
 
     def add(self, direction: Tensor) -> bool:
-        """Add a direction, at one product.
-
-        Args:
-            direction: ``[m]``, of any length.
-
-        Returns:
-            False if the space has it already: then it costs nothing.
-        """
+        """Add a direction ``[m]`` at one product; return False, at none, if Q has it."""
         length = float(direction.norm())
         if self.size == self._operator.size or not length:
             return False
@@ -110,11 +96,7 @@ class Subspace:
         return self._kept
 
     def shrink(self, white: Tensor) -> Tensor:
-        """Return (I + F Fᵀ)^(−1/2) times a block.
-
-        Args:
-            white: ``[m, k]``.
-        """
+        """Return (I + F Fᵀ)^(−1/2) times a block ``[m, k]``."""
         u, sigma, _ = torch.linalg.svd(self.low_rank, full_matrices=False)
         change = (1.0 + sigma.square()).rsqrt() - 1.0
         shrunk: Tensor = white + u @ (change[:, None] * (u.mT @ white))

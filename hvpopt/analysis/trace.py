@@ -2,15 +2,10 @@
 
 Of whole products the exchangeable estimator XTrace (Epperly, Tropp and Webber, SIAM J.
 Matrix Anal. Appl. 45, 2024) makes most: what the images of the other probes span is
-counted exactly, and only the rest is sampled. For eigenvalues that decay the error falls
-much faster than with the inverse square root of the products. XNysTrace, of the same
-paper, does so for positive semidefinite operators at one product a probe: after 48
-products with the Gauss-Newton matrix of ``benchmarks/SPECTRUM.md`` its error was a third
-of XTrace's, after 96 a twentieth; for eigenvalues 1/i 0.7 and 0.6 of it.
-
-Of an objective's cheap samples, such as encoded shots, each with a probe of its own, the
-mean of ``zᵀ H z`` is the trace on average (Hutchinson). Samples cannot be squared, and so
-they do not serve XTrace.
+counted exactly, and only the rest is sampled. XNysTrace, of the same paper, does so for
+positive semidefinite operators at one product a probe. Of an objective's cheap samples,
+such as encoded shots, each with a probe of its own, the mean of ``zᵀ H z`` is the trace
+on average (Hutchinson): samples cannot be squared, as XTrace would.
 """
 
 from __future__ import annotations
@@ -129,15 +124,7 @@ def trace(
 
 
 def model_of(objective: Objective, model: Model | None) -> Model:
-    """Return the model at which an objective is sampled, or raise TypeError.
-
-    Args:
-        objective: The objective.
-        model: What was given.
-
-    Raises:
-        TypeError: If there is none.
-    """
+    """Return the model at which an objective is sampled, or raise TypeError."""
     if model is None:
         raise TypeError(
             f"{objective.name!r} is an objective, which has a Hessian at a model; pass "
@@ -147,16 +134,7 @@ def model_of(objective: Objective, model: Model | None) -> Model:
 
 
 def without_model(model: object, hessian: object, space: object) -> None:
-    """Raise TypeError if an operator was given with what only an objective needs.
-
-    Args:
-        model: What was given.
-        hessian: What was given.
-        space: What was given.
-
-    Raises:
-        TypeError: If one is not None.
-    """
+    """Raise TypeError if an operator was given with what only an objective needs."""
     given = {"model": model, "hessian": hessian, "space": space}
     for name, value in given.items():
         if value is not None:
@@ -164,11 +142,7 @@ def without_model(model: object, hessian: object, space: object) -> None:
 
 
 def exact_diagonal(operator: SymmetricOperator) -> Tensor:
-    """Return the diagonal ``[n]`` in float64, by n products with unit vectors.
-
-    Args:
-        operator: On vectors ``[n]``.
-    """
+    """Return the diagonal ``[n]`` in float64, by n products with unit vectors."""
     n, device = operator.size, operator.device
     diagonal = torch.zeros(n, dtype=torch.float64, device=device)
     for i in range(n):
@@ -179,12 +153,10 @@ def exact_diagonal(operator: SymmetricOperator) -> Tensor:
 
 
 def _exchangeable(found: LeaveOneOut) -> tuple[float, float]:
-    """Return the trace and its standard error.
-
-    The probes are normal: what is left of one has a uniformly random direction in the
-    space orthogonal to ``Q_i``, whose dimension d is known, so that ``d μᵀHμ / μᵀμ``
-    estimates the trace there with no error from its length.
-    """
+    """Return the trace and its standard error."""
+    # The probes are normal: what is left of one, μ, has a uniformly random direction in
+    # the space orthogonal to Q_i, whose dimension d is known, so that d μᵀHμ / μᵀμ
+    # estimates the trace there with no error from its length.
     (n, m), s, g = found.basis.shape, found.left_out, found.projection
     mu, h_mu = found.rests, found.rest_products
     lengths, curvatures = (mu * mu).sum(0), (mu * h_mu).sum(0)
@@ -206,20 +178,10 @@ def _exchangeable(found: LeaveOneOut) -> tuple[float, float]:
 def _exchangeable_nystrom(
     probes: Tensor, images: Tensor, noise: float
 ) -> tuple[float, float, float]:
-    """Return the trace of a positive semidefinite operator, its error, and a norm.
-
-    With K = (Ωᵀ HΩ)⁻¹ and B = HΩ K, the Nyström approximation from all probes but i has
-    the trace ``tr (HΩ Bᵀ) − ‖B_i‖² / K_ii``, and what it leaves of H has the quadratic
-    form 1 / K_ii at probe i. A multiple of the identity keeps K within rounding.
-
-    Args:
-        probes: Ω, normal, ``[n, m]`` with ``m < n``.
-        images: HΩ ``[n, m]``.
-        noise: Relative rounding of a product.
-
-    Raises:
-        ValueError: If H has negative curvature along a combination of the probes.
-    """
+    """Return the trace of H ≥ 0, its error, and a norm, from normal probes ``[n, m]``."""
+    # With K = (Ωᵀ HΩ)⁻¹ and B = HΩ K, the Nyström approximation from all probes but i has
+    # the trace tr (HΩ Bᵀ) − ‖B_i‖² / K_ii, and what it leaves of H has the quadratic form
+    # 1 / K_ii at probe i. A multiple of the identity keeps K within rounding.
     (n, m), unit = probes.shape, unit_of(images)
     images = images / unit
     if not bool(images.any()):

@@ -10,14 +10,7 @@ from hvpopt.fwi.io.segy_info import segy_info
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        arguments: Of the command line. Default the program's own.
-
-    Returns:
-        The exit status: 0, or 2 where the file could not be read.
-    """
+    """Run a command; return its exit status, 2 where the file could not be read."""
     parser = argparse.ArgumentParser(prog="python -m hvpopt.fwi")
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="print what a SEG-Y file holds")

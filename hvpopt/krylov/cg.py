@@ -1,20 +1,14 @@
 """Preconditioned conjugate gradients that stop at negative curvature.
 
-Hestenes and Stiefel, J. Res. Nat. Bur. Standards 49, 1952; the test for curvature is
-Steihaug's, SIAM J. Numer. Anal. 20, 1983. A direction of negative curvature is an
-outcome, not an error: it is returned.
-
-Consecutive directions measure how symmetric the products are, at no cost:
-``d_j·(A d_{j+1})`` and ``(A d_j)·d_{j+1}`` come from two products and should agree. Once
-the residual of the recurrence is below the rounding of the products, ``ε ‖A‖ max
-‖x‖``, the true residual stays behind (Greenbaum, SIAM J. Matrix Anal. Appl. 18, 1997),
-and further products lower nothing.
-
-The residual of the recurrence is ``b − A x`` whatever A is, so that also of an operator
-that is not symmetric CONVERGED is true; but it may never come.
+Hestenes and Stiefel, J. Res. Nat. Bur. Standards 49, 1952; the test for curvature, whose
+direction is returned, is Steihaug's, SIAM J. Numer. Anal. 20, 1983. Consecutive
+directions measure how symmetric the products are, at no cost: ``d_j·(A d_{j+1})`` and
+``(A d_j)·d_{j+1}`` come from two products and should agree. Below the rounding of the
+products, ``ε ‖A‖ max ‖x‖``, the true residual does not follow that of the recurrence
+(Greenbaum, SIAM J. Matrix Anal. Appl. 18, 1997), and further products lower nothing.
 
 All is done in units near the size of b, of the first ``M⁻¹ r`` and of the first product,
-powers of two: squares stay in the range of the dtype, and no bit is another one.
+powers of two: squares stay in the range of the dtype, and rounding is unchanged.
 """
 
 from __future__ import annotations
@@ -199,11 +193,9 @@ def flat_cg(
     deadline: float = math.inf,
     preconditioner: Preconditioner | None = None,
 ) -> CGResult[Tensor]:
-    """Return what ``cg`` does, of vectors ``[n]`` that are flat whatever the model is.
-
-    A flat vector of a scaled model of one axis has that model's shape. Methods, which
-    work with flat vectors alone, call this one. The arguments are those of ``cg``.
-    """
+    """Return what ``cg`` does, of vectors ``[n]`` that are flat whatever the model is."""
+    # A flat vector of a scaled model of one axis has that model's shape, and ``cg`` would
+    # take it for a model. Methods, which work with flat vectors alone, call this one.
     tol = checks.fraction("tol", tol)
     most = checks.optional(checks.limit, "max_products", max_products)
     deadline = checks.number("deadline", deadline)
@@ -309,7 +301,7 @@ class _Measurements:
         self._last: tuple[Tensor, Tensor, float] | None = None
 
     def note_product(self, d: Tensor, a_d: Tensor) -> None:
-        """Take in a direction and its product."""
+        """Note a direction and its product."""
         length = float(d.norm())
         self.norm = max(self.norm, float(a_d.norm()) / length)
         if self._last is not None:
@@ -320,7 +312,7 @@ class _Measurements:
         self.products += 1
 
     def note_iterate(self, x: Tensor) -> None:
-        """Take in the length of an iterate."""
+        """Note the length of an iterate."""
         self._largest_x = max(self._largest_x, float(x.norm()))
 
     @property

@@ -36,25 +36,10 @@ def estimate_diagonal(
     seed: int = 0,
     smooth: float = 0.0,
 ) -> Tensor:
-    """Estimate the diagonal of a symmetric operator by probing.
-
-    Args:
-        operator: ``[n, n]``.
-        n_probes: Random vectors of entries ±1, one product each. One is exact for a
-            diagonal operator. Default 3.
-        seed: Of the probes.
-        smooth: Standard deviation of a Gaussian that the estimate is smoothed with,
-            cells; see ``smooth_diagonal``. Needs an operator with a ModelSpace. Default
-            0: none, which leaves the estimate unbiased.
-
-    Returns:
-        The estimate ``[n]``, in the operator's dtype. Entries may be negative, also of an
-        operator that is positive definite.
-
-    Raises:
-        TypeError: For an argument of the wrong type.
-        ValueError: For no probe, or smoothing without a ModelSpace.
-    """
+    """Return an estimate of a diagonal ``[n]``, smoothed over ``smooth`` cells."""
+    # Entries may be negative, also of a positive definite operator. One probe is exact
+    # for a diagonal operator. Without smoothing, which needs an operator with a
+    # ModelSpace, it is unbiased.
     checked_operator(operator)
     n_probes = checks.integer("n_probes", n_probes, least=1)
     seed = checks.seed("seed", seed)
@@ -79,14 +64,8 @@ def estimate_diagonal(
 
 
 def mean_and_error(estimates: Sequence[Tensor]) -> tuple[Tensor, float]:
-    """Return the mean of independent estimates and the rms standard error of its entries.
-
-    Args:
-        estimates: Of one diagonal, each ``[n]``.
-
-    Returns:
-        The mean ``[n]``, and a number: NaN for one estimate.
-    """
+    """Return the mean of estimates ``[n]`` and the rms standard error of its entries."""
+    # the error is NaN for one estimate
     stacked = torch.stack(list(estimates))
     mean, n = stacked.mean(0), len(stacked)
     if n == 1:
@@ -96,25 +75,10 @@ def mean_and_error(estimates: Sequence[Tensor]) -> tuple[Tensor, float]:
 
 
 def smooth_diagonal(diagonal: Tensor, space: ModelSpace, width: float) -> Tensor:
-    """Smooth a diagonal over neighbouring cells of each parameter.
-
-    It is smoothed in the model's units, so that a scale that differs from cell to cell
-    does not show in the result. Frozen cells take no part: near them and at the edges it
-    is an average over free cells. A constant stays what it is.
-
-    Args:
-        diagonal: Of a Hessian in flat coordinates, ``[n]``.
-        space: Those coordinates.
-        width: Standard deviation of the Gaussian, cells, along every axis.
-
-    Returns:
-        ``[n]``.
-
-    Raises:
-        TypeError: For an argument of the wrong type.
-        ValueError: If the width is negative or above a million, or the diagonal does
-            not fit.
-    """
+    """Smooth a Hessian's diagonal ``[n]`` by a Gaussian of ``width`` cells."""
+    # It is smoothed in the model's units, so that a scale that differs from cell to cell
+    # does not show in the result. Frozen cells take no part: near them and at the edges
+    # it is an average over free cells. A constant stays what it is.
     checks.instance("space", space, ModelSpace, "pass hvpopt.ModelSpace(model)")
     checks.tensor("the diagonal", diagonal, (space.size,))
     width = checks.number("width", width, least=0.0, most=WIDEST)

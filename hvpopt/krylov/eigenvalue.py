@@ -1,14 +1,12 @@
 """The smallest eigenvalue: a value, its residual, and bounds on both sides.
 
-The smallest Ritz value θ is an upper bound on λ_min always. A small residual says that
-θ is near some eigenvalue, not that it is near the smallest; that is what a lower bound
-adds, and ``converged`` asks for both.
-
-The lower bound is that of van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix
-Anal. Appl. 22, 2000. With p_j the Lanczos polynomials of T and u the lowest eigenvector,
-⟨u, q_{j+1}⟩ = p_j(λ) ⟨u, q_1⟩, and the squares of these add up to at most 1. An
-eigenvalue λ below every Ritz value would make p_j(λ) grow beyond that, unless ⟨u, q_1⟩
-is tiny, which a random start makes improbable.
+The smallest Ritz value θ is an upper bound on λ_min always. A small residual says only
+that θ is near some eigenvalue, so that ``converged`` asks for a lower bound as well: that
+of van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix Anal. Appl. 22, 2000.
+With p_j the Lanczos polynomials of T and u the lowest eigenvector, ⟨u, q_{j+1}⟩ = p_j(λ)
+⟨u, q_1⟩, and the squares of these add up to at most 1. An eigenvalue λ below every Ritz
+value would make p_j(λ) grow beyond that, unless ⟨u, q_1⟩ is tiny, which a random start
+makes improbable.
 """
 
 from __future__ import annotations
@@ -152,10 +150,8 @@ def _refuse_asymmetry(basis: LanczosBasis, tol: float, confidence: float) -> Non
 
 
 def tolerance_at(basis: LanczosBasis, tol: float, floor: float = 0.0) -> float:
-    """Return the absolute error that a relative tolerance allows the lowest Ritz value.
-
-    It is never below the rounding of the products or of the basis.
-    """
+    """Return the absolute error that ``tol`` allows the lowest Ritz value."""
+    # never below the rounding of the products or of the basis
     theta = abs(float(basis.ritz_values[0]))
     norm = float(np.abs(basis.ritz_values).max())
     return max(tol * max(theta, floor * norm), rounding_at(basis))
@@ -174,14 +170,8 @@ def rounding_at(basis: LanczosBasis) -> float:
 def eigenvalue_converged(
     basis: LanczosBasis, tol: float, confidence: float, *, floor: float = 0.0
 ) -> bool:
-    """Return True if the lowest Ritz value is λ_min to a relative tolerance.
-
-    Args:
-        basis: With a random part in its start.
-        tol: Relative accuracy of residual and bound width.
-        confidence: Of the lower bound.
-        floor: Relative size of an eigenvalue that counts as zero.
-    """
+    """Return True if the lowest Ritz value is λ_min to a relative tolerance."""
+    # for a basis with a random part in its start; ``floor`` is relative to ‖H‖
     allowed = tolerance_at(basis, tol, floor)
     if basis.invariant and not basis.complete and basis.certainty:
         # what the start has less of than this would not have extended the basis
@@ -226,14 +216,8 @@ def estimate_from(
 
 
 def excludes_below(basis: LanczosBasis, value: float, confidence: float = 0.999) -> bool:
-    """Return True if no eigenvalue lies below ``value``, at a stated confidence.
-
-    Args:
-        basis: Of the operator.
-        value: A number at or below the smallest Ritz value.
-        confidence: Probability, over the random part of the basis's start, with which the
-            answer True is right, in (0, 1).
-    """
+    """Return True if no eigenvalue lies below ``value``, at a stated confidence."""
+    # the probability, over the random part of the start, with which True is right
     if not basis.size or value > basis.ritz_values[0]:
         return False
     if basis.complete:
@@ -242,14 +226,8 @@ def excludes_below(basis: LanczosBasis, value: float, confidence: float = 0.999)
 
 
 def lower_bound(basis: LanczosBasis, confidence: float = 0.999) -> float:
-    """Return a lower bound on λ_min that holds with probability ``confidence``.
-
-    Without a random part in the basis's start there is none: −inf.
-
-    Args:
-        basis: Of the operator.
-        confidence: Probability, over the random part of the basis's start, in (0, 1).
-    """
+    """Return a lower bound on λ_min that holds with probability ``confidence``."""
+    # over the random part of the basis's start; without one there is no bound: −inf
     if not basis.certainty and not basis.complete:
         return -math.inf
     top = float(basis.ritz_values[0])

@@ -1,22 +1,20 @@
-"""LanczosBasis: one orthonormal Krylov space, and all that can be read off it.
+"""LanczosBasis: one orthonormal Krylov space, and all that follows from it.
 
     H Q_k = Q_k T_k + β_k q_{k+1} e_kᵀ,    T_k tridiagonal with diagonal α, off-diagonal β
 
 Every q is orthogonalised against all before it, twice ("twice is enough": Giraud,
 Langou, Rozložník and van den Eshof, Numer. Math. 101, 2005), so that T_k is the
-projection of H to rounding. From (Q_k, T_k), with no further product: Ritz values with
-their residuals, the solution of (H + τI) h = b for every τ with its residual, the
-trust-region step of every radius (Gould, Lucidi, Roma and Toint, SIAM J. Optim. 9,
-1999), and how far the products are from those of a symmetric operator. ``eigenvalue.py``
-adds a lower bound on the smallest eigenvalue. As in ``cg``, b is the right-hand side; a
-Newton step has b = −g, with g the gradient, in whose terms the code is written.
+projection of H to rounding. From (Q_k, T_k) follow, with no further product, Ritz values,
+the solution of (H + τI) h = b for every τ, the trust-region step of every radius (Gould,
+Lucidi, Roma and Toint, SIAM J. Optim. 9, 1999), each with its residual, and how
+asymmetric the products are. A Newton step has b = −g, in whose terms the code is written.
 
 A start without a random part can be orthogonal to the lowest eigenvector (the hard case).
-Then that is in no space of it, and λ_min has no lower bound. Hence ``probe``.
+Then no space of it contains this eigenvector, and λ_min has no lower bound; ``probe``
+adds a random part.
 
-Whatever is squared on the way is in units near its size, powers of two, so that the
-size of H or g does not matter as long as both are normal numbers of their dtype: a loss
-may be multiplied by 1e-170 or 1e150.
+Squares are formed in units near the size of what is squared, powers of two, so that H and
+g may have any size that their dtype holds as normal numbers.
 """
 
 from __future__ import annotations
@@ -197,7 +195,7 @@ class LanczosBasis:
         if beta <= 10 * math.sqrt(self.operator.size) * self.rounding:
             # Sums of n terms round like √n: what is left may be rounding, and would
             # not be orthogonal after two passes. β stays as measured, since a small one
-            # alone does not prove that no eigenvalue hides.
+            # alone does not prove that no eigenvalue is missed.
             self.invariant = True
             return
         if len(self._rows) == j + 1:
@@ -231,8 +229,8 @@ class LanczosBasis:
     def asymmetry(self) -> float:
         """Largest ``|q_i·(H q_j) − q_j·(H q_i)|`` met, relative to ``norm_estimate``.
 
-        A free measure of the products' error along one direction: rounding for exact
-        products, and 0 until there are two vectors.
+        It measures the products' error along one direction: rounding for exact products,
+        and 0 until there are two vectors.
         """
         return self._asymmetry.largest / (self.norm_estimate or 1.0)
 
@@ -498,11 +496,9 @@ class _Asymmetry:
         return float(np.linalg.norm(self._matrix[:k, :k] @ y / unit))
 
     def error(self, n: int) -> float:
-        """Return an estimate of the root mean square of ``‖δ(H q)‖`` for unit q ``[n]``.
-
-        Each deviation is the difference of two errors' components. An error is taken to
-        spread over all n directions, of which it shows one.
-        """
+        """Return an estimate of the rms of ``‖δ(H q)‖`` for unit vectors q ``[n]``."""
+        # Each deviation is the difference of two errors' components. An error is taken to
+        # spread over all n directions, of which it shows one.
         if not self._count:
             return 0.0
         return math.sqrt(0.5 * n / self._count) * self._root_of_squares

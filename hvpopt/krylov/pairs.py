@@ -121,16 +121,7 @@ class PairsPreconditioner:
 
 
 def safely_positive(s: Tensor, y: Tensor) -> bool:
-    """Return True if ``s·y`` is positive by more than rounding.
-
-    Args:
-        s: A step ``[n]``.
-        y: The curvature along it ``[n]``.
-
-    Raises:
-        TypeError: If one is no real floating-point tensor.
-        ValueError: If the two are not flat vectors of one length.
-    """
+    """Return True if ``s·y``, of vectors ``[n]``, is positive by more than rounding."""
     checks.tensor("s", s)
     checks.tensor("y", y)
     if s.ndim != 1 or s.shape != y.shape:

@@ -1,4 +1,4 @@
-"""Preconditioners: cheap symmetric positive definite stand-ins for an inverse Hessian.
+"""Preconditioners: symmetric positive definite approximations of an inverse Hessian.
 
 One may be built on another, its ``base``: pairs of steps on low rank on a diagonal.
 Those of this package are frozen dataclasses of tensors and numbers, so that a method
@@ -30,27 +30,13 @@ class Preconditioner(Protocol):
 def checked_preconditioner(
     preconditioner: object, name: str = "preconditioner"
 ) -> Preconditioner | None:
-    """Return a preconditioner or None; raise TypeError for anything else.
-
-    Args:
-        preconditioner: What was given.
-        name: Of the option.
-    """
+    """Return a preconditioner or None; raise TypeError for anything else."""
     use = "pass an object with apply(), such as a DiagonalPreconditioner"
     return checks.optional(checks.having, name, preconditioner, "apply", use)
 
 
 def apply_base(base: Preconditioner | None, vector: Tensor) -> Tensor:
-    """Return ``M⁻¹ vector`` of a base; the vector itself where there is none.
-
-    Args:
-        base: The preconditioner to build on.
-        vector: ``[n]``.
-
-    Raises:
-        TypeError: If the base returns no real floating-point tensor.
-        ValueError: If it returns one of another shape.
-    """
+    """Return ``M⁻¹ vector``, ``[n]``, of a base; the vector itself where it is None."""
     if base is None:
         return vector
     what = f"what {type(base).__name__}.apply returned"
@@ -122,13 +108,10 @@ class DiagonalPreconditioner:
 
 
 class RestrictedPreconditioner:
-    """A preconditioner of all cells, used on some: ``R M⁻¹ Rᵀ``, still definite.
+    """A preconditioner of all cells, used on some: ``R M⁻¹ Rᵀ``, still definite."""
 
-    Args:
-        preconditioner: On vectors ``[n]``.
-        restrict: From a vector ``[n]`` to the cells used.
-        extend: Back, zero elsewhere.
-    """
+    # R, ``restrict``, takes a vector [n] to the cells used; Rᵀ, ``extend``, is zero
+    # elsewhere
 
     def __init__(
         self,

@@ -24,35 +24,18 @@ EPS = float(np.finfo(float).eps)
 
 @dataclass(frozen=True)
 class BoundedMinimum:
-    """The solution of a trust-region problem.
+    """The solution of a trust-region problem."""
 
-    Attributes:
-        coordinates: y, ``[k]``.
-        multiplier: λ ≥ 0 of the constraint; ``diag(θ) + λI`` is positive semidefinite.
-        on_boundary: True if ``‖y‖ = Δ``.
-    """
-
-    coordinates: np.ndarray
-    multiplier: float
-    on_boundary: bool
+    coordinates: np.ndarray  # y, [k]
+    multiplier: float  # λ ≥ 0 of the constraint; diag(θ) + λI is positive semidefinite
+    on_boundary: bool  # True if ‖y‖ = Δ
 
 
 def bounded_minimum(
     eigenvalues: np.ndarray, gradient: np.ndarray, radius: float
 ) -> BoundedMinimum:
-    """Minimise ``g·y + ½ Σ θ_i y_i²`` over ``‖y‖ ≤ radius``.
-
-    Args:
-        eigenvalues: θ, ascending ``[k]``.
-        gradient: g in the eigenvectors' coordinates ``[k]``.
-        radius: Δ.
-
-    Returns:
-        The global minimum; of the two in the hard case, the one with y_1 ≥ 0.
-
-    Raises:
-        ValueError: If the radius is not positive and finite.
-    """
+    """Minimise ``g·y + ½ Σ θ_i y_i²``, θ ascending ``[k]``, over ``‖y‖ ≤ radius``."""
+    # the global minimum; of the two in the hard case, the one with y_1 ≥ 0
     if not 0.0 < radius < math.inf:
         raise ValueError(f"radius is {radius}; it must be positive and finite")
     # in units where the largest eigenvalue, the gradient and the radius are 1 each:

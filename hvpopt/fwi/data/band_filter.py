@@ -1,7 +1,7 @@
 """BandFilter: a zero-phase Butterworth filter of the data, as a linear map.
 
 A filter is a convolution with its impulse response. The response is computed once, in
-float64, from the filter's spectrum on an axis so long that it has died away, and cut
+float64, from the filter's spectrum on an axis so long that it has decayed, and cut
 where it is below rounding. Records are then padded with zeros by the response's length,
 so that nothing wraps round: T is the Toeplitz matrix of the response, symmetric.
 """
@@ -78,7 +78,7 @@ class BandFilter(DataTransform):
 
     @property
     def same_for_every_shot(self) -> bool:
-        """True."""
+        """True, since one response serves every shot."""
         return True
 
     def fit(self, survey: Survey) -> Apply:
@@ -161,15 +161,9 @@ class BandFilter(DataTransform):
 
 @dataclass(frozen=True)
 class _Convolution:
-    """Convolves records of one length with a response.
+    """Convolves records of ``nt`` samples with a response, on an axis of ``padded``."""
 
-    Attributes:
-        spectrum: Of the response on the padded axis, ``[frequency]``, real.
-        padded: Samples of the padded axis.
-        nt: Samples of a record.
-    """
-
-    spectrum: Tensor
+    spectrum: Tensor  # of the response on the padded axis, [frequency], real
     padded: int
     nt: int
 

@@ -59,20 +59,10 @@ class _Factors(DataTransform):
 
     @abstractmethod
     def factors(self, survey: Survey, channel: str) -> Callable[[Shots], Tensor]:
-        """Return what multiplies the rows of some shots of a channel, or raise.
-
-        Args:
-            survey: The acquisition.
-            channel: Of receivers.
-        """
+        """Return what multiplies the rows of some shots of a channel, or raise."""
 
     def fit(self, survey: Survey) -> Apply:
-        """Return how it acts on a survey's data; see ``DataTransform``.
-
-        Raises:
-            TypeError: If it holds something of the wrong type.
-            ValueError: If it does not fit the survey.
-        """
+        """Return how it acts on a survey's data; see ``DataTransform``."""
         return _Multiply({c: self.factors(survey, c) for c in survey.data_shapes})
 
 
@@ -163,20 +153,12 @@ class Mute(_Factors):
 
 @dataclass(frozen=True)
 class _Window:
-    """Factors of a window in time.
+    """Factors of a window in time, in seconds."""
 
-    Attributes:
-        top: ``[shot or 1, receiver or 1, 1]``, or None.
-        bottom: As ``top``.
-        taper: Seconds.
-        time: Of each sample.
-        dtype: Of the factors.
-    """
-
-    top: Tensor | None
-    bottom: Tensor | None
+    top: Tensor | None  # [shot or 1, receiver or 1, 1]
+    bottom: Tensor | None  # as top
     taper: float
-    time: Tensor
+    time: Tensor  # of each sample
     dtype: torch.dtype
 
     def __call__(self, shots: Shots) -> Tensor:
@@ -302,12 +284,9 @@ class RecordedSamples(_Factors):
 def masked_first(
     transforms: Sequence[DataTransform], recorded: Data
 ) -> tuple[DataTransform, ...]:
-    """Return transforms with a mask of what was recorded before the first filter.
-
-    Args:
-        transforms: In their order. What multiplies samples alone needs no mask.
-        recorded: 0 where a sample was not recorded, else 1; by channel.
-    """
+    """Return transforms with a mask of what was recorded before the first filter."""
+    # ``recorded`` is 0 where a sample was not recorded, else 1. What multiplies samples
+    # alone needs no mask.
     plain = [one.multiplies for one in transforms]
     if all(plain) or all(bool(part.all()) for part in recorded.values()):
         return tuple(transforms)
@@ -358,7 +337,7 @@ class CosineTaper(_Factors):
 
     @property
     def same_for_every_shot(self) -> bool:
-        """True."""
+        """True, since one taper serves every shot."""
         return True
 
     def factors(self, survey: Survey, channel: str) -> Callable[[Shots], Tensor]:
@@ -405,14 +384,9 @@ def ramp(
     length: float,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Return factors from 0 at a start to 1 at start + length: half a cosine's period.
-
-    Args:
-        place: In float64, which decides on which side of the start it is.
-        start: Where the ramp starts, also in float64; may be infinite.
-        length: For 0 the factor is 1 from the start on.
-        dtype: Of the factors. Default float64.
-    """
+    """Return factors from 0 at a start to 1 at start + length: half a cosine's period."""
+    # Places and start are float64, which decides on which side a place is; the start may
+    # be infinite. Of length 0 the factor is 1 from the start on.
     if length == 0:
         return (place >= start).to(dtype)
     begin = torch.as_tensor(start, dtype=place.dtype, device=place.device) / length

@@ -137,20 +137,7 @@ class FunctionMisfit(DataMisfit):
     def of_shots(
         self, simulated: Data, observed: Data, shots: Shots, constants: Constants
     ) -> Tensor:
-        """Return the function's value.
-
-        Args:
-            simulated: By channel.
-            observed: By channel.
-            shots: Which shots the rows are; None for all.
-            constants: Not used.
-
-        Returns:
-            The value.
-
-        Raises:
-            ValueError: If the function returns something else than a torch scalar.
-        """
+        """Return the function's value, or raise ValueError if it is no torch scalar."""
         del constants
         given: list[Any] = [simulated, observed]
         if len(simulated) == 1:
@@ -215,18 +202,7 @@ NAMED: dict[str, Callable[[], DataMisfit]] = {
 
 
 def as_data_misfit(misfit: Any) -> DataMisfit:
-    """Return the data misfit that a caller means.
-
-    Args:
-        misfit: A name, a DataMisfit, a function of deepwave.misfits or of the caller's.
-
-    Returns:
-        The misfit.
-
-    Raises:
-        TypeError: For something else.
-        ValueError: For an unknown name.
-    """
+    """Return the data misfit that a caller means, by name, function or itself."""
     if isinstance(misfit, DataMisfit):
         return misfit
     if isinstance(misfit, str):

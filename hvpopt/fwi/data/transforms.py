@@ -60,28 +60,14 @@ class DataTransform(ABC):
 
 @dataclass(frozen=True)
 class Processing:
-    """Transforms in their order, fitted to a survey: T.
-
-    Attributes:
-        transforms: As given. Default none.
-        steps: How they act.
-    """
+    """Transforms in their order, fitted to a survey: T; ``steps`` are how they act."""
 
     transforms: tuple[DataTransform, ...] = ()
     steps: tuple[Apply, ...] = ()
 
     @classmethod
     def fitted(cls, transforms: Sequence[DataTransform], survey: Survey) -> Processing:
-        """Return transforms fitted to a survey.
-
-        Args:
-            transforms: In their order.
-            survey: What they must fit.
-
-        Raises:
-            TypeError: If they are no sequence of data transforms.
-            ValueError: If one does not fit.
-        """
+        """Return transforms fitted to a survey."""
         if isinstance(transforms, DataTransform) or not isinstance(transforms, Sequence):
             raise TypeError(
                 f"transforms is {checks.kind(transforms)}; give a list of them, such as "
@@ -103,29 +89,16 @@ class Processing:
         return Processing(self.transforms + other.transforms, self.steps + other.steps)
 
     def __call__(self, data: Data, shots: Shots = None) -> Data:
-        """Return T d for the rows of some shots; differentiable.
-
-        Args:
-            data: By channel.
-            shots: Indices in the survey. Default all.
-        """
+        """Return T d for the rows of some shots, None for all; differentiable."""
         for step in self.steps:
             data = step(data, shots)
         return data
 
     def of_observed(self, observed: Data) -> Data:
-        """Return the observed data as the misfit compares them; the given ones stay.
-
-        Args:
-            observed: By channel, every shot.
-
-        Returns:
-            As given where there is no transform.
-
-        Raises:
-            ValueError: If a transform writes to its data, changes shapes, is not linear,
-                carries no graph or mixes shots; or if nothing is left.
-        """
+        """Return the observed data as the misfit compares them; the given ones stay."""
+        # A ValueError tells of a transform that writes to its data, changes shapes, is
+        # not linear, carries no graph or mixes shots, and of data of which nothing is
+        # left.
         if not self.steps:
             return observed
         for place, step in enumerate(self.steps):
@@ -150,12 +123,7 @@ class Processing:
     def transposed(
         self, simulated: Data, shots: Shots
     ) -> tuple[Data, Callable[[Data], Data]]:
-        """Return T d without graph, and what applies Tᵀ to data like it.
-
-        Args:
-            simulated: d, the rows of ``shots``.
-            shots: Indices in the survey, or None for all.
-        """
+        """Return T d without graph, and what applies Tᵀ to data like it."""
         leaves = {c: d.detach().requires_grad_() for c, d in simulated.items()}
         with torch.enable_grad():
             seen = self(leaves, shots)

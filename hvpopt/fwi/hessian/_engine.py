@@ -30,34 +30,18 @@ ENGINES = ("auto", "born", "double-backprop")
 
 @dataclass(frozen=True)
 class Engine:
-    """What makes the products, and why.
+    """What makes the products, and why: a sentence."""
 
-    Attributes:
-        name: ``"born"`` or ``"double-backprop"``.
-        reason: A sentence.
-        overrides: Deepwave options that it needs, such as the eager backend.
-    """
-
-    name: str
+    name: str  # "born" or "double-backprop"
     reason: str
+    # deepwave options that it needs, such as the eager backend
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
 def choose_engine(survey: Survey, models: Sequence[Tensor], asked: str) -> Engine:
-    """Return the engine for a survey's products.
-
-    Args:
-        survey: The acquisition, with its options.
-        models: The propagator's models.
-        asked: ``"auto"`` for Born where it holds, else double backprop, on deepwave's
-            eager backend where the compiled one has no second order; or one by name.
-
-    Returns:
-        The engine.
-
-    Raises:
-        ValueError: If the engine asked for does not hold, or none does.
-    """
+    """Return the engine for a survey's products, or raise if ``asked`` does not hold."""
+    # "auto" is Born where it holds, else double backprop, on deepwave's eager backend
+    # where the compiled one has no second order
     obstacle = "asked for"
     if asked != "double-backprop":
         found = _born_obstacle(survey, models)
@@ -84,11 +68,9 @@ def choose_engine(survey: Survey, models: Sequence[Tensor], asked: str) -> Engin
 
 
 def _plan_product(survey: Survey, models: Sequence[Tensor]) -> int:
-    """Return deepwave's estimate of the bytes of one shot's product; a lower bound.
-
-    Of the Born pass where there is one, else of the gradient.
-    """
-    # also where a value is computed without graph: a product has histories
+    """Return deepwave's estimate of the bytes of one shot's product; a lower bound."""
+    # Of the Born pass where there is one, else of the gradient; with a graph also where a
+    # value is computed without one, since a product has histories.
     with torch.enable_grad():
         if born_twin(survey.propagator) is not None:
             try:
@@ -110,21 +92,7 @@ def make_hessian(
     space: ModelSpace | None = None,
     counts: Counts | None = None,
 ) -> WaveformHessian:
-    """Return the Hessian of a waveform misfit, by the engine that holds for it.
-
-    Args:
-        waveforms: The misfit in its parts.
-        model: Where to linearise; it is copied.
-        kind: ``"exact"`` or ``"gauss-newton"``.
-        groups: Shots that run together, group by group.
-        runner: Runs the groups.
-        asked: ``"auto"``, ``"born"`` or ``"double-backprop"``.
-        space: Flat coordinates. Default ``ModelSpace(model)``.
-        counts: The tally to advance. Default a new one.
-
-    Raises:
-        ValueError: For a model that does not fit, or an engine that does not hold.
-    """
+    """Return the Hessian of a waveform misfit, by the engine that holds for it."""
     models = waveforms.models(detached(model))
     engine = choose_engine(waveforms.survey, models, asked)
     made: Callable[..., WaveformHessian] = BornHessian
@@ -147,18 +115,8 @@ def make_hessian(
 def measure(
     waveforms: Waveforms, model: Model, runner: GroupRunner, asked: str, counts: Counts
 ) -> None:
-    """Let a runner plan its groups by what products at a model use.
-
-    Args:
-        waveforms: The misfit in its parts.
-        model: Where to measure.
-        runner: With a limit.
-        asked: ``"auto"``, ``"born"`` or ``"double-backprop"``.
-        counts: Of the propagations that it takes; products are not counted.
-
-    Raises:
-        MemoryError: If not even one shot fits.
-    """
+    """Let a runner with a limit plan its groups by what products at a model use."""
+    # products are not counted, the propagations that they take are
 
     def peak(n_shots: int) -> tuple[int, str]:
         groups = [list(range(n_shots))]

@@ -1,9 +1,9 @@
-"""GroupRunner: sums over groups of shots that survive bad numbers and little memory.
+"""GroupRunner: sums over groups of shots, where numbers may be bad and memory short.
 
-What is finite and fits is summed group by group, with one look at the total. Only if that
-is not finite are the groups run again, each checked, and the shots of a failing group one
-by one: that is each shot's second chance, and finds those that are bad. A group that does
-not fit in memory is halved, and the smaller size stays.
+What is finite and fits is summed group by group, and the total alone is checked. Only if
+it is not finite are the groups run again, each checked, and the shots of a failing group
+one by one, which finds those that are bad. A group that does not fit in memory is halved,
+and the smaller size stays.
 """
 
 from __future__ import annotations
@@ -64,18 +64,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def counted(counts: Counts, propagations: int) -> Iterator[None]:
-    """A block that propagates waves, counted also where it fails.
-
-    What deepwave refuses before it begins has run nothing, and what does not fit in
-    memory is taken to have run nothing.
-
-    Args:
-        counts: The tally.
-        propagations: Of the block.
-
-    Yields:
-        Nothing.
-    """
+    """Count the propagations of a block, also where it fails."""
+    # what deepwave refuses before it begins has run nothing, and what does not fit in
+    # memory is taken to have run nothing
     try:
         yield
     except BaseException as error:
@@ -90,24 +81,16 @@ def counted(counts: Counts, propagations: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Task:
-    """A sum over shots.
+    """A sum over shots."""
 
-    Attributes:
-        quantity: ``"value"``, ``"gradient"`` or ``"product"``.
-        part: Returns what a group contributes, and adds to nothing itself.
-        names: Of the terms: the parameter that each belongs to, empty for a value.
-        cost: Wave propagations of one shot.
-        counts: The tally to advance by what is run, repetitions included.
-        shots: What the shots are called in errors.
-        forget: Releases what ``part`` kept, before a failed group is run again.
-    """
-
-    quantity: str
+    quantity: str  # "value", "gradient" or "product"
+    # returns what a group contributes, and adds to nothing itself
     part: Callable[[list[int]], Terms]
-    names: Sequence[str]
-    cost: int
-    counts: Counts
+    names: Sequence[str]  # of the terms: the parameter of each, empty for a value
+    cost: int  # wave propagations of one shot
+    counts: Counts  # advanced by what is run, repetitions included
     shots: ShotNames
+    # releases what part kept, before a failed group is run again
     forget: Callable[[], None] = lambda: None
 
 
@@ -121,24 +104,13 @@ class _Failure:
 
 
 class GroupRunner:
-    """Sums what groups of shots contribute, and plans how large groups may be.
+    """Sums what groups of shots contribute, and plans how large groups may be."""
 
-    A misfit, its operators and the misfits made of it share one, so that what is learnt
-    about memory holds for all of them.
-
-    Args:
-        n_shots: Of the whole survey.
-        size: Shots that run together.
-        limit: Bytes that one pass may use, or None.
-        one_graph: True if products by double backprop run all shots together.
-        joins_small: True if more than ``size`` may run together where they are small.
-
-    Attributes:
-        plan: How many shots run together, and what was measured.
-        one_graph: As given.
-        joins_small: As given, until the shots were joined or found too large for it.
-        largest: Shots that run together at most; None until memory ran out.
-    """
+    # A misfit, its operators and the misfits made of it share one, so that what is learnt
+    # about memory, in bytes, holds for all of them. ``one_graph``: products by double
+    # backprop run all shots together. ``joins_small``: more than ``size`` may run
+    # together where they are small. ``largest``: shots that run together at most; None
+    # until memory ran out.
 
     def __init__(
         self,
@@ -162,17 +134,10 @@ class GroupRunner:
     def measure(
         self, n_shots: int, estimated: int, peak: Callable[[int], tuple[int, str]]
     ) -> None:
-        """Plan how many shots run together under the limit.
-
-        Args:
-            n_shots: That there are to measure with.
-            estimated: Bytes of one shot's product, by deepwave.
-            peak: Returns the bytes that a product of so many shots uses, and what
-                measured it.
-
-        Raises:
-            MemoryError: If not even one shot fits.
-        """
+        """Plan how many shots run together under the limit, or raise MemoryError."""
+        # ``peak`` returns the bytes that a product of so many shots uses, and what
+        # measured it; ``estimated`` is deepwave's of one shot, ``n_shots`` those that
+        # there are to measure with
         limit = self.plan.limit
         assert limit is not None
         peak(1)  # the first product also loads libraries and starts threads
@@ -190,14 +155,10 @@ class GroupRunner:
         self.plan = replace(plan, measured=measured, shots_per_group=largest)
 
     def join_small(self, n_bytes: int) -> None:
-        """Let as many shots run together as have ``SMALL_GROUP`` bytes of histories.
-
-        A multiple of the present size, which is the number of threads, so that no thread
-        waits for the last shots of a group.
-
-        Args:
-            n_bytes: Of one shot's histories.
-        """
+        """Let as many shots run together as have ``SMALL_GROUP`` bytes of histories."""
+        # A multiple of the present size, which is the number of threads, so that no
+        # thread waits for the last shots of a group. ``n_bytes`` are of one shot's
+        # histories.
         self.joins_small = False
         size = self.plan.shots_per_group
         size *= max(1, SMALL_GROUP // (n_bytes * size))
@@ -211,27 +172,16 @@ class GroupRunner:
         return [part for group in groups for part in groups_of(group, self.largest)]
 
     def copies(self, groups: Sequence[Sequence[int]]) -> int:
-        """Return how many columns of a block may propagate together on a GPU.
-
-        As many as bring a group to the shots that fill one, within what the memory limit
-        and earlier failures allow.
-
-        Args:
-            groups: Shots that run together, group by group.
-        """
+        """Return how many columns of a block may propagate together on a GPU."""
+        # as many as bring a group to the shots that fill one, within what the memory
+        # limit and earlier failures allow
         most = FILLS_GPU if self.plan.limit is None else self.plan.shots_per_group
         most = min(FILLS_GPU, most, self.largest or most)
         return max(1, most // max(len(group) for group in self.split(groups)))
 
     def try_total(self, task: Task, groups: Sequence[Sequence[int]]) -> list[Any] | None:
-        """Return the sum over groups; None where it is not finite or does not fit.
-
-        After it did not fit, ``copies`` is 1.
-
-        Args:
-            task: What to sum.
-            groups: Shots that run together, group by group.
-        """
+        """Return the sum over groups; None where it is not finite or does not fit."""
+        # after it did not fit, ``copies`` is 1
         total: Terms | None = None
         groups, failure = self.split(groups), ""
         try:
@@ -257,21 +207,10 @@ class GroupRunner:
         return total if total is not None and _first_bad(total) is None else None
 
     def total(self, task: Task, groups: Sequence[Sequence[int]]) -> list[Any]:
-        """Return the sum over groups, term by term.
+        """Return the sum over groups, term by term; None for one that no group has."""
+        # BadShotError names shots that keep contributing what is not finite, MemoryError
+        # says that one shot does not fit; other errors of a group are raised as they are.
 
-        Args:
-            task: What to sum.
-            groups: Shots that run together, group by group.
-
-        Returns:
-            The terms; None for one that no group has.
-
-        Raises:
-            BadShotError: If shots keep contributing what is not finite.
-            FloatingPointError: If finite contributions add up to what is not.
-            MemoryError: If one shot does not fit.
-            RuntimeError: Another than those that say that memory ran out, as it is.
-        """
         # a sum does not tell which group is not finite: the second time, look at each
         for every in (False, True):
             total: Terms | None = None

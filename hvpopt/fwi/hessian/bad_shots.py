@@ -17,21 +17,14 @@ from hvpopt.errors import BadShotError
 
 @dataclass(frozen=True)
 class ShotNames:
-    """What the shots of a misfit are called, and what may become of bad ones.
+    """What the shots of a misfit are called, and what may become of bad ones."""
 
-    Attributes:
-        numbers: Of each shot in the survey that the caller made.
-        unit: ``"shot"``, or ``"encoded shot"``.
-        may_drop: True if a minimiser may go on without bad shots.
-        some: True if the sum has other shots too, evaluated elsewhere: all of these may
-            then be bad while the model is good.
-        rows: Of each shot in the weights of the data misfit. Default the numbers.
-    """
-
-    numbers: tuple[int, ...]
+    numbers: tuple[int, ...]  # of each shot in the survey that the caller made
     unit: str = "shot"
-    may_drop: bool = False
+    may_drop: bool = False  # True if a minimiser may go on without bad shots
+    # True if other shots are evaluated elsewhere: all of these may then be bad
     some: bool = False
+    # of each shot in the weights of the data misfit; the numbers where None
     rows: tuple[int, ...] | None = None
 
     def select(self, shots: Sequence[int], *, some: bool) -> ShotNames:
@@ -46,16 +39,8 @@ class ShotNames:
         return replace(self, numbers=tuple(numbers), some=True, rows=rows)
 
     def rest(self, parts: Mapping[str, str], owner: str) -> list[int]:
-        """Return the indices of the shots that are left without some.
-
-        Args:
-            parts: Why each shot is dropped, by name: ``{"shot 3": "the misfit is nan"}``.
-            owner: The misfit's name, for errors.
-
-        Raises:
-            TypeError: If the parts are no such mapping.
-            ValueError: If there is no such shot, or none would be left.
-        """
+        """Return the indices of the shots that are left without some."""
+        # ``parts`` has why each shot is dropped, by name: {"shot 3": "the misfit is nan"}
         checks.instance("parts", parts, Mapping, "pass a dict such as {'shot 3': why}")
         indices = {f"{self.unit} {n}": i for i, n in enumerate(self.numbers)}
         if unknown := sorted(map(str, set(parts) - set(indices))):
@@ -85,14 +70,8 @@ class ShotNames:
         group: Sequence[int],
         parameter: str | None,
     ) -> BadShotError:
-        """Return the error that names bad shots.
-
-        Args:
-            quantity: What was evaluated.
-            bad: What was wrong, by the shot's index.
-            group: Shots that ran together when the first of them was met.
-            parameter: Whose derivative is not finite, or None.
-        """
+        """Return the error that names bad shots, by index, and what was wrong."""
+        # ``group`` ran together when the first of them was met
         return BadShotError(
             quantity,
             {self.numbers[shot]: why for shot, why in bad.items()},

@@ -8,15 +8,10 @@ With φ(m) = ℓ(F(V(m))), r = ∇ℓ(d), q = ∇²ℓ(d) δd, δV = V'(m) w and
 One call of a Born propagator gives F(V) and F'(V) δV; its first-order backward, the
 gradient of both sums in V and in δV. V's own derivatives are taken once for all groups.
 Of the first sum, what δV contributes through m is, with g = F'(V)ᵀ r held constant,
-
-    ∇_m ⟨g, V'(m) w⟩ = ∇_m ⟨V'(m)ᵀ g, w⟩
-
-and is made of two reverse passes as on the right. A differentiated ``V'(m) w`` would be a
-third derivative to autograd, which omits parts of it, with no error, for layer and batch
-normalisation.
-
-On a GPU few shots do not fill the device. There the columns of a block propagate
-together, each with a copy of the model of its own for each shot.
+``∇_m ⟨g, V'(m) w⟩ = ∇_m ⟨V'(m)ᵀ g, w⟩``, made of two reverse passes as on the right: on
+the left is a third derivative to autograd, which omits parts of it, with no error, for
+layer and batch normalisation. On a GPU the columns of a block propagate together, each
+with a copy of the model of its own for each shot.
 """
 
 from __future__ import annotations
@@ -153,15 +148,8 @@ class BornHessian(WaveformHessian):
     def _pass(
         self, vectors: list[Tensor]
     ) -> tuple[Task, Callable[[list[Any]], list[Tensor]]]:
-        """Return what propagates for k vectors together, and makes products of it.
-
-        Args:
-            vectors: ``[n]`` each.
-
-        Returns:
-            The sum over groups of gradients in V and δV; the function that returns the
-            products ``[n]`` of such a sum.
-        """
+        """Return the task for k vectors ``[n]``, and what makes products of its sum."""
+        # the sum is of gradients in V and δV
         leaves, k = copied_leaves(self._model), len(vectors)
         with torch.enable_grad():
             models = self._waveforms.models(rebuild(self._model, leaves), check=False)
@@ -296,11 +284,11 @@ def pull_back(outputs: list[Tensor], weights: list[Tensor], unused: list[Tensor]
 
 
 class _Weighted(torch.autograd.Function):
-    """``Σ ⟨weights, outputs⟩`` for its gradient alone: its value is not formed.
+    """``Σ ⟨weights, outputs⟩`` for its gradient alone: its value is not formed."""
 
-    It holds no output, hands the weights over, and gives the outputs that have no
-    weight one zero tensor for each shape, where autograd would make one for each output.
-    """
+    # It holds no output, hands the weights over, and gives the outputs that have no
+    # weight one zero tensor for each shape, where autograd would make one for each
+    # output.
 
     @staticmethod
     def forward(

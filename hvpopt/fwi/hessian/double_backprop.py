@@ -30,33 +30,23 @@ PROPAGATIONS = 5
 
 @dataclass(frozen=True)
 class _Graph:
-    """Data of a group and a first derivative, both differentiable.
-
-    For the exact Hessian ``back`` is the gradient; for Gauss-Newton it is ``Jᵀu``, linear
-    in ``dummies`` u, so that its derivative in u is the data's (see ``autodiff.jvp``).
-    """
+    """Data of a group and a first derivative, both differentiable."""
 
     group: list[int]
     leaves: list[Tensor]
     data: dict[str, Tensor]
+    # exact: the gradient; Gauss-Newton: Jᵀu, whose derivative in u is J's product
     back: list[Tensor]
-    dummies: list[Tensor]
+    dummies: list[Tensor]  # u, see autodiff.jvp
 
 
 class DoubleBackpropHessian(WaveformHessian):
     """The Hessian of a waveform misfit, by double backprop.
 
     Made by ``WaveformMisfit.hessian``. A product takes five wave propagations for each
-    shot, its graph two (once, or for each product where shots run in groups).
-
-    Args:
-        waveforms: The misfit in its parts.
-        model: Where to linearise; it is copied.
-        kind: ``"exact"`` or ``"gauss-newton"``.
-        groups: Shots that run together, group by group.
-        runner: Runs the groups, and knows how large they may be.
-        overrides: Deepwave options for these propagations, such as the eager backend.
-        **options: Of ``WaveformHessian``.
+    shot, its graph two (once, or for each product where shots run in groups). Its
+    arguments and attributes are those of ``WaveformHessian``, and ``overrides``: deepwave
+    options for these propagations, such as the eager backend.
     """
 
     engine = "double-backprop"

@@ -54,21 +54,9 @@ class MemoryPlan:
 def plan_memory(
     limit: float, n_shots: int, estimated: int, measured: int | None, how: str
 ) -> MemoryPlan:
-    """Return how many shots run together under a limit.
-
-    Args:
-        limit: Bytes allowed on top of what the process holds already.
-        n_shots: Of the survey.
-        estimated: Bytes of one shot, by deepwave.
-        measured: Bytes of one shot, or None.
-        how: What measured it.
-
-    Returns:
-        The plan.
-
-    Raises:
-        MemoryError: If not even one shot fits.
-    """
+    """Return how many shots run together under a limit, or raise MemoryError."""
+    # the limit is of bytes on top of what the process holds already; ``estimated`` and
+    # ``measured`` are of one shot
     need = max(estimated, measured or 0, 1) * HEADROOM
     if need > limit:
         raise MemoryError(
@@ -134,7 +122,7 @@ class PeakMemory:
 
 
 def _give_back_free_memory() -> None:
-    """Return freed memory to the system, which would hide a rise that reuses it."""
+    """Return freed memory to the system: a rise that reuses it would not be measured."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -40,16 +40,8 @@ BORN, DOUBLE_BACKPROP, TRANSPOSED, RESIDUAL = 2, 6, 2, 1
 class WaveformJacobian(Jacobian):
     """The derivative of a waveform misfit's residual.
 
-    Made by ``WaveformMisfit.jacobian``.
-
-    Args:
-        waveforms: The misfit in its parts.
-        model: Where to linearise; it is copied.
-        groups: Shots that run together, group by group.
-        runner: Runs the groups.
-        asked: Engine: ``"auto"``, ``"born"`` or ``"double-backprop"``.
-        space: Flat coordinates. Default ``ModelSpace(model)``.
-        counts: The tally to advance.
+    Made by ``WaveformMisfit.jacobian``. Its arguments are those of ``WaveformHessian``,
+    and ``asked``, the engine: ``"auto"``, ``"born"`` or ``"double-backprop"``.
 
     Attributes:
         engine: ``"born"`` or ``"double-backprop"``: what makes products with J.

@@ -26,44 +26,23 @@ from hvpopt.problem.objective import Kind
 
 @dataclass(frozen=True)
 class Waveforms:
-    """φ(m) = ℓ(T F(V(m))) in its parts.
+    """φ(m) = ℓ(T F(V(m))) in its parts."""
 
-    Attributes:
-        survey: F.
-        parameterisation: V, from the unknowns to the propagator's models, or None where
-            they are the same.
-        data_misfit: ℓ.
-        observed: By receiver channel, ``[shot, receiver, time]``; as ℓ compares them, T
-            of what was recorded.
-        constants: What normalises ℓ.
-        shots: What the shots are called.
-        weight: Factor of value, gradient and products, for a sample of shots that stands
-            for all of them.
-        cost: Of a product, relative to one with all shots.
-        processing: T, which acts on simulated data in each evaluation.
-    """
-
-    survey: Survey
+    survey: Survey  # F
+    # V; None where unknowns are the propagator's models
     parameterisation: Callable[..., Any] | None
-    data_misfit: DataMisfit
-    observed: Data
-    constants: Constants
+    data_misfit: DataMisfit  # ℓ
+    observed: Data  # [shot, receiver, time] by channel: T of what was recorded
+    constants: Constants  # what normalises ℓ
     shots: ShotNames
+    # of value, gradient and products, for a sample that stands for all shots
     weight: float = 1.0
-    cost: float = 1.0
+    cost: float = 1.0  # of a product, relative to one with all shots
+    # T, which acts on simulated data in each evaluation
     processing: Processing = field(default_factory=Processing)
 
     def transformed(self, transforms: Sequence[DataTransform]) -> Waveforms:
-        """Return the misfit of data that other transforms act on after those here.
-
-        Args:
-            transforms: In their order.
-
-        Raises:
-            TypeError: If they are no data transforms.
-            ValueError: If one does not fit the survey, or this is the misfit of a sample
-                or of some shots.
-        """
+        """Return the misfit of data that other transforms act on after those here."""
         shots = self.shots
         moved = shots.rows_of(None) != list(range(self.survey.n_shots))
         added = Processing.fitted(transforms, self.survey)
@@ -104,36 +83,20 @@ class Waveforms:
         )
 
     def coded(self, codes: Tensor) -> Data:
-        """Return the coded sums of the observed data, ``[encoded shot, receiver, time]``.
-
-        Args:
-            codes: Factor of each shot in each encoded one, ``[encoded shot, shot]``.
-        """
+        """Return coded sums of the observed data ``[encoded shot, receiver, time]``."""
         return {
             channel: torch.einsum("ks,srt->krt", codes.to(d), d)
             for channel, d in self.observed.items()
         }
 
     def encode(self, codes: Tensor, coded: Data | None = None) -> Waveforms:
-        """Return the misfit of shots that fire all sources at once, with factors.
-
-        With codes ``c`` of ±1, one encoded shot records ``Σ_s c_s F_s(V)``. For a misfit
-        that is quadratic in the data, with the same weights for every shot, the mean of
-        the encoded misfit over random signs is the whole one, and so with its Hessian and
-        Gauss-Newton matrix: the cross-talk of two shots averages out (Krebs et al.,
-        Geophysics 74, 2009; as a stochastic estimate of the trace: Haber, Chung and
-        Herrmann, SIAM J. Optim. 22, 2012).
-
-        Args:
-            codes: Factor of each shot in each encoded one, ``[encoded shot, shot]``.
-            coded: The coded sums of the observed data. Default those of the data here.
-
-        Returns:
-            The mean over as many encoded shots as there are rows of codes.
-
-        Raises:
-            ValueError: If the shots cannot be encoded.
-        """
+        """Return the mean over shots encoded by factors ``[encoded shot, shot]``."""
+        # One encoded shot records Σ_s c_s F_s(V). For a misfit that is quadratic in the
+        # data, with the same weights for every shot, the mean of the encoded misfit over
+        # random signs is the whole one, and so with its Hessian and Gauss-Newton matrix:
+        # the cross-talk of two shots averages out (Krebs et al., Geophysics 74, 2009; as
+        # a stochastic estimate of the trace: Haber, Chung and Herrmann, SIAM J. Optim.
+        # 22, 2012).
         if reason := self.why_not_encoded():
             raise ValueError(f"sources cannot be encoded: {reason}")
         survey = self.survey.encode(codes)
@@ -183,18 +146,9 @@ class Waveforms:
         return call_with_graph(function, model, what, IN_PLACE)
 
     def check_connected(self, model: Model) -> bool:
-        """Raise ValueError unless the parameterisation depends on every unknown.
-
-        Args:
-            model: The unknowns.
-
-        Returns:
-            True if its derivative depends on the unknowns too; False for a linear map.
-
-        Raises:
-            ValueError: If it carries no graph, or ignores an unknown: that block of the
-                Hessian would be zero, with no error.
-        """
+        """Return True if V's derivative depends on the unknowns; else V is linear."""
+        # a ValueError tells of no graph, or of an unknown that V ignores, whose block of
+        # the Hessian would be zero, with no error
         named = named_tensors(model)
         leaves = copied_leaves(model)
         with torch.enable_grad():
@@ -247,18 +201,7 @@ class Waveforms:
         return r, q, back
 
     def residual(self, data: Data, shots: Shots) -> Data:
-        """Return ρ with ``φ = Σ ρ²`` for the rows of some shots, with a graph.
-
-        Args:
-            data: The rows of ``shots``, by channel.
-            shots: Which shots they are.
-
-        Returns:
-            By channel, of the data's shapes.
-
-        Raises:
-            ValueError: If the misfit is no sum of such squares.
-        """
+        """Return ρ with ``φ = Σ ρ²`` for the rows of some shots, with a graph."""
         rows, misfit = self.shots.rows_of(shots), self.data_misfit
         found = misfit.take_residual(data, self._rows(shots), rows, self.constants)
         if found is None:
@@ -290,15 +233,8 @@ def masked(
     observed: Data,
     rows: Sequence[int],
 ) -> Processing:
-    """Return transforms with a mask of what was recorded before the first filter.
-
-    Args:
-        processing: The transforms.
-        survey: What they are fitted to.
-        data_misfit: Whose weights say what was not recorded.
-        observed: What was, by channel.
-        rows: Of the weights, one for each shot.
-    """
+    """Return transforms with a mask of what was recorded before the first filter."""
+    # the weights of the data misfit say what was not recorded; ``rows`` are theirs
     recorded = data_misfit.recorded(observed, rows)
     transforms = masked_first(processing.transforms, recorded)
     same = len(transforms) == len(processing.transforms)
@@ -348,20 +284,7 @@ def every_gradient(
 
 
 def check_observed(survey: Survey, observed: Tensor | Mapping[str, Tensor]) -> Data:
-    """Return observed data by channel, in the survey's order.
-
-    Args:
-        survey: What they were recorded with.
-        observed: A tensor where there is one receiver channel, or a mapping by channel.
-
-    Returns:
-        ``[shot, receiver, time]`` by channel; nothing is copied.
-
-    Raises:
-        TypeError: If they are no tensors, or not floating-point.
-        ValueError: For a missing or unknown channel, another shape, sampling, dtype or
-            device than the survey's, or NaN.
-    """
+    """Return observed data ``[shot, receiver, time]`` in the survey's channel order."""
     shapes = survey.data_shapes
     if isinstance(observed, Tensor):
         if len(shapes) > 1:
@@ -386,15 +309,7 @@ def check_observed(survey: Survey, observed: Tensor | Mapping[str, Tensor]) -> D
 
 
 def check_size(data_misfit: DataMisfit, observed: Data) -> None:
-    """Check that the dtype of the data holds their squares.
-
-    Args:
-        data_misfit: Those that square data are meant. Others pass.
-        observed: By channel.
-
-    Raises:
-        ValueError: If it does not.
-    """
+    """Raise ValueError unless the dtype of data that are squared holds their squares."""
     if not isinstance(data_misfit, (L2, Huber, Envelope)):
         return
     sizes = [float(d.double().abs().max()) for d in observed.values() if d.numel()]

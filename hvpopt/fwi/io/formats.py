@@ -1,18 +1,13 @@
 """Models and shot gathers, in and out: ``.npy``, raw ``.bin``, SEG-Y.
 
 Everything is in SI units once read: m/s, kg/m³, metres, seconds. What a file does not
-say (shape, sampling, units) the caller says, and what does not fit is an error rather
-than a guess. The suffix tells the format:
-
-    .npy            NumPy's own; it knows its shape and type
-    .bin            the bare numbers, without a header
-    .sgy, .segy     SEG-Y revision 1 in 4-byte floats, by segyio (optional extra)
-
-Models are ``[depth, distance]`` or ``[depth, y, x]``, gathers ``[shot, receiver, time]``.
-Raw files take them in either order: with ``order="C"`` the last axis runs fastest in the
-file, with ``order="F"`` the first one does (depth, or shot); ``shape`` always is the
-shape in memory. No file is written over unless ``overwrite=True``, and then only once
-the new one is complete.
+say (shape, sampling, units) the caller says, and what does not fit is an error. Models
+are ``[depth, distance]`` or ``[depth, y, x]``, gathers ``[shot, receiver, time]``. Raw
+files, bare numbers without a header, take them in either order: with ``order="C"`` the
+last axis runs fastest in the file, with ``order="F"`` the first one does (depth, or
+shot); ``shape`` always is the shape in memory. SEG-Y is revision 1 in 4-byte floats. No
+file is written over unless ``overwrite=True``, and then only once the new one is
+complete.
 """
 
 from __future__ import annotations
@@ -30,13 +25,9 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.fwi.io.gathers import Array, Gathers, as_array, check_dt, existing_file
-from hvpopt.fwi.io.segy import (
-    ByteOrder,
-    gather_headers,
-    read_segy_gathers,
-    read_segy_model,
-    write_segy,
-)
+from hvpopt.fwi.io.segy import read_segy_gathers, read_segy_model
+from hvpopt.fwi.io.segy_headers import ByteOrder
+from hvpopt.fwi.io.segy_write import gather_headers, write_segy
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 Order: TypeAlias = "Literal['C', 'F']"
@@ -420,17 +411,7 @@ def _factor(units: str | None) -> float:
 def _check_units(
     path: object, array: Array, units: str, *, writing: bool = False
 ) -> None:
-    """Raise ValueError unless values are plausible in their units.
-
-    Args:
-        path: What has the values, for errors.
-        array: The values.
-        units: Of them.
-        writing: They were in SI units before.
-
-    Raises:
-        ValueError: If they are not, with the remedy.
-    """
+    """Raise ValueError, with the remedy, unless values are plausible in their units."""
     unit, low, high = UNITS[units], float(array.min()), float(array.max())
     if low < 0:
         raise ValueError(f"{path} has negative values, down to {low:g} {units}")

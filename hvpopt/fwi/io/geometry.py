@@ -36,18 +36,12 @@ FOLDING = ("scalar", "acoustic", "viscoacoustic")
 
 @dataclass(frozen=True)
 class Face:
-    """What bounds a grid on one side.
+    """What bounds a grid on one side."""
 
-    Attributes:
-        condition: ``"pml"``, ``"free"``, ``"rigid"`` or ``"periodic"``.
-        outside: How far outside the outermost cell it reflects, cells; None where it
-            does not reflect.
-        folds: True where the part of an interpolation's window that lies outside is
-            folded back as its image.
-    """
-
-    condition: str = "pml"
+    condition: str = "pml"  # "pml", "free", "rigid" or "periodic"
+    # cells outside the outermost one at which it reflects; None: does not
     outside: float | None = None
+    # True where an interpolation's window is folded back as its image
     folds: bool = False
 
     @property
@@ -58,17 +52,11 @@ class Face:
 
 @dataclass(frozen=True)
 class Line:
-    """A straight line on the map.
+    """A straight line on the map."""
 
-    Attributes:
-        start: ``(x, y)`` of its zero, metres.
-        direction: ``(x, y)``, of length one.
-        name: What the distance along it is called.
-    """
-
-    start: tuple[float, float]
-    direction: tuple[float, float]
-    name: str
+    start: tuple[float, float]  # (x, y) of its zero, metres
+    direction: tuple[float, float]  # (x, y), of length one
+    name: str  # what the distance along it is called
 
     def along(self, positions: Tensor) -> Tensor:
         """Return the distance along the line of positions ``[..., 3]``, metres."""
@@ -82,14 +70,7 @@ class Line:
 
 
 def line_through(ends: Sequence[Sequence[float]]) -> Line:
-    """Return the line from one point to another.
-
-    Args:
-        ends: ``((x, y), (x, y))``, metres.
-
-    Raises:
-        ValueError: If they are no two different points.
-    """
+    """Return the line from one point ``(x, y)`` to another, metres."""
     try:
         (x0, y0), (x1, y1) = ((float(x), float(y)) for x, y in ends)
     except (TypeError, ValueError) as error:
@@ -104,16 +85,10 @@ def line_through(ends: Sequence[Sequence[float]]) -> Line:
 
 
 def best_line(positions: Tensor) -> Line:
-    """Return the line of least squares through positions.
-
-    Args:
-        positions: ``[n, 3]``; each place counts once.
-
-    Returns:
-        The x axis (or y axis) itself where all lie along it, so that distances are
-        coordinates; else the line through their mean, from its end of least x (of least
-        y, where it runs more along y).
-    """
+    """Return the line of least squares through positions ``[n, 3]``, each place once."""
+    # The x axis (or y axis) itself where all lie along it, so that distances are
+    # coordinates; else the line through their mean, from its end of least x (of least y,
+    # where it runs more along y).
     where = torch.unique(positions[:, [2, 1]], dim=0)
     low, high = where.amin(0), where.amax(0)
     if low[1] == high[1]:
@@ -131,42 +106,27 @@ def best_line(positions: Tensor) -> Line:
 
 @dataclass(frozen=True)
 class Spots:
-    """Sources or receivers, each where one field component is taken.
-
-    Attributes:
-        name: ``"source"`` or ``"receiver"``.
-        positions: ``[shot, point, dimension]``, metres, along the grid's axes.
-        exists: True for points that take part ``[shot, point]``.
-        offset: Of the component's node from the cell in each dimension, in cells.
-        shots: What the shots are called in errors.
-    """
+    """Sources or receivers, each where one field component is taken."""
 
     name: str
-    positions: Tensor
-    exists: Tensor
+    positions: Tensor  # [shot, point, dimension], metres, along the grid's axes
+    exists: Tensor  # True for points that take part [shot, point]
+    # of the component's node from the cell in each dimension, cells
     offset: tuple[float, ...]
-    shots: Sequence[int]
+    shots: Sequence[int]  # what the shots are called in errors
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a model's cells are.
+    """Where a model's cells are."""
 
-    Attributes:
-        origin: Position of the first cell, metres: ``(depth, along)``, ``(depth, y, x)``.
-        spacing: Cell size in each dimension, metres.
-        shape: Cells in each dimension.
-        faces: First and last of each dimension.
-        halfwidth: Cells on each side that interpolation takes off the nodes.
-        snap: Distance in cells within which a position is taken to be on its node.
-    """
-
+    # of the first cell, metres: (depth, along) or (depth, y, x)
     origin: tuple[float, ...]
-    spacing: tuple[float, ...]
+    spacing: tuple[float, ...]  # cell size in each dimension, metres
     shape: tuple[int, ...]
-    faces: tuple[Face, ...]
-    halfwidth: int
-    snap: float
+    faces: tuple[Face, ...]  # first and last of each dimension
+    halfwidth: int  # cells on each side that interpolation takes off the nodes
+    snap: float  # distance in cells within which a position is taken to be on its node
 
     def nodes(self, spots: Spots) -> Tensor:
         """Return places in cells, counted from the component's first node."""
@@ -186,14 +146,9 @@ class Grid:
         return first, places.floor() + between
 
     def mirrors(self, spots: Spots) -> list[tuple[float, float] | None]:
-        """Return the mirror of each face: its plane, in nodes, and the image's sign.
-
-        At a free face pressure is odd and the velocity normal to it even; at a rigid
-        one it is the other way round (Robertsson, Geophysics 61, 1996).
-
-        Args:
-            spots: Whose component it is; planes count from its first node.
-        """
+        """Return each face's mirror: its plane, from the first node, and image's sign."""
+        # At a free face pressure is odd and the velocity normal to it even; at a rigid
+        # one it is the other way round (Robertsson, Geophysics 61, 1996).
         found: list[tuple[float, float] | None] = []
         for number, face in enumerate(self.faces):
             d, offset = number // 2, spots.offset[number // 2]
@@ -211,12 +166,10 @@ class Grid:
         return self.origin[0] - self.faces[0].plane * self.spacing[0]
 
     def around(self, groups: Sequence[Spots], margin: int) -> Grid:
-        """Return the grid, placed to hold points.
-
-        A face above that reflects lies at depth zero. Where it absorbs, the first cell
-        does, or above it by whole cells where that is needed. Along the other axes the
-        outermost position is on a node, ``margin`` cells from the edge.
-        """
+        """Return the grid, placed to hold points."""
+        # A face above that reflects lies at depth zero. Where it absorbs, the first cell
+        # does, or above it by whole cells where that is needed. Along the other axes the
+        # outermost position is on a node, ``margin`` cells from the edge.
         least = [torch.cat([s.positions[s.exists] for s in groups]).amin(0)]
         origin = [float(x) for x in least[0]]
         for d in range(1, len(origin)):
@@ -259,15 +212,8 @@ class Grid:
         return outside
 
     def check_inside(self, spots: Spots, holds: Grid | None) -> None:
-        """Raise ValueError unless all points lie in the grid.
-
-        Args:
-            spots: Which.
-            holds: A grid that does hold them, for the error; None if none does.
-
-        Raises:
-            ValueError: If some do not, with their shots.
-        """
+        """Raise ValueError, with their shots, unless all points lie in the grid."""
+        # ``holds`` is a grid that does hold them, for the error; None if none does
         outside = self.outside(spots)
         if not bool(outside.any()):
             return
@@ -355,22 +301,9 @@ def projected(
     limit: float,
     shots: Sequence[int],
 ) -> tuple[Tensor, Tensor, str]:
-    """Return positions on a line, and a sentence of what that changed.
-
-    Args:
-        sources: ``[shot, 1, 3]``.
-        receivers: ``[shot, receiver, 3]``.
-        exists: True for receivers that take part ``[shot, receiver]``.
-        ends: Of the line; None for the best one.
-        limit: The farthest that a position may lie off it, metres.
-        shots: What the shots are called in errors.
-
-    Returns:
-        Sources and receivers ``(depth, along)``, and the sentence.
-
-    Raises:
-        ValueError: If a position lies farther off.
-    """
+    """Return positions ``(depth, along)`` on a line, and a sentence of what changed."""
+    # Positions are [shot, point, 3]; they lie at most ``limit`` metres off the line,
+    # which is the best one where ``ends`` is None.
     positions = torch.cat([sources[:, 0], receivers[exists]])
     line = best_line(positions) if ends is None else line_through(ends)
     flat = [
@@ -406,18 +339,8 @@ def projected(
 def faces_of(
     propagator: str, options: Mapping[str, Any], n_dimensions: int
 ) -> tuple[Face, ...]:
-    """Return each face: whether it reflects, and where.
-
-    A face of no width that ``boundary`` does not name reflects too.
-
-    Args:
-        propagator: Its name.
-        options: Of deepwave.
-        n_dimensions: Of the grid.
-
-    Raises:
-        ValueError: If ``boundary`` or ``pml_width`` do not name each face.
-    """
+    """Return each face: whether it reflects, and where."""
+    # a face of no width that ``boundary`` does not name reflects too
     number = 2 * n_dimensions
     boundary, widths = options.get("boundary"), pml_widths(options, n_dimensions)
     if boundary is None:
@@ -450,19 +373,9 @@ def choose_grid(
     depth: float,
     margin: int,
 ) -> Grid:
-    """Return the grid as asked for, the rest of it chosen, which holds all points.
-
-    Args:
-        spots: Sources and receivers.
-        blank: A grid of any origin and shape.
-        origin: As asked for.
-        shape: As asked for.
-        depth: That a chosen shape reaches, metres.
-        margin: Cells of a chosen grid beyond the points.
-
-    Raises:
-        ValueError: If a point lies outside, or origin or shape do not fit.
-    """
+    """Return the grid as asked for, the rest of it chosen, which holds all points."""
+    # ``blank`` is of any origin and shape. A chosen shape reaches ``depth``, metres, and
+    # ``margin`` cells beyond the points.
     axes = len(blank.origin)
     chosen = blank.around(spots, margin)
     holds = chosen.large_enough(spots, margin, depth)
@@ -497,17 +410,9 @@ def _check_axes(name: str, values: Sequence[float], axes: int) -> None:
 def located(
     spots: Spots, grid: Grid, device: torch.device | str
 ) -> tuple[Tensor | Interpolation, Tensor | None]:
-    """Return where points are, as a survey takes them.
-
-    Args:
-        spots: Sources or receivers.
-        grid: That holds them.
-        device: Of the result.
-
-    Returns:
-        Cells ``[shot, point, dimension]`` where all points are on nodes of their own,
-        with a mask where some take no part; else their interpolation, without one.
-    """
+    """Return where points are, as a survey takes them, and the mask of those on nodes."""
+    # Cells [shot, point, dimension] where all points are on nodes of their own, with a
+    # mask where some take no part; else their interpolation, without one.
     nodes, exists = grid.nodes(spots), spots.exists
     whole_numbers = bool((nodes == nodes.round())[exists].all())
     if whole_numbers and not _shared(nodes, exists, grid.shape):

@@ -14,19 +14,17 @@ from hvpopt import checks
 from hvpopt.fwi.io.formats import PathLike
 from hvpopt.fwi.io.gathers import Array, existing_file
 from hvpopt.fwi.io.geometry import best_line
-from hvpopt.fwi.io.segy import (
+from hvpopt.fwi.io.segy import SegyHeaders, read_segy_headers, segy_blocks
+from hvpopt.fwi.io.segy_headers import (
     COARSEST,
     COMPONENTS,
     FORMATS,
     PLAIN,
     ByteOrder,
-    SegyHeaders,
     choose_traces,
     format_code,
     named_codes,
-    read_segy_headers,
     rounding_of,
-    segy_blocks,
     sources_of,
 )
 from hvpopt.fwi.io.wavelets import SEGY
@@ -71,24 +69,9 @@ class _Taken(NamedTuple):
 def segy_info(
     path: PathLike, *, byte_order: ByteOrder = None, shot_key: str | None = None
 ) -> str:
-    """Return what a SEG-Y file holds, and the line that reads it as a survey.
-
-    Args:
-        path: Ends in ``.sgy`` or ``.segy``.
-        byte_order: Of the file. Default the one in which its number format is known.
-        shot_key: Trace header, by segyio's name, that tells the shots apart. Default the
-            first of FieldRecord, EnergySourcePoint, SourceX and SourceY that has one
-            source position for each value.
-
-    Returns:
-        Lines for a person.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ImportError: Without segyio.
-        TypeError: If the path is none.
-        ValueError: If it is no SEG-Y file, or there is no such header.
-    """
+    """Return what a SEG-Y file holds, and the line that reads it as a survey."""
+    # By default the byte order is the one in which the number format is known, and the
+    # shot key the first of SHOT_KEYS that has one source position for each value.
     file = checks.path("path", path)
     if file.suffix.lower() not in SEGY:
         raise ValueError(f"{file} is no SEG-Y file: its name must end in .sgy or .segy")
@@ -230,11 +213,9 @@ def _read_samples(
 
 
 def _find_shots(headers: SegyHeaders, dead: Array) -> _Shots | None:
-    """Return the shots by the first header that has one source for each value.
-
-    Within a shot positions may differ by a metre, as they jitter; depths by more, where
-    they differ as much within a shot as from shot to shot.
-    """
+    """Return the shots by the first header that has one source for each value."""
+    # within a shot positions may differ by a metre, as they jitter; depths by more, where
+    # they differ as much within a shot as from shot to shot
     assert not isinstance(headers.positions, str)
     sources, receivers = headers.positions
     rounding = rounding_of(headers.units, dead)

@@ -28,7 +28,8 @@ from hvpopt.fwi.io.geometry import (
     located,
     projected,
 )
-from hvpopt.fwi.io.segy import ByteOrder, SegyShots, read_segy_shots
+from hvpopt.fwi.io.segy import SegyShots, read_segy_shots
+from hvpopt.fwi.io.segy_headers import ByteOrder
 from hvpopt.fwi.io.wavelets import SEGY, peak_frequency, read_wavelets
 from hvpopt.fwi.survey._options import check_channels, check_options, spacing_of
 from hvpopt.fwi.survey.interpolation import Interpolation

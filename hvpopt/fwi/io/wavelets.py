@@ -13,24 +13,14 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.fwi.io.gathers import Gathers, existing_file
-from hvpopt.fwi.io.segy import ByteOrder, read_segy_traces
+from hvpopt.fwi.io.segy import read_segy_traces
+from hvpopt.fwi.io.segy_headers import ByteOrder
 
 SEGY = (".sgy", ".segy")
 
 
 def read_wavelets(wavelet: Any, gathers: Gathers, byte_order: ByteOrder) -> Tensor:
-    """Return amplitudes ``[shot, time]``, float64.
-
-    Args:
-        wavelet: As ``read_survey`` takes it.
-        gathers: Of every shot.
-        byte_order: Of a SEG-Y file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        TypeError: If it is no wavelet.
-        ValueError: If shape, sampling or values do not fit.
-    """
+    """Return amplitudes ``[shot, time]``, float64, of what ``read_survey`` takes."""
     n_shots, dt = len(gathers.data), gathers.dt
     if isinstance(wavelet, (Tensor, np.ndarray)) and wavelet.ndim > 0:
         given = torch.as_tensor(wavelet).detach().cpu()
@@ -88,16 +78,7 @@ def _wavelet_file(file: Path, dt: float, byte_order: ByteOrder) -> np.ndarray[An
 
 
 def peak_frequency(wavelet: Any, amplitudes: Tensor, dt: float) -> float:
-    """Return the dominant frequency of wavelets, hertz: as given, or of most energy.
-
-    Args:
-        wavelet: As ``read_survey`` takes it.
-        amplitudes: ``[shot, time]``.
-        dt: Sampling interval, seconds.
-
-    Raises:
-        ValueError: If it is zero.
-    """
+    """Return the dominant frequency of wavelets ``[shot, time]``, Hz; given, or found."""
     if not isinstance(wavelet, (str, Path)) and np.ndim(wavelet) == 0:
         return float(wavelet)
     samples = max(amplitudes.shape[1], 2048)

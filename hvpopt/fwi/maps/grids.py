@@ -120,9 +120,7 @@ class CoarseGrid(Parameterisation):
     The first and last nodes of both grids coincide. Linear interpolation is the
     (bi-, tri-)linear one of ``torch.nn.functional.interpolate`` with
     ``align_corners=True``. Cubic is SciPy's not-a-knot spline: it has continuous second
-    derivatives, reproduces cubics, and may overshoot. One small matrix for each axis
-    serves any number of axes, and its products are deterministic on a GPU, where the
-    backward pass of ``interpolate`` need not be.
+    derivatives, reproduces cubics, and may overshoot. Both are deterministic on a GPU.
 
     Args:
         coarse: Shape of the unknowns.

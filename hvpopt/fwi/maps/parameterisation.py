@@ -1,26 +1,15 @@
 """Parameterisations: differentiable maps from unknowns to propagator models.
 
-An inversion may search for other unknowns than the propagator's own models: squared
-slowness, a logarithm, a few cells of a larger model, a coarser grid. WaveformMisfit
-takes any differentiable torch function for that; the ready-made ones here know their
-inverse too, and what bounds on the models mean for the unknowns.
+WaveformMisfit takes any differentiable torch function for that; the ready-made ones here
+know their inverse too, and what bounds on the models mean for the unknowns. A map is
+called as its unknowns are arranged, like a loss: ``f(t)``, ``f(a, b)`` or
+``f(vp=a, vs=b, rho=c)``. It is twice differentiable, holds no state that a call changes,
+and follows the dtype and device of the unknowns.
 
-A map is called as its unknowns are arranged, like a loss: ``f(t)``, ``f(a, b)`` or
-``f(vp=a, vs=b, rho=c)``. It is twice differentiable, holds no state that a call
-changes, and follows the dtype and device of the unknowns. Maps chain, first to last,
-with ``>>``; a plain function may be part of the chain.
-
-A map of your own is differentiated twice by autograd, in reverse mode alone. Torch's own
-functions get that right, normalisations in training mode included. A backward pass
-written by hand (``torch.autograd.Function``) may not, and no error says so: run
-
-    hvpopt.analysis.check_hessian(misfit, unknowns)
-
-once, in float64. Products do not check it by themselves: a difference of the map's
-derivatives, though cheap, finds fault with right maps that have kinks. For networks of
-ReLU, clamps and maximum pooling it was off by factors from 1 to without limit; wrong
-ones are off by less (layer normalisation, differentiated in the wrong order, by a
-sixth).
+Maps are differentiated twice by autograd, in reverse mode alone. A backward pass written
+by hand (``torch.autograd.Function``) may be wrong in that, and no error says so: run
+``hvpopt.analysis.check_hessian(misfit, unknowns)`` once, in float64. Products do not
+check it: differences of derivatives also find fault with right maps that have kinks.
 """
 
 from __future__ import annotations
@@ -143,7 +132,7 @@ class Chain(Parameterisation):
 
 
 def arranged(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Model:
-    """Return the model that a call's arguments spell."""
+    """Return the model that a call's arguments make up."""
     if args and kwargs:
         raise TypeError(
             "call a map with positional tensors or with named ones, not both: "

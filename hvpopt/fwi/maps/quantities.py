@@ -39,17 +39,7 @@ class _Cellwise(Parameterisation):
         return each(arranged(args, kwargs), self._forward)
 
     def unknowns(self, model: Model) -> Model:
-        """Return the unknowns of models, arranged and shaped like them.
-
-        Args:
-            model: Positive and finite.
-
-        Returns:
-            The exact inverse, to rounding.
-
-        Raises:
-            ValueError: If a model has a cell that is not positive and finite.
-        """
+        """Return the unknowns of models that are positive and finite, to rounding."""
 
         def inverse(tensor: Tensor, name: str) -> Tensor:
             check_cells(tensor, tensor > 0, name, "positive", "correct the model")
@@ -60,20 +50,8 @@ class _Cellwise(Parameterisation):
     def bounds(
         self, lower: PerParameter = None, upper: PerParameter = None
     ) -> tuple[PerParameter, PerParameter]:
-        """Return bounds on the unknowns; a decreasing map exchanges the two.
-
-        A model at a bound that its dtype holds exactly has unknowns inside theirs.
-
-        Args:
-            lower: Lower bounds, 0 or more.
-            upper: Upper bounds, in the same form.
-
-        Returns:
-            Lower and upper bounds on the unknowns, as float64 tensors.
-
-        Raises:
-            ValueError: If a bound is negative.
-        """
+        """Return float64 bounds on the unknowns; a decreasing map exchanges them."""
+        # a model at a bound that its dtype holds exactly has unknowns inside theirs
 
         def convert(bound: Any) -> Tensor:
             if isinstance(bound, (complex, bool)):
@@ -161,7 +139,9 @@ class VpVsRho(Parameterisation):
     ``λ = ρ(vp² − 2vs²)``, ``μ = ρ vs²``, ``b = 1/ρ`` (Aki and Richards, Quantitative
     Seismology, 2nd ed., §4.1); the same as ``deepwave.vpvsrho_to_lambmubuoyancy`` for
     positive density. Takes ``vp`` and ``vs`` in m/s and ``rho`` in kg/m³, by name or in
-    this order; returns a dict of ``lamb`` and ``mu`` in Pa and ``buoyancy`` in m³/kg.
+    this order, of one shape; returns a dict of ``lamb`` and ``mu`` in Pa and ``buoyancy``
+    in m³/kg. ``vp`` must be above ``vs √(4/3)``: the bulk modulus ``ρ(vp² − 4/3 vs²)`` of
+    a stable solid is positive.
 
     A fluid has ``vs = 0`` (there the first derivative in ``vs`` is zero). A vacuum has
     no density: put it in after this map, with a SubRegion of the three models.
@@ -170,20 +150,7 @@ class VpVsRho(Parameterisation):
     """
 
     def __call__(self, vp: Tensor, vs: Tensor, rho: Tensor) -> dict[str, Tensor]:
-        """Return ``lamb``, ``mu`` and ``buoyancy``, shaped like the unknowns.
-
-        Args:
-            vp: P velocity, m/s, above ``vs √(4/3)``: the bulk modulus
-                ``ρ(vp² − 4/3 vs²)`` of a stable solid is positive.
-            vs: S velocity, m/s, 0 or more.
-            rho: Density, kg/m³, positive.
-
-        Returns:
-            The models by deepwave's names.
-
-        Raises:
-            ValueError: If shapes differ, or a cell is not physical.
-        """
+        """Return ``lamb``, ``mu`` and ``buoyancy``, shaped like the unknowns."""
         if not vp.shape == vs.shape == rho.shape:
             raise ValueError(
                 f"vp has shape {tuple(vp.shape)}, vs {tuple(vs.shape)} and rho "

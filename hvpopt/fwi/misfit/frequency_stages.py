@@ -30,16 +30,12 @@ def frequency_stages(
         result = hvpopt.minimize([*stages, misfit], v)
 
     A stage is ``misfit.transformed(BandFilter(...))``: simulated and observed data are
-    filtered alike, after the misfit's own transforms. Waves are linear in their sources,
-    and the medium does not change in time: without such transforms, this is the misfit of
-    a filtered wavelet and filtered data. It holds at the ends of the record too. What a
-    zero-phase filter spreads before time 0 is not lost, as it is from a filtered wavelet,
-    and both sides end where the record does, so the true model fits each stage exactly.
-    Nothing wraps round.
+    filtered alike, after the misfit's own transforms, so that the true model fits each
+    stage exactly. Without such transforms, this is the misfit of a filtered wavelet and
+    filtered data, except that what a zero-phase filter spreads before time 0 is not lost.
 
-    A stage takes the same propagations as the misfit, and holds a filtered copy of the
-    observed data. A corner must be below the Nyquist frequency of the data's ``dt``; the
-    time step of the waves is the survey's, which is stable for every band.
+    A stage takes the same propagations as the misfit, at the survey's time step, and
+    holds a filtered copy of the observed data.
 
     Args:
         misfit: Of all frequencies, of all shots. Not changed; what the stages evaluate

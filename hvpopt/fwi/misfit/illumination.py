@@ -1,13 +1,7 @@
 """Illumination: estimates of a waveform Hessian's diagonal, as preconditioners.
 
 Waves are stronger near sources and receivers than at depth, and the Hessian's diagonal
-falls by orders of magnitude with depth. Two estimates of it, both never negative:
-
-- ``source_illumination``: the diagonal pseudo-Hessian of Shin, Jang and Min, Geophysical
-  Prospecting 49, 2001. One propagation a shot; takes all cells for equally far
-  from the receivers.
-- ``gauss_newton_diagonal``: the diagonal of the Gauss-Newton Hessian, by probing. Four
-  propagations a shot and probe; includes receivers, weights and any parameterisation.
+falls by orders of magnitude with depth. Both estimates of it are never negative.
 """
 
 from __future__ import annotations
@@ -76,11 +70,12 @@ def gauss_newton_diagonal(
 ) -> Illumination:
     """Return the Gauss-Newton Hessian's diagonal, by probing, as a preconditioner.
 
-    The estimate is Bekas, Kokiopoulou and Saad's, smoothed over cells; see
-    ``hvpopt.krylov.diagonal``. Entries that the probes leave negative count as zero:
-    of several parameters that may be all of the weaker one, whose own curvature is small
-    beside its coupling to the stronger. Scale them to be about equal, or spend more
-    probes. It counts ``n_probes`` products, of four propagations a shot, in the misfit.
+    It includes receivers, weights and any parameterisation. The estimate is Bekas,
+    Kokiopoulou and Saad's, smoothed over cells; see ``hvpopt.krylov.diagonal``. Entries
+    that the probes leave negative count as zero: of several parameters that may be all of
+    the weaker one, whose own curvature is small beside its coupling to the stronger.
+    Scale them to be about equal, or spend more probes. It counts ``n_probes`` products,
+    of four propagations a shot, in the misfit.
 
     Args:
         misfit: Any waveform misfit; of some of its shots by ``misfit.select(shots)``.
@@ -119,14 +114,15 @@ def source_illumination(
     """Return the diagonal pseudo-Hessian of a scalar survey as a preconditioner.
 
     A change of velocity at cell x scatters the virtual source ``2 v⁻³ ∂²u/∂t²`` there,
-    with u the wavefield of a shot. The pseudo-Hessian keeps its energy,
+    with u the wavefield of a shot. The pseudo-Hessian keeps its energy (Shin, Jang and
+    Min, Geophysical Prospecting 49, 2001),
 
         P(x) = Σ over shots  ∫ (2 v⁻³ ∂²u/∂t²)² dt,
 
-    and takes the way from x to the receivers, which Gauss-Newton also has, for the
-    same everywhere. ∂²u/∂t² is the second difference that deepwave's own update makes,
-    source included. P is not normalised as the misfit is: a factor for all cells drops
-    out of preconditioned conjugate gradients and of the relative damping.
+    and takes all cells for equally far from the receivers. ∂²u/∂t² is the second
+    difference that deepwave's own update makes, source included. P is not normalised as
+    the misfit is: a factor for all cells drops out of preconditioned conjugate gradients
+    and of the relative damping.
 
     Unknowns other than velocity have the diagonal of ``V'ᵀ P V'``: exact where each
     changes one cell (slowness, logarithm, a sub-region), else from random signs.
@@ -185,7 +181,7 @@ def _acceleration_energy(
     energy = torch.zeros(velocity.shape, dtype=torch.float64, device=velocity.device)
     oldest: Tensor | None = None
 
-    # step k holds u_k and u_{k−1}; the last update that a recording sees ends at nt − 1
+    # step k holds u_k and u_{k−1}; the last update that is recorded ends at nt − 1
     def add(state: Any) -> None:
         nonlocal oldest
         newest = state.get_wavefield("wavefield_0", mode="read").double()

@@ -16,11 +16,7 @@ Misfit = TypeVar("Misfit", bound="ShotMisfit")
 
 
 class ShotMisfit(Objective):
-    """A waveform misfit as a sum over the shots of a survey, which can be sampled.
-
-    Attributes:
-        survey: The survey of all shots.
-    """
+    """A waveform misfit as a sum over the shots of its survey, which can be sampled."""
 
     survey: Survey
 

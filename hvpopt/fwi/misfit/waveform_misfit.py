@@ -289,13 +289,6 @@ class WaveformMisfit(ShotMisfit):
         Not counted, and without checkpointing twice differentiable. Bad shots are not
         looked for.
 
-        Args:
-            *args: The unknowns, one tensor or several.
-            **kwargs: The unknowns by name.
-
-        Returns:
-            A scalar.
-
         Raises:
             TypeError: If unknowns are given both ways.
         """
@@ -481,13 +474,11 @@ class WaveformMisfit(ShotMisfit):
 
 
 def _default_group(survey: Survey) -> int:
-    """Return how many shots run together unless a caller says otherwise.
-
-    Deepwave runs shots on a CPU in parallel threads: unless shots are small, a larger
-    group saves no time, and fresh memory for its histories costs some
-    (benchmarks/RESULTS.md). A GPU is filled by many shots. With ``survey_pad`` results
-    depend on the group, so it stays whole.
-    """
+    """Return how many shots run together unless a caller says otherwise."""
+    # Deepwave runs shots on a CPU in parallel threads: unless shots are small, a larger
+    # group saves no time, and fresh memory for its histories costs some
+    # (benchmarks/RESULTS.md). A GPU is filled by many shots. With ``survey_pad`` results
+    # depend on the group, so it stays whole.
     if survey.device.type == "cpu" and survey.options.get("survey_pad") is None:
         return min(torch.get_num_threads(), survey.n_shots)
     return survey.n_shots

@@ -32,19 +32,8 @@ _OWN = {
 def check_options(
     function: Callable[..., Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return options that deepwave takes and the survey can honour.
-
-    Args:
-        function: The propagator.
-        options: By name.
-
-    Returns:
-        The options; widths of the boundary are Python ints.
-
-    Raises:
-        TypeError: For an option that the propagator lacks, or that has another way in.
-        ValueError: For one under which gradients are not exact.
-    """
+    """Return options that deepwave takes and the survey can honour; else raise."""
+    # widths of the boundary become Python ints
     known = {
         name
         for name, parameter in inspect.signature(function).parameters.items()
@@ -81,18 +70,7 @@ def check_options(
 def check_shots_and_dimensions(
     sources: Mapping[str, tuple[Tensor, Points]], receivers: Mapping[str, Points]
 ) -> int:
-    """Return the number of coordinates; all channels must share it, and the shots.
-
-    Args:
-        sources: Amplitudes and points by channel.
-        receivers: Points by channel.
-
-    Returns:
-        Spatial dimensions.
-
-    Raises:
-        ValueError: If channels differ in either, or wavelets in dtype or device.
-    """
+    """Return the number of coordinates; all channels must share it, and the shots."""
     points = {f"sources[{c!r}]": p for c, (_, p) in sources.items()}
     points |= {f"receivers[{c!r}]": p for c, p in receivers.items()}
     shots = {name: p.n_shots for name, p in points.items()}
@@ -120,18 +98,7 @@ def check_channels(kind: str, given: Iterable[str], offered: Sequence[str]) -> N
 
 
 def spacing_of(grid_spacing: float | Sequence[float], n_dimensions: int) -> list[float]:
-    """Return the cell size in each dimension.
-
-    Args:
-        grid_spacing: One number, or one per dimension.
-        n_dimensions: Of the model.
-
-    Returns:
-        One number per dimension.
-
-    Raises:
-        ValueError: If they are not positive, or their number does not fit.
-    """
+    """Return the cell size in each dimension, from one number or one of each."""
     several = isinstance(grid_spacing, (list, tuple, Tensor, np.ndarray))
     given: list[Any] = [grid_spacing]
     if several and np.ndim(grid_spacing) > 0:
@@ -150,19 +117,9 @@ def spacing_of(grid_spacing: float | Sequence[float], n_dimensions: int) -> list
 
 
 def check_units(spacing: Sequence[float], dt: float, max_vel: float) -> None:
-    """Raise ValueError where metres, seconds and metres per second are not meant.
-
-    In one sample a wave at ``max_vel`` crosses a fraction of a cell, or a few where the
-    propagator takes several steps a sample. In other units that is off by a thousand.
-
-    Args:
-        spacing: Cell size in each dimension, metres.
-        dt: Sampling interval, seconds.
-        max_vel: The fastest wave speed, metres per second.
-
-    Raises:
-        ValueError: If the waves cross more than 50 cells, or less than 1/500 of one.
-    """
+    """Raise ValueError where metres, seconds and metres per second are not meant."""
+    # In one sample a wave at ``max_vel`` crosses a fraction of a cell, or a few where the
+    # propagator takes several steps a sample. In other units that is off by a thousand.
     cells = max_vel * dt / min(spacing)
     if MIN_CELLS <= cells <= MAX_CELLS:
         return
@@ -179,18 +136,7 @@ def check_units(spacing: Sequence[float], dt: float, max_vel: float) -> None:
 
 
 def samples_of(amplitudes: Iterable[Tensor], nt: int | None) -> int:
-    """Return the number of samples to record.
-
-    Args:
-        amplitudes: Wavelets ``[shot, source, time]`` of each channel.
-        nt: As asked for; None for the wavelets' own length.
-
-    Returns:
-        Samples.
-
-    Raises:
-        ValueError: If lengths differ and ``nt`` is None, or it is not positive.
-    """
+    """Return the number of samples to record, of wavelets ``[shot, source, time]``."""
     if nt is not None:
         return checks.integer("nt", nt, least=1)
     lengths = {int(a.shape[-1]) for a in amplitudes}
@@ -227,14 +173,9 @@ def bare_faces(options: Mapping[str, Any], n_dimensions: int) -> list[int]:
 
 
 def silence(category: type[Warning]) -> None:
-    """Ignore a category of warnings that deepwave attributes to this package.
-
-    The caller's own calls of deepwave still warn. Filters are left as they are where
-    they ignore it already: changing them clears Python's record of what it warned of.
-
-    Args:
-        category: Of the warning.
-    """
+    """Ignore a category of warnings that deepwave attributes to this package."""
+    # The caller's own calls of deepwave still warn. Filters are left as they are where
+    # they ignore it already: changing them clears Python's record of what it warned of.
     for action, message, kind, module, _ in warnings.filters:
         if (
             message is None
@@ -255,16 +196,7 @@ def describe(
     n_dimensions: int,
     options: Mapping[str, Any],
 ) -> str:
-    """Return what a survey resolved, as sentences.
-
-    Args:
-        what: Its propagator, dimensions and shots.
-        step: Its time step.
-        max_vel: As pinned.
-        pml_freq: As pinned.
-        n_dimensions: Of the model.
-        options: Of deepwave.
-    """
+    """Return what a survey resolved, as sentences."""
     told = [
         f"{what}, {step.nt} samples of {step.dt:g} s; max_vel {max_vel:g} and pml_freq "
         f"{pml_freq:g} pinned."

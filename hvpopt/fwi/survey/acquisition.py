@@ -29,19 +29,12 @@ def take(tensor: Tensor, shots: Shots) -> Tensor:
 
 @dataclass(frozen=True)
 class Points:
-    """Where one channel's sources or receivers are.
+    """Where one channel's sources or receivers are."""
 
-    Attributes:
-        locations: Cells ``[shot, point, dimension]``, integer or off-grid floats; the
-            on-grid support where ``hicks`` is given.
-        mask: True where a point is active ``[shot, point]``, or None for all.
-        hicks: The interpolator that spreads or gathers, or None.
-        rows: Which of the interpolator's shots these are; None for all.
-    """
-
-    locations: Tensor
-    mask: Tensor | None = None
-    hicks: Interpolation | None = None
+    locations: Tensor  # cells [shot, point, dimension], or floats; the support of hicks
+    mask: Tensor | None = None  # True where a point is active [shot, point]; None for all
+    hicks: Interpolation | None = None  # the interpolator that spreads or gathers
+    # which of the interpolator's shots these are; None for all
     rows: tuple[int, ...] | None = None
 
     @property
@@ -135,22 +128,16 @@ class Points:
 
 @dataclass(frozen=True)
 class Acquisition:
-    """All of a survey that has a row for each shot.
+    """All of a survey that has a row for each shot, by channel."""
 
-    Attributes:
-        sources: Amplitudes ``[shot, source, time]`` at the propagation's time step, and
-            where they fire, by channel.
-        receivers: By channel.
-        wavefields: Those that the shots begin with, by the name of deepwave's option.
-    """
-
+    # amplitudes [shot, source, time] at the propagation's time step
     sources: dict[str, tuple[Tensor, Points]]
     receivers: dict[str, Points]
-    wavefields: dict[str, Tensor]
+    wavefields: dict[str, Tensor]  # that shots begin with, by deepwave's option
 
     @property
     def amplitudes(self) -> Tensor:
-        """Of the first channel."""
+        """Amplitudes of the first channel, ``[shot, source, time]``."""
         return next(iter(self.sources.values()))[0]
 
     @property
@@ -166,11 +153,7 @@ class Acquisition:
         return order
 
     def offsets(self, spacing: Sequence[float]) -> dict[str, Tensor]:
-        """Return distances from each shot's sources, ``[shot, receiver]`` by channel.
-
-        Args:
-            spacing: Cell size in each dimension.
-        """
+        """Return distances from each shot's sources, ``[shot, receiver]`` by channel."""
         points = next(iter(self.sources.values()))[1]
         # a Hicks mask is of its support, which lies about the places
         sources = points.centres() if points.hicks is None else points.places.mean(1)
@@ -181,7 +164,7 @@ class Acquisition:
         return found
 
     def select(self, shots: Shots) -> Acquisition:
-        """Return that of some shots, in that order."""
+        """Return the acquisition of some shots, in that order."""
         if shots is None:
             return self
         return Acquisition(
@@ -191,11 +174,7 @@ class Acquisition:
         )
 
     def encode(self, codes: Tensor) -> Acquisition:
-        """Return shots that each fire all sources; receivers are the first shots'.
-
-        Args:
-            codes: Factor of each shot in each encoded one, ``[encoded shot, shot]``.
-        """
+        """Return shots of codes ``[encoded shot, shot]``; receivers are the first's."""
         rows = range(len(codes))
         return Acquisition(
             {c: _fire(a, points, codes) for c, (a, points) in self.sources.items()},
@@ -217,10 +196,8 @@ class Acquisition:
 
 
 def _fire(amplitudes: Tensor, points: Points, codes: Tensor) -> tuple[Tensor, Points]:
-    """Return the amplitudes and places of all shots' sources at once.
-
-    Sources that share a cell add up there, since a shot may fire a cell only once.
-    """
+    """Return the amplitudes and places of all shots' sources at once."""
+    # sources that share a cell add up there, since a shot may fire a cell only once
     fired = (codes.to(amplitudes)[:, :, None, None] * amplitudes).flatten(1, 2)
     # amplitudes of a Hicks source are on its support already
     locations = points.locations.flatten(0, 1)
@@ -236,19 +213,9 @@ def _fire(amplitudes: Tensor, points: Points, codes: Tensor) -> tuple[Tensor, Po
 
 
 def parse_sources(sources: Mapping[str, Any]) -> dict[str, tuple[Tensor, Points]]:
-    """Return amplitudes ``[shot, source, time]`` and points by channel.
-
-    Args:
-        sources: Channel to ``(amplitudes, locations)`` or ``(amplitudes, locations,
-            mask)``; locations a tensor or a ``deepwave.Hicks``.
-
-    Returns:
-        By channel; amplitudes of a Hicks are spread onto its support.
-
-    Raises:
-        TypeError: For values that are no such tuple.
-        ValueError: For no source, or shapes that do not fit.
-    """
+    """Return amplitudes ``[shot, source, time]`` and points by channel."""
+    # a channel has (amplitudes, locations) or (amplitudes, locations, mask), and
+    # locations a tensor or a deepwave.Hicks, onto whose support amplitudes are spread
     use = "pass a dict {channel: (amplitudes, locations)}"
     checks.instance("sources", sources, Mapping, use)
     if not sources:
@@ -287,18 +254,7 @@ def parse_sources(sources: Mapping[str, Any]) -> dict[str, tuple[Tensor, Points]
 
 
 def parse_receivers(receivers: Mapping[str, Any]) -> dict[str, Points]:
-    """Return receiver points by channel.
-
-    Args:
-        receivers: Channel to locations, or to ``(locations, mask)``.
-
-    Returns:
-        By channel, in the order given.
-
-    Raises:
-        TypeError: For receivers that are no such mapping, or locations no numbers.
-        ValueError: For no receiver, or shapes that do not fit.
-    """
+    """Return receiver points by channel, from locations or ``(locations, mask)``."""
     use = "pass a dict {channel: locations}"
     checks.instance("receivers", receivers, Mapping, use)
     if not receivers:

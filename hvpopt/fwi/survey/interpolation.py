@@ -35,27 +35,17 @@ class _Product(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class Interpolation:
-    """Points off the grid, and the cells about them that stand for each.
+    """Points off the grid, and the cells about them that stand for each."""
 
-    Attributes:
-        locations: Cells ``[shot, point, dimension]`` as asked for, floats;
-            ``deepwave.IGNORE_LOCATION`` for a point that does not exist.
-        cells: The support ``[shot, cell, dimension]``, integers, each once in a shot;
-            ``deepwave.IGNORE_LOCATION`` fills up shots of fewer.
-        weights: Of each shot, a sparse matrix ``[point, cell]`` and its transpose.
-    """
-
+    # as asked for: floats [shot, point, dimension], IGNORE_LOCATION for none
     locations: Tensor
-    cells: Tensor
+    cells: Tensor  # [shot, cell, dimension], each once; IGNORE_LOCATION fills up
+    # of each shot, a sparse matrix [point, cell] and its transpose
     weights: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
     def of(cls, hicks: deepwave.Hicks) -> Interpolation:
-        """Return a deepwave interpolator's weights as matrices.
-
-        Args:
-            hicks: As the caller made it.
-        """
+        """Return a deepwave interpolator's weights as matrices."""
         cells, weights = hicks.get_locations(), []
         for shot, places in enumerate(hicks.idxs):
             points, columns, values = [], [], []
@@ -82,22 +72,13 @@ class Interpolation:
         shape: Sequence[int] | None = None,
         mirrors: Sequence[tuple[float, float] | None] | None = None,
     ) -> Interpolation:
-        """Return the interpolation of points, made without a loop over them.
-
-        The weights are those of ``deepwave.Hicks``, which takes milliseconds a point.
-
-        Args:
-            locations: Cells ``[shot, point, dimension]``, float64.
-            active: True where a point exists ``[shot, point]``. Default all.
-            halfwidth: Of the window, cells, from 1 to 10.
-            offset: Of the field component's node from the cell, in cells. Default 0.
-            free_surfaces: Faces with a free surface, as ``deepwave.Hicks`` has them.
-            rigid_surfaces: Faces with a rigid surface; no offset where there are any.
-            shape: Of the model; needed with such faces.
-            mirrors: Of each face, in place of the three above: its plane, in cells from
-                the component's first node, and the sign of the field's image beyond it;
-                None where there is none.
-        """
+        """Return the interpolation of points ``[shot, point, dimension]``, in cells."""
+        # The weights are those of ``deepwave.Hicks``, which takes milliseconds a point;
+        # here there is no loop over them. ``halfwidth`` is of the window, from 1 to 10;
+        # ``offset`` is of the field component's node from the cell. Surfaces are as
+        # ``deepwave.Hicks`` has them, rigid ones without offset, and need ``shape``.
+        # ``mirrors`` takes their place: of each face the plane, in cells from the
+        # component's first node, and the sign of the field's image.
         shots, points, dimensions = locations.shape
         exists = torch.ones(shots, points, dtype=torch.bool) if active is None else active
         exists = exists.to(locations.device)
@@ -124,11 +105,7 @@ class Interpolation:
         )
 
     def spread(self, amplitudes: Tensor) -> Tensor:
-        """Return the amplitudes of the support, ``[shot, cell, time]``.
-
-        Args:
-            amplitudes: Of the points ``[shot, point, time]``.
-        """
+        """Return amplitudes of the support ``[shot, cell, time]``, from the points'."""
         return torch.stack(
             [
                 _apply(back, matrix, own)
@@ -137,12 +114,7 @@ class Interpolation:
         )
 
     def gather(self, data: Tensor, rows: Sequence[int]) -> Tensor:
-        """Return recordings at the points, ``[shot, point, time]``; differentiable.
-
-        Args:
-            data: Recordings of the support ``[shot, cell, time]``.
-            rows: Which of the shots here they are.
-        """
+        """Return recordings at the points ``[shot, point, time]``; differentiable."""
         return torch.stack(
             [_apply(*self.weights[row], own) for row, own in zip(rows, data, strict=True)]
         )
@@ -183,11 +155,9 @@ def _mirrors(
 def _windows(
     places: Tensor, halfwidth: int, mirrors: Sequence[_Mirror | None]
 ) -> tuple[Tensor, Tensor]:
-    """Return the cells ``[point, window, dimension]`` about places, and their weights.
-
-    A Kaiser-windowed sinc along each axis (Hicks, Geophysics 67, 2002); one cell of
-    weight one where a place is on its node. What lies beyond a mirror is its image.
-    """
+    """Return the cells ``[point, window, dimension]`` about places, and their weights."""
+    # A Kaiser-windowed sinc along each axis (Hicks, Geophysics 67, 2002); one cell of
+    # weight one where a place is on its node. What lies beyond a mirror is its image.
     points = len(places)
     steps = torch.arange(1 - halfwidth, halfwidth + 1, device=places.device)
     # in single precision as deepwave has it

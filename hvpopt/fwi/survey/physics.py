@@ -21,17 +21,7 @@ _MAY_BE_NEGATIVE = frozenset({"lamb", "c13"})
 
 
 def find_propagator(name: str) -> Callable[..., Any]:
-    """Return deepwave's function of that name.
-
-    Args:
-        name: Such as ``"scalar"``, ``"acoustic"`` or ``"elastic"``.
-
-    Returns:
-        The propagator.
-
-    Raises:
-        ValueError: If there is none, or it is a Born propagator.
-    """
+    """Return deepwave's propagator of that name; refuse others and Born propagators."""
     names = [
         n
         for n, f in vars(deepwave).items()
@@ -64,20 +54,7 @@ def born_twin(name: str) -> Callable[..., Any] | None:
 def arrange_models(
     propagator: str, names: Sequence[str], model: object
 ) -> tuple[Tensor, ...]:
-    """Return a model's tensors in a propagator's order.
-
-    Args:
-        propagator: Its name, for errors.
-        names: Its models, in order.
-        model: One tensor, a tuple in that order, or a dict by those names.
-
-    Returns:
-        One tensor per model.
-
-    Raises:
-        TypeError: If it holds something that is no tensor.
-        ValueError: If models are missing or unknown.
-    """
+    """Return a model's tensors in a propagator's order."""
     if isinstance(model, Mapping):
         if set(model) != set(names):
             raise ValueError(
@@ -101,17 +78,7 @@ def arrange_models(
 
 
 def check_models(name: str, models: Mapping[str, Tensor], max_vel: float) -> None:
-    """Raise unless a propagator's models are physical and slower than ``max_vel``.
-
-    Args:
-        name: The propagator.
-        models: Its models by name.
-        max_vel: The pinned fastest wave speed.
-
-    Raises:
-        ValueError: For values that are NaN, infinite, negative, zero where that has no
-            meaning, or a wave speed above ``max_vel``; with the first such cell.
-    """
+    """Raise unless a propagator's models are physical and slower than ``max_vel``."""
     for model, tensor in models.items():
         values = tensor.detach()
         low, high = (float(t) for t in torch.aminmax(values))

@@ -50,25 +50,15 @@ _RESAMPLING = ("courant_number", "freq_taper_frac", "time_pad_frac", "time_taper
 
 @dataclass(frozen=True)
 class _Setting:
-    """What all shots of a survey share.
-
-    Attributes:
-        propagator: Its name.
-        n_dimensions: Of the model.
-        spacing: Cell size in each dimension, metres.
-        resolved: The time step.
-        max_vel: As pinned.
-        pml_freq: As pinned.
-        options: Of deepwave, without those that have a row for each shot.
-    """
+    """What all shots of a survey share."""
 
     propagator: str
     n_dimensions: int
-    spacing: list[float]
-    resolved: TimeStep
+    spacing: list[float]  # cell size in each dimension, metres
+    resolved: TimeStep  # the time step
     max_vel: float
     pml_freq: float
-    options: dict[str, Any]
+    options: dict[str, Any]  # of deepwave, without those that have a row for each shot
 
 
 #: The golden ratio's fraction, in units of 2⁻⁶⁴.
@@ -301,12 +291,12 @@ class Survey:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the wavelets; models and data must have the same."""
+        """Dtype of the wavelets; models and data must have the same."""
         return self._acquisition.amplitudes.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the wavelets; models and data must be there."""
+        """Device of the wavelets; models and data must be there."""
         return self._acquisition.amplitudes.device
 
     @property

@@ -72,24 +72,9 @@ def resolve_time_step(
     time_pad_frac: float = 0.0,
     time_taper: bool = False,
 ) -> TimeStep:
-    """Return the largest stable step that divides ``dt``.
-
-    Args:
-        grid_spacing: Cell size in each dimension, metres.
-        dt: Sampling interval, seconds.
-        nt: Samples.
-        max_vel: The fastest wave speed allowed, metres per second.
-        courant_number: Deepwave's option. Default deepwave's own.
-        freq_taper_frac: Deepwave's option for the resampling. Default 0.
-        time_pad_frac: Deepwave's option for the resampling. Default 0.
-        time_taper: Deepwave's option for the resampling. Default False.
-
-    Returns:
-        The time step; its step ratio is the one that deepwave would take by itself.
-
-    Raises:
-        ValueError: If ``dt`` or ``max_vel`` is not positive and finite.
-    """
+    """Return the largest stable step that divides ``dt``, as deepwave would choose it."""
+    # spacing in metres, times in seconds, speed in metres per second; the other options
+    # are deepwave's, for the resampling
     for name, value in (("dt", dt), ("max_vel", max_vel)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value}; it must be positive and finite")
