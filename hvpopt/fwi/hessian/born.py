@@ -127,7 +127,7 @@ class BornHessian(WaveformHessian):
 
     @property
     def columns_at_once(self) -> int:
-        """How many columns of a block propagate together: on a GPU as many as fill it."""
+        """How many columns of a block propagate together; on a GPU as many as fill it."""
         return self._runner.copies(self._groups) if self.device.type == "cuda" else 1
 
     def _product(self, vector: Tensor) -> Tensor:
