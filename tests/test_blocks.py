@@ -19,7 +19,7 @@ from waves import (
 
 import hvpopt
 from hvpopt.errors import BadShotError
-from hvpopt.fwi import L2, Mute, WaveformMisfit
+from hvpopt.fwi import L2, Mute, Survey, WaveformMisfit
 from hvpopt.fwi.hessian import _groups
 from hvpopt.fwi.hessian._groups import FILLS_GPU, GroupRunner
 from hvpopt.fwi.hessian.born import PROPAGATIONS, BornHessian
@@ -215,28 +215,56 @@ def test_copies_keep_to_the_limit(n_shots, size, limit, largest, expected):
 # -- failures ---------------------------------------------------------------------------
 
 
-@together
-def test_too_little_memory_runs_them_one_by_one(generator, monkeypatch, caplog):
-    misfit, start = problem(generator)
-    operator = misfit.hessian(start)
-    propagate = type(misfit.survey).propagate_born
+@pytest.fixture
+def small_device(monkeypatch):
+    """Let Born passes of more rows than ``most`` run out of memory; rows that ran."""
+    ran = []
+    propagate = Survey.propagate_born
 
     def small(self, models, perturbations, shots=None):
-        if len(shots) > misfit.survey.n_shots:
+        if len(shots) > small.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
+        ran.append(len(shots))
         return propagate(self, models, perturbations, shots)
 
+    small.most, small.ran = FILLS_GPU, ran
+    monkeypatch.setattr(Survey, "propagate_born", small)
+    return small
+
+
+@together
+@pytest.mark.parametrize(("most", "left"), [(3, 1), (5, 1), (6, 2), (14, 2)])
+def test_too_little_memory_runs_fewer_together(
+    most, left, generator, small_device, caplog
+):
+    misfit, start = problem(generator, shots_per_group=3)
+    operator = misfit.hessian(start)
     block = columns_for(operator, generator)
     expected = one_by_one(operator, block)
-    monkeypatch.setattr(type(misfit.survey), "propagate_born", small)
+    small_device.most = most
+    small_device.ran.clear()
     before = operator.counts.snapshot()
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(operator @ block, expected)
-    assert "one by one" in caplog.text
+        assert relative(operator @ block, expected) < PRODUCT
+    assert f"from now on at most {left} run together" in caplog.text
     spent = operator.counts.snapshot() - before
     assert spent.products == N_COLUMNS
-    assert spent.propagations == PROPAGATIONS * N_COLUMNS * misfit.survey.n_shots
-    assert operator.columns_at_once == 1
+    assert spent.propagations == PROPAGATIONS * sum(small_device.ran)
+    assert sum(small_device.ran) == N_COLUMNS * misfit.survey.n_shots
+    assert operator.columns_at_once == left
+
+
+@together
+def test_a_block_that_does_not_fit_changes_no_group_of_shots(generator, small_device):
+    misfit, start = problem(generator, n_shots=7, shots_per_group=7)
+    small_device.most = 7
+    sample = misfit.sample(1).hessian(start)
+    block = columns_for(sample, generator, FILLS_GPU)
+    expected = one_by_one(sample, block)
+    small_device.ran.clear()
+    assert relative(sample @ block, expected) < PRODUCT
+    assert small_device.ran == [4, 4, 4, 4]
+    assert misfit.hessian(start).groups == [list(range(7))]
 
 
 @together

@@ -113,6 +113,30 @@ def test_what_was_not_recorded_is_filtered_on_neither_side(name, per_trace, gene
     assert [one.name for one in plain.waveforms.processing.transforms] == [band.name]
 
 
+def test_stages_of_what_is_left_of_a_survey_keep_their_masks(generator):
+    there = survey(n_shots=4)
+    (v,) = models_of("scalar", generator)
+    true = 1.02 * v
+    weights = torch.ones(4, 4, NT, dtype=D)
+    weights[1, :, :20] = 0.0
+    weights[3, 2, 50:] = 0.0
+    observed = there.simulate(true) * weights
+    misfit = WaveformMisfit(there, observed, hvpopt.fwi.L2(sample_weights=weights))
+    (whole,) = frequency_stages(misfit, [40.0])
+    left = misfit.without({"shot 2": "bad"})
+    (stage,) = frequency_stages(left, [40.0])
+    assert stage.value(true) == 0.0
+    expected = whole.without({"shot 2": "bad"})
+    assert stage.value(v) == pytest.approx(expected.value(v), rel=1e-12)
+    assert (
+        relative(stage.value_and_gradient(v)[1], expected.value_and_gradient(v)[1])
+        < 1e-10
+    )
+    for shots in ([0, 2], [1]):
+        part, same = stage.select(shots), expected.select(shots)
+        assert part.value(v) == pytest.approx(same.value(v), rel=1e-12)
+
+
 def test_mask_of_recorded_samples_serves_misfits_without_weights(generator):
     there = survey(n_shots=2)
     (v,) = models_of("scalar", generator)

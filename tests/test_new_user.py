@@ -1,5 +1,6 @@
 """What a person tries first: names of other libraries, objects printed, small data."""
 
+import numpy as np
 import pytest
 import torch
 from waves import D, models_of, one_thread, perturbed, survey
@@ -78,13 +79,37 @@ def test_a_method_shows_the_options_that_were_chosen(method, text):
     assert repr(method) == text
 
 
-def test_a_method_of_ones_own_shows_all_its_options():
-    class Mine(hvpopt.QuasiNewton):
-        def __init__(self, rate):
-            super().__init__()
-            self.rate = rate
+class Mine(hvpopt.QuasiNewton):
+    made = 0
 
-    assert "rate=0.5" in repr(Mine(0.5))
+    def __init__(self, rate, weights=None):
+        super().__init__()
+        Mine.made += 1
+        self.rate, self.weights = rate, weights
+
+
+def test_a_method_of_ones_own_shows_all_its_options():
+    method = Mine(0.5, np.zeros(3))
+    made = Mine.made
+    text = repr(method)
+    assert "rate=0.5" in text
+    assert "weights=array([0., 0., 0.])" in text
+    assert Mine.made == made, "nothing is made to be compared with"
+
+
+def test_groups_of_options_are_shown_as_they_are_given():
+    assert repr(hvpopt.LineSearchNewton(memory=3)) == "LineSearchNewton(memory=3)"
+
+
+def test_half_made_objects_print(generator):
+    misfit, start = waves(generator)
+    for whole in (misfit, misfit.hessian(start), hvpopt.ModelSpace(start)):
+        assert type(whole).__name__ in repr(object.__new__(type(whole)))
+
+
+def test_spaces_of_many_parameters_fit_a_screen():
+    model = {f"layer {k}": torch.ones(2) for k in range(3000)}
+    assert len(repr(hvpopt.ModelSpace(model))) < 200
 
 
 def test_objects_say_what_they_are(generator):

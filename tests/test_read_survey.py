@@ -634,6 +634,8 @@ def test_traces_shorter_than_the_file(delay, generator, tmp_path):
     data, places = noise(generator), streamer()
     counts = some(generator, 40, NT + 1)
     counts[0, 1], counts[1, 2] = 0, NT  # zero says nothing
+    ends = torch.where(counts == 0, NT, counts)
+    data = data * (torch.arange(NT) < ends[..., None])
     path = write_line(
         tmp_path / "line.sgy",
         data,
@@ -668,9 +670,10 @@ def test_traces_shorter_than_the_file(delay, generator, tmp_path):
 
 
 def test_traces_all_shorter_than_the_file(generator, tmp_path):
+    data = noise(generator) * (torch.arange(NT) < 70)
     path = write_line(
         tmp_path / "line.sgy",
-        noise(generator),
+        data,
         *streamer(),
         headers=lambda s, r: {"TRACE_SAMPLE_COUNT": 70},  # noqa: ARG005
     )
@@ -678,6 +681,18 @@ def test_traces_all_shorter_than_the_file(generator, tmp_path):
     assert torch.equal(found.sample_weights, (torch.arange(NT) < 70).float())
     assert "zero here: the end of all traces;" in found.info
     assert read_survey(path, **GIVEN, nt=70).sample_weights.all()
+
+
+def test_a_stale_count_of_samples_loses_nothing(generator, tmp_path):
+    data, places = noise(generator), streamer()
+    headers = coded(torch.ones(SHOTS, RECEIVERS), some(generator, 1, NT))
+    path = write_line(tmp_path / "line.sgy", data, *places, headers=headers)
+    assert torch.equal(hvpopt.fwi.read_gathers(path).data, data)
+    found = read_survey(path, **GIVEN)
+    assert torch.equal(found.observed, data)
+    assert found.sample_weights is None
+    told = f"{SHOTS * RECEIVERS} traces hold samples after the end that their headers"
+    assert told in found.info
 
 
 @pytest.mark.parametrize("nt", [1, 39, 40])

@@ -89,7 +89,7 @@ def test_every_parameter_of_a_plain_loss_is_found(name, generator):
         return (mix @ torch.cat(parts)).square().sum()
 
     start = tuple(t * (1 + 0.1 * rand(t.shape, generator, -1, 1)) for t in true)
-    result = hvpopt.minimize(loss, start, method=METHODS[name]())
+    result = hvpopt.minimize(loss, start, method=METHODS[name](), scale="auto")
     assert result.success
     for x, t in zip(result.x, true, strict=True):
         assert float((x / t - 1).abs().max()) < 1e-3
@@ -115,6 +115,31 @@ def test_elastic_moduli_move_beside_buoyancy(name, generator):
     # products in one unit see buoyancy alone: moduli are 1e13 times as large
     assert max(moved[1.0]["lamb"], moved[1.0]["mu"]) < 1e-9
     assert min(moved["auto"].values()) > 1e-6
+
+
+def test_frozen_cells_have_no_part_in_a_size(generator):
+    a, b = sized(generator, 1.0, 1.0)
+    huge = torch.cat([a, torch.full_like(a, 1e9)])
+    free = torch.cat([torch.ones_like(a), torch.zeros_like(a)]).bool()
+    model, mask = (huge, b), (free, torch.ones_like(b).bool())
+    assert hvpopt.ModelSpace(model, scale="auto", mask=mask).scale is None
+    assert hvpopt.ModelSpace(model, scale="auto").scale is not None
+
+
+def test_a_plain_loss_is_measured_as_it_is(generator):
+    """A start near zero, as of a network's last layer, says nothing of a size."""
+    x, y = rand((40, 2), generator, -1), rand((40, 1), generator, -1)
+    layers = [rand((2, 6), generator, -1), 1e-6 * rand((6, 1), generator, -1)]
+
+    def loss(a, b):
+        return (torch.tanh(x @ a) @ b - y).square().mean()
+
+    method = hvpopt.TrustRegionNewton()
+    options = {"method": method, "max_iter": 8}
+    found = hvpopt.minimize(loss, tuple(layers), **options)
+    same = hvpopt.minimize(loss, tuple(layers), scale=1.0, **options)
+    assert found.fun == same.fun
+    assert all(map(torch.equal, found.x, same.x))
 
 
 def test_default_is_that_of_the_sizes_written_out(generator):

@@ -244,7 +244,7 @@ def test_sensors_are_told_and_one_is_read(seed, tmp_path):
 def test_traces_shorter_than_the_file_are_told(seed, tmp_path):
     path = write_line(
         tmp_path / "line.sgy",
-        recordings(seed),
+        recordings(seed) * (np.arange(NT) < 100),
         *streamer(),
         dt=DT,
         headers=lambda s, r: {"TRACE_SAMPLE_COUNT": 100 + r},  # noqa: ARG005

@@ -181,3 +181,19 @@ def test_slope_decides_where_rounding_hides_the_decrease(generator):
 def test_numbers_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         hvpopt.Wolfe(**options)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x: (torch.linspace(1, 100, 12) * (x - 1) ** 2).sum() + 1.0,
+        lambda x: (x - x.log()).sum(),
+        lambda x: ((x - 1) ** 10).sum() + 1e3,
+    ],
+    ids=["offset", "logarithm", "flat"],
+)
+def test_float32_runs_to_its_own_rounding(loss):
+    start = torch.linspace(0.6, 1.4, 12)
+    method = hvpopt.LineSearchNewton(globalisation=hvpopt.Wolfe())
+    result = hvpopt.minimize(loss, start, method=method)
+    assert result.success, result.message

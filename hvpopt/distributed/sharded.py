@@ -74,6 +74,11 @@ class ShardedMisfit(ShotMisfit):
         self.traffic = Traffic() if traffic is None else traffic
 
     @property
+    def sizes_are_units(self) -> bool:
+        """True without a parameterisation, as of one process."""
+        return self.part.sizes_are_units
+
+    @property
     def bytes_reduced(self) -> int:
         """Total size of this rank's vectors in sums, bytes.
 

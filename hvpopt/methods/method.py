@@ -10,7 +10,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -140,12 +140,14 @@ class Method(ABC):
 
     def __repr__(self) -> str:
         """Return the class and the options that are not the defaults."""
-        try:
-            defaults = vars(type(self)())
-        except TypeError:  # of a class of one's own
-            defaults = {}
-        own = {k: v for k, v in vars(self).items() if not k.startswith("_")}
-        told = [f"{k}={v!r}" for k, v in own.items() if not _same(v, defaults.get(k))]
+        # a class of one's own may do anything when it is made: all its options are shown
+        ours = type(self).__module__.startswith("hvpopt.")
+        defaults = _options(type(self)()) if ours else {}
+        told = [
+            f"{name}={value!r}"
+            for name, value in _options(self).items()
+            if name not in defaults or not _same(value, defaults[name])
+        ]
         return f"{type(self).__name__}({', '.join(told)})"
 
     def __new__(cls, *args: object, **options: object) -> Self:
@@ -290,12 +292,30 @@ def _use(cls: type[Method], args: tuple[object, ...]) -> str:
     return f"options are given by name: {name}({options})"
 
 
+def _options(method: object) -> dict[str, object]:
+    """Return the public attributes of a method, also of its groups of options."""
+    found: dict[str, object] = {}
+    for name, value in vars(method).items():
+        if type(value).__name__.startswith("_") and is_dataclass(value):
+            found |= _options(value)
+        elif not name.startswith("_"):
+            found[name] = value
+    return found
+
+
 def _same(a: object, b: object) -> bool:
-    """True for equal options, also of classes that compare by identity."""
+    """True for equal options, also of the package's classes that compare by identity."""
+    if a is b:
+        return True
     if type(a) is not type(b):
         return False
-    plain = isinstance(a, (int, float, str, tuple, type(None)))
-    return a == b if plain or not hasattr(a, "__dict__") else vars(a) == vars(b)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, (int, float, str)):
+        return a == b
+    if not type(a).__module__.startswith("hvpopt."):
+        return False
+    return all(_same(value, vars(b).get(name)) for name, value in vars(a).items())
 
 
 def checked_method(method: object) -> Method:

@@ -196,7 +196,9 @@ class _Search:
         hidden = self.rule.rounding * abs(self.start.value)
         # a change below rounding, where the slope predicts a visible one for the unit
         # step, is the sign of a wrong gradient
-        visible = -self.rule.decrease * self.start.slope > hidden
+        rounding = max(self.rule.rounding, self.problem.space.eps)
+        asked = -self.rule.decrease * self.start.slope
+        visible = asked > rounding * abs(self.start.value)
         if visible or change > hidden:
             return False
         return trial.slope <= (2.0 * self.rule.decrease - 1.0) * self.start.slope

@@ -51,8 +51,9 @@ class ModelSpace:
         scale: Positive size of one unit of each parameter (a scalar or a tensor that
             broadcasts to it); one for all, or one per parameter as a sequence or
             mapping arranged like the model. ``"auto"`` for 1, unless the root mean
-            squares of the free parameters differ by more than a factor of 1000: then
-            for each its own, rounded down to a power of two. Default 1.
+            squares of the parameters' free cells differ by more than a factor of 1000:
+            then for each its own, rounded down to a power of two. It takes the model's
+            values for typical ones; those of a start near zero are not. Default 1.
         mask: Boolean, True where a cell may change; per parameter like ``scale``.
             Default all free.
         lower: Lower bounds in the model's units, scalars or tensors, per parameter
@@ -125,10 +126,13 @@ class ModelSpace:
         self._check_bounds()
 
     def __repr__(self) -> str:
+        if "upper" not in vars(self):  # half made
+            return object.__repr__(self)
         shapes = ", ".join(
             f"{name} {list(shape)}"
-            for name, shape in zip(self.names, self._shapes, strict=True)
+            for name, shape in zip(self.names[:4], self._shapes, strict=False)
         )
+        shapes += ", …" if len(self.names) > 4 else ""
         told = {"scaled": self.scale is not None, "bounded": self.bounded}
         more = "".join(f", {word}" for word, holds in told.items() if holds)
         free = f"{self.size} free cells of {sum(self._numels)}"
@@ -373,11 +377,13 @@ class ModelSpace:
             raise ValueError(
                 f"scale is {asked!r}; pass 'auto', a number, or sizes by parameter"
             )
+        cells = torch.cat([t.reshape(-1).double() for t in self._tensors()])
+        free = cells if self._free is None else cells[self._free]
         sizes = [
-            power_of_two(euclidean_norm(t.reshape(-1).double()) / math.sqrt(t.numel()))
-            if n_free and bool(t.any())
+            power_of_two(euclidean_norm(part) / math.sqrt(part.numel()))
+            if bool(part.any())
             else None
-            for t, n_free in zip(self._tensors(), self._free_counts, strict=True)
+            for part in torch.split(free, self._free_counts)
         ]
         known = [size for size in sizes if size is not None]
         if not known or max(known) <= FAR_APART * min(known):

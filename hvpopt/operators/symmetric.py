@@ -92,6 +92,8 @@ class SymmetricOperator(ABC):
         return self.size, self.size
 
     def __repr__(self) -> str:
+        if "cost" not in vars(self):  # half made
+            return object.__repr__(self)
         return (
             f"<{type(self).__name__}: {self.size} × {self.size}, {self.dtype} on "
             f"{self.device}, {self.counts.products} products>"

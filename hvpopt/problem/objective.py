@@ -57,8 +57,19 @@ class Objective(ABC):
         self.counts = Counts()
 
     def __repr__(self) -> str:
+        if "counts" not in vars(self):  # half made
+            return object.__repr__(self)
         spent = ", ".join(f"{n} {k}" for k, n in self.counts.as_dict().items() if n)
         return f"<{type(self).__name__} {self.name!r}: {spent or 'not evaluated yet'}>"
+
+    @property
+    def sizes_are_units(self) -> bool:
+        """True if each parameter is a physical quantity, with a size of its own.
+
+        ``minimize`` then measures parameters of very different sizes in units of their
+        own. Default False: a start near zero says nothing of a parameter's size.
+        """
+        return False
 
     @property
     def has_gauss_newton(self) -> bool:
@@ -241,6 +252,11 @@ class SumObjective(Objective):
         super().__init__(" + ".join(term.name for _, term in self.terms))
         names = [term.name for _, term in self.terms]
         self._names = _distinct(names)
+
+    @property
+    def sizes_are_units(self) -> bool:
+        """True if they are for any term."""
+        return any(term.sizes_are_units for _, term in self.terms)
 
     @property
     def has_gauss_newton(self) -> bool:

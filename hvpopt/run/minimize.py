@@ -55,9 +55,7 @@ _ELSEWHERE = {
     "maxfun": "use max_cost=, in gradients of the whole loss",
     "maxiter": "use max_iter=",
     "options": "they are arguments of minimize itself, such as max_iter= and gtol=",
-    "params": "pass the model as the second argument",
     "tol": "use gtol=, relative to the largest gradient",
-    "x0": "pass the model as the second argument",
 }
 
 Loss: TypeAlias = Objective | Callable[..., Tensor]
@@ -68,7 +66,7 @@ def minimize(
     model: Model,
     *,
     method: Method | None = None,
-    scale: PerParameter = "auto",
+    scale: PerParameter = None,
     mask: PerParameter = None,
     lower: PerParameter = None,
     upper: PerParameter = None,
@@ -101,9 +99,9 @@ def minimize(
             shots, or 24 drawn ones); else ``TrustRegionNewton()``; and, with a warning,
             ``QuasiNewton(initial=GradientScale())`` if the first step shows that the loss
             has no second derivative.
-        scale: Size of one unit of each parameter; see ModelSpace. Default ``"auto"``: 1,
-            but for parameters whose sizes differ by more than a factor of 1000 that of
-            each, without which no method would move the larger ones.
+        scale: Size of one unit of each parameter; see ModelSpace. Default 1; for a
+            waveform misfit in the propagator's own models ``"auto"``, without which no
+            method would move moduli beside buoyancy.
         mask: True where cells may change; see ModelSpace. Default all.
         lower: Lower bounds in the model's units, scalars or tensors; see ModelSpace.
             Every iterate and trial is within the bounds. Default none.
@@ -219,6 +217,8 @@ def minimize(
         check_apart(path, history_file)
     warn_of_hooks(model)
     start = copy_model(model)
+    if scale is None and any(o.sizes_are_units for o in objectives):
+        scale = "auto"
     space = ModelSpace(start, scale=scale, mask=mask, lower=lower, upper=upper)
     # the default method must suit every stage
     chosen = default_method(*objectives) if method is None else checked_method(method)

@@ -280,18 +280,17 @@ class RecordedSamples(_Factors):
             )
         return _Rows((part != 0).to(survey.device, survey.dtype))
 
-
-def masked_first(
-    transforms: Sequence[DataTransform], recorded: Data
-) -> tuple[DataTransform, ...]:
-    """Return transforms with a mask of what was recorded before the first filter."""
-    # ``recorded`` is 0 where a sample was not recorded, else 1. What multiplies samples
-    # alone needs no mask.
-    plain = [one.multiplies for one in transforms]
-    if all(plain) or all(bool(part.all()) for part in recorded.values()):
-        return tuple(transforms)
-    first = plain.index(False)
-    return (*transforms[:first], RecordedSamples(recorded), *transforms[first:])
+    def of_rows(self, rows: Sequence[int]) -> Apply:
+        """Return how masks ``[shot or 1, receiver or 1, time]`` act on numbered rows."""
+        factors: dict[str, Callable[[Shots], Tensor]] = {}
+        assert isinstance(self.recorded, Mapping)
+        for channel, mask in self.recorded.items():
+            if len(mask) > 1:
+                whole = torch.ones_like(mask[:1]).repeat(max(rows) + 1, 1, 1)
+                whole[list(rows)] = mask
+                mask = whole
+            factors[channel] = _Rows(mask)
+        return _Multiply(factors)
 
 
 @dataclass(frozen=True)

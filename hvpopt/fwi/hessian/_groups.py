@@ -92,6 +92,7 @@ class Task:
     shots: ShotNames
     # releases what part kept, before a failed group is run again
     forget: Callable[[], None] = lambda: None
+    columns: int = 1  # of a block, which propagate together
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class GroupRunner:
         self.joins_small = joins_small and size < n_shots
         self.plan = MemoryPlan(limit, min(size, n_shots))
         self.largest: int | None = None
+        #: Shots of all columns of a block together, at most.
+        self._fits = FILLS_GPU
 
     @property
     def unmeasured(self) -> bool:
@@ -176,7 +179,7 @@ class GroupRunner:
         # as many as bring a group to the shots that fill one, within what the memory
         # limit and earlier failures allow
         most = FILLS_GPU if self.plan.limit is None else self.plan.shots_per_group
-        most = min(FILLS_GPU, most, self.largest or most)
+        most = min(self._fits, most, self.largest or most)
         return max(1, most // max(len(group) for group in self.split(groups)))
 
     def try_total(self, task: Task, groups: Sequence[Sequence[int]]) -> list[Any] | None:
@@ -197,10 +200,12 @@ class GroupRunner:
         if failure:
             task.forget()
             _free_memory()
-            self.largest = max(len(group) for group in groups)
+            self._fits = max(1, task.columns // 2) * max(map(len, groups))
             logger.warning(
-                "several products at once ran out of memory; from now on they run one by "
-                "one (%s)",
+                "%d products at once ran out of memory; from now on at most %d run "
+                "together (%s)",
+                task.columns,
+                self.copies(groups),
                 failure,
             )
             return None

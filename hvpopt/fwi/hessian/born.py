@@ -17,6 +17,7 @@ with a copy of the model of its own for each shot.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -136,14 +137,20 @@ class BornHessian(WaveformHessian):
         return products(self._runner.total(task, self._groups))[0]
 
     def _block_product(self, block: Tensor) -> Tensor:
+        at_once = self.columns_at_once
+        if at_once < block.shape[1]:  # memory has run out before
+            parts = block[:, :at_once], block[:, at_once:]
+            return torch.cat([self._block_product(part) for part in parts], 1)
         columns = [column.contiguous() for column in block.unbind(1)]
         task, products = self._pass(columns)
         gradients = self._runner.try_total(task, self._groups)
-        if gradients is None:
-            # one by one it fits, or says which shot is bad
-            return super()._block_product(block)
-        self.counts.tally(products=len(columns))
-        return torch.stack(products(gradients), 1)
+        if gradients is not None:
+            self.counts.tally(products=len(columns))
+            return torch.stack(products(gradients), 1)
+        if self.columns_at_once < len(columns):
+            return self._block_product(block)
+        # one by one it fits, or says which shot is bad
+        return super()._block_product(block)
 
     def _pass(
         self, vectors: list[Tensor]
@@ -165,6 +172,7 @@ class BornHessian(WaveformHessian):
         part = self._exact if self.kind == "exact" else self._gauss_newton
         names = 2 * self._waveforms.survey.model_names
         task = self._task(partial(part, k, inputs, pushes), names, PROPAGATIONS * k)
+        task = replace(task, columns=k)
 
         def products(gradients: list[Any]) -> list[Tensor]:
             return [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hvpopt import checks
 from hvpopt.fwi.data.data_misfits import L2, Constants, DataMisfit, Huber
-from hvpopt.fwi.data.mutes import masked_first
+from hvpopt.fwi.data.mutes import RecordedSamples
 from hvpopt.fwi.data.trace_misfits import Envelope
 from hvpopt.fwi.data.transforms import DataTransform, Processing
 from hvpopt.fwi.hessian.bad_shots import ShotNames
@@ -46,15 +46,15 @@ class Waveforms:
         shots = self.shots
         moved = shots.rows_of(None) != list(range(self.survey.n_shots))
         added = Processing.fitted(transforms, self.survey)
-        if all(one.multiplies for one in self.processing.transforms):
-            rows, given = shots.rows_of(None), (self.data_misfit, self.observed)
-            added = masked(added, self.survey, *given, rows)
         if shots.some or shots.unit != "shot" or (moved and added.why_not_same()):
             raise ValueError(
                 "this is the misfit of some shots or of a sample; transform the misfit "
                 "of all shots, and select, encode or draw after that"
             )
         observed = added.of_observed(self.observed)
+        if all(one.multiplies for one in self.processing.transforms):
+            rows = shots.rows_of(None)
+            added = masked(added, self.data_misfit, self.observed, rows)
         return replace(
             self,
             observed=observed,
@@ -227,18 +227,22 @@ class Waveforms:
 
 
 def masked(
-    processing: Processing,
-    survey: Survey,
-    data_misfit: DataMisfit,
-    observed: Data,
-    rows: Sequence[int],
+    processing: Processing, data_misfit: DataMisfit, observed: Data, rows: Sequence[int]
 ) -> Processing:
     """Return transforms with a mask of what was recorded before the first filter."""
-    # the weights of the data misfit say what was not recorded; ``rows`` are theirs
+    # the weights of the data misfit say what was not recorded; ``rows`` are theirs. On
+    # the observed data, which are zero there, the mask does nothing
+    filters = [k for k, t in enumerate(processing.transforms) if not t.multiplies]
     recorded = data_misfit.recorded(observed, rows)
-    transforms = masked_first(processing.transforms, recorded)
-    same = len(transforms) == len(processing.transforms)
-    return processing if same else Processing.fitted(transforms, survey)
+    if not filters or all(bool(part.all()) for part in recorded.values()):
+        return processing
+    own = RecordedSamples(recorded)
+    mask, first = Processing((own,), (own.of_rows(rows),)), filters[0]
+    before, after = (
+        Processing(processing.transforms[part], processing.steps[part])
+        for part in (slice(first), slice(first, None))
+    )
+    return before.then(mask).then(after)
 
 
 def check_parameterisation(function: object) -> None:

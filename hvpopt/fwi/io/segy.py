@@ -19,6 +19,7 @@ from hvpopt.fwi.io.segy_headers import (
     UNDECODED,
     ByteOrder,
     choose_traces,
+    ends_of,
     field,
     format_code,
     in_feet,
@@ -178,8 +179,14 @@ def read_segy_shots(
         for values in (keys, sources, receivers, delays, lengths, units, dead)
     )
     traces[dead], delays[dead] = 0, 0.0
-    for i in np.flatnonzero(lengths < traces.shape[1]):
-        traces[i, lengths[i] :] = 0
+    # a header that says less than the trace holds is of another file
+    stale = ends_of(traces) > lengths
+    lengths[stale] = traces.shape[1]
+    if stale.any():
+        told.append(
+            f"{int(stale.sum())} traces hold samples after the end that their headers "
+            "state (TRACE_SAMPLE_COUNT): they are taken as recorded."
+        )
     names, first, shot = np.unique(keys, return_index=True, return_inverse=True)
     # shots in the file's order, whatever their numbers
     rank = np.argsort(np.argsort(first))

@@ -110,6 +110,14 @@ def scaled(file: Any, name: str, scalar: str) -> Array:
     return scaled
 
 
+def ends_of(traces: Array) -> Array:
+    """Return the number of samples of each trace up to the last that is not zero."""
+    sounding = traces != 0
+    last = traces.shape[1] - sounding[:, ::-1].argmax(1)
+    ends: Array = np.where(sounding.any(1), last, 0)
+    return ends
+
+
 def lengths_of(file: Any) -> Array:
     """Return how many samples of each trace were recorded, by its own count or all."""
     own = field(file, "TRACE_SAMPLE_COUNT").astype(np.int64) & 0xFFFF

@@ -81,7 +81,7 @@ def segy_info(
     whole = read_segy_headers(file, byte_order, keys)
     taken = _component(file, whole.codes)
     headers = _kept(whole, taken.kept)
-    samples = _read_samples(file, byte_order, whole.lengths, taken)
+    samples = _read_samples(file, byte_order, taken)
     known = FORMATS.get(headers.format, f"format {headers.format}")
     rows = [
         ("format", f"SEG-Y revision {headers.revision}, {byte_order}-endian, {known}"),
@@ -169,9 +169,7 @@ def _kept(headers: SegyHeaders, kept: Array) -> SegyHeaders:
     )
 
 
-def _read_samples(
-    file: Path, byte_order: ByteOrder, lengths: Array, taken: _Taken
-) -> _Samples:
+def _read_samples(file: Path, byte_order: ByteOrder, taken: _Taken) -> _Samples:
     """Return what the samples are like, read some thousand traces at a time."""
     low, high, energy, n, dead, bad = math.inf, -math.inf, 0.0, 0, 0, 0
     power: Array | float = 0.0
@@ -181,8 +179,6 @@ def _read_samples(
         mine = np.arange(first, first + len(whole))
         first += len(whole)
         block = whole[alive[mine]]
-        ends = lengths[mine][alive[mine]]
-        block[np.arange(block.shape[1]) >= ends[:, None]] = 0
         finite = np.isfinite(block).all(1)
         bad += int((~finite).sum())
         good = block[finite].astype(np.float64)

@@ -132,8 +132,8 @@ class WaveformMisfit(ShotMisfit):
         data_misfit.check(data)
         check_size(data_misfit, data)
         shots = range(survey.n_shots)
-        processing = masked(processing, survey, data_misfit, data, shots)
-        data = processing.of_observed(data)
+        given, data = data, processing.of_observed(data)
+        processing = masked(processing, data_misfit, given, shots)
         constants = data_misfit.take_constants(data)
         checks.choice("on_bad_shot", on_bad_shot, ("raise", "drop"))
         if shots_per_group is not None and memory_limit is not None:
@@ -168,6 +168,11 @@ class WaveformMisfit(ShotMisfit):
         self.waveforms = waveforms
         self.engine = engine
         self._runner = runner
+
+    @property
+    def sizes_are_units(self) -> bool:
+        """True without a parameterisation: models are quantities of their own units."""
+        return self.waveforms.parameterisation is None
 
     @property
     def on_bad_shot(self) -> str:
