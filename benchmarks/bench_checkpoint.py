@@ -219,12 +219,16 @@ def quasi_newton(
     alternate, which take the same steps, so that each iteration is compared with itself:
     the faster of two with against the faster of two without.
     """
-    found = watched_run(inversion(**full), folder / "full", max_iter=iterations)
+    # of all shots: the default would step on samples
+    options = {"method": hvpopt.QuasiNewton()}
+    found = watched_run(
+        inversion(**full), folder / "full", max_iter=iterations, **options
+    )
     problem, seconds = inversion(**short), {True: [], False: []}
     for turn in range(4):
         with_checkpoint = turn in (1, 2)  # a drift of the machine's speed cancels
         path = folder / f"short {turn}" if with_checkpoint else None
-        rows = run(problem, max_iter=pairs + 2, checkpoint=path)
+        rows = run(problem, max_iter=pairs + 2, checkpoint=path, **options)
         seconds[with_checkpoint].append([whole for whole, *_ in rows])
     given, state, _ = load(folder / "short 2")
     method = state.method

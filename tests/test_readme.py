@@ -73,3 +73,19 @@ def test_figures_of_the_race_are_those_of_its_page(page, least):
     for name in shown:
         for cells in rows[name]:
             assert cells in race[PROBLEMS[name]], name
+
+
+def test_figures_of_the_published_steps_are_those_of_their_page():
+    page = (ROOT / "benchmarks/RESULTS.md").read_text()
+    section = page.split("## The published Newton steps", 1)[1].split("\n## ", 1)[0]
+    rows = rows_of((ROOT / "README.md").read_text())
+    found = 0
+    for cells, lines in rows_of(section).items():
+        if not cells.isdigit():
+            continue
+        ((steps, dense, _, _, born, ratio, products, _),) = lines
+        there, here = products.split(" / ")
+        both = f"{dense}, {there} products", f"{born}, {here} products"
+        assert [steps, *both, ratio] in rows[cells]
+        found += 1
+    assert found == 3
