@@ -158,3 +158,18 @@ def test_default_is_that_of_the_sizes_written_out(generator):
     ]
     for a, b in zip(*(r.x for r in results), strict=True):
         assert torch.equal(a, b)
+
+
+def test_whose_sizes_are_units(generator):
+    there = survey("elastic", 2)
+    models = models_of("elastic", generator)
+    misfit = WaveformMisfit(there, there.simulate(models))
+    assert misfit.sizes_are_units
+    assert (misfit + hvpopt.Tikhonov(spacing=5.0)).sizes_are_units
+    assert hvpopt.distributed.shard(misfit).sizes_are_units
+    mapped = WaveformMisfit(
+        there, there.simulate(models), parameterisation=lambda a, b, c: (a, b, c)
+    )
+    assert not mapped.sizes_are_units
+    assert not hvpopt.TorchObjective(lambda x: x.sum()).sizes_are_units
+    assert not hvpopt.Tikhonov(spacing=5.0).sizes_are_units
