@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import pkgutil
+import re
 
 import pytest
 import torch
@@ -61,3 +62,18 @@ def test_entry_point_shows_an_example_that_runs(name):
         thing = getattr(thing, part)
     examples = doctest.DocTestParser().get_examples(thing.__doc__)
     assert any(not e.options.get(doctest.SKIP) for e in examples), name
+
+
+def test_no_sentence_of_a_property_has_a_colon():
+    """Sphinx takes what stands before it for a type."""
+    found = []
+    for name in MODULES:
+        for thing in vars(importlib.import_module(name)).values():
+            if not isinstance(thing, type) or thing.__module__ != name:
+                continue
+            for key, value in vars(thing).items():
+                first = (getattr(value, "__doc__", None) or "").split("\n")[0]
+                plain = re.sub("``.*?``", "", first)
+                if isinstance(value, property) and ": " in plain:
+                    found.append(f"{name}.{thing.__name__}.{key}: {first}")
+    assert not found

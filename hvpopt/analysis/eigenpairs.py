@@ -157,7 +157,7 @@ class _Search:
 
     @property
     def own_allowed(self) -> float:
-        """Largest residual of a vector to lock: k of these make one of ``allowed``."""
+        """Largest residual of a vector to lock; k of these make one of ``allowed``."""
         return max(self.tol / math.sqrt(self.k), self._rounding) * self._size
 
     @property

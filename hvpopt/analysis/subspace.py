@@ -69,7 +69,7 @@ class Subspace:
 
     @property
     def projected(self) -> Tensor:
-        """QᵀA Q ``[k, k]`` as the products are: entry (i, j) is q_i · A q_j."""
+        """QᵀA Q ``[k, k]`` as the products are; entry (i, j) is q_i · A q_j."""
         return self._projected
 
     @property

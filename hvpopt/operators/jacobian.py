@@ -103,7 +103,7 @@ class Jacobian(ABC):
 
     @property
     def T(self) -> TransposedJacobian:  # noqa: N802 - as NumPy, SciPy and torch call it
-        """Jᵀ: ``J.T @ d``."""
+        """Jᵀ, as in ``J.T @ d``."""
         return TransposedJacobian(self)
 
     def normal(self, damping: float = 0.0) -> SymmetricOperator:

@@ -52,7 +52,7 @@ class DataMisfit(ABC):
 
     @property
     def same_square_for_every_shot(self) -> bool:
-        """True if ``ℓ`` is one quadratic form of each shot's data: shots may be mixed."""
+        """True if ``ℓ`` is one quadratic of each shot's data; shots may then be mixed."""
         return False
 
     def constants(self, observed: Data) -> Constants:

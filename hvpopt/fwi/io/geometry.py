@@ -162,7 +162,7 @@ class Grid:
 
     @property
     def top(self) -> float:
-        """Depth of the face above, metres: where it reflects, or the first cell's."""
+        """Depth where the face above reflects, or of the first cell, metres."""
         return self.origin[0] - self.faces[0].plane * self.spacing[0]
 
     def around(self, groups: Sequence[Spots], margin: int) -> Grid:

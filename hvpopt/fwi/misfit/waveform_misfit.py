@@ -171,7 +171,7 @@ class WaveformMisfit(ShotMisfit):
 
     @property
     def sizes_are_units(self) -> bool:
-        """True without a parameterisation: models are quantities of their own units."""
+        """True without a parameterisation, when models are quantities of own units."""
         return self.waveforms.parameterisation is None
 
     @property

@@ -31,7 +31,7 @@ class Cells:
 
     @property
     def volume(self) -> float:
-        """Of one cell: a length, an area or a volume."""
+        """Volume, area or length of one cell."""
         return math.prod(self.spacing)
 
     @property
