@@ -82,7 +82,7 @@ class LeaveOneOut:
 
     @property
     def norm(self) -> float:
-        """An estimate of ‖H‖ from below: the largest eigenvalue of the projection."""
+        """An estimate of ‖H‖ from below, the largest eigenvalue of the projection."""
         return float(torch.linalg.eigvalsh(self.projection).abs().max())
 
     def also_left_out(self, j: int) -> Tensor:

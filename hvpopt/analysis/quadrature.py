@@ -34,7 +34,7 @@ class Quadrature:
 
     @property
     def exact(self) -> bool:
-        """True where the space was closed: the rule has no error."""
+        """True where the space was closed, so that the rule has no error."""
         return float(self.off_diagonal[-1]) == 0.0
 
 
