@@ -836,7 +836,9 @@ def test_bad_shot_is_named_as_in_the_survey(generator, monkeypatch, misfit, wher
         result = sampled(objective, start, max_iter=4, callback=callback, **options)
     assert len(warned) == 1
     assert list(result.history[-1].dropped) == ["shot 7"]
-    assert result.history[-1].sample > 0, "the samples go on"
+    # and may end before the limit, where their loss no longer falls
+    without = [r for r in result.history if r.dropped]
+    assert without[0].sample > 0, "the samples go on"
     left = objective.without({"shot 7": "bad"})
     assert result.fun == pytest.approx(left.value(result.x), rel=1e-10)
     if where == "slope" and misfit != "l2":
