@@ -217,14 +217,14 @@ def test_sample_on_which_no_step_goes_down_grows(generator, encoded):
 
 
 def test_without_noise_a_few_gradients_lower_the_whole(generator):
-    """Most of the time: in one of ten runs nothing falls before the samples grow."""
+    """Most of the time: 7 in 100 runs keep half of it, 4 nearly all (of 400 seeds)."""
     left = []
-    for _ in range(5):
+    for _ in range(15):
         rows = rows_of(generator)
         first = whole_value(rows, zeros(rows))
         left.append(sampled(rows, max_cost=8.0).fun / first)
     assert max(left) <= 1.0
-    assert sorted(left)[2] < 0.3
+    assert sorted(left)[7] < 0.5
 
 
 def test_falling_is_told_by_the_slope(generator):
