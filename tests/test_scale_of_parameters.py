@@ -173,3 +173,25 @@ def test_whose_sizes_are_units(generator):
     assert not mapped.sizes_are_units
     assert not hvpopt.TorchObjective(lambda x: x.sum()).sizes_are_units
     assert not hvpopt.Tikhonov(spacing=5.0).sizes_are_units
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "warns"),
+    [
+        (1e10, None, True),
+        (1e10, 1.0, False),
+        (1e10, "auto", False),
+        (10.0, None, False),
+    ],
+)
+def test_a_run_warns_of_sizes_that_one_unit_does_not_serve(
+    size, scale, warns, generator, caplog
+):
+    model = sized(generator, size, 1e-3)
+
+    def loss(a, b):
+        return (a / size).square().sum() + (1e3 * b).square().sum()
+
+    with caplog.at_level("WARNING", "hvpopt"):
+        hvpopt.minimize(loss, model, max_iter=1, scale=scale)
+    assert ("pass scale='auto', or sizes by parameter" in caplog.text) == warns

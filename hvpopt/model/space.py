@@ -371,27 +371,32 @@ class ModelSpace:
         self._check_length(vector)
         return vector if self.scale is None else vector * self.scale
 
+    def sizes(self) -> dict[str, float]:
+        """Return the root mean square of each parameter's free cells in the reference.
+
+        Rounded down to powers of two, by name, in the model's units; those of which all
+        free cells are zero have none.
+        """
+        cells = torch.cat([t.reshape(-1).double() for t in self._tensors()])
+        free = cells if self._free is None else cells[self._free]
+        parts = torch.split(free, self._free_counts)
+        return {
+            name: power_of_two(euclidean_norm(part) / math.sqrt(part.numel()))
+            for name, part in zip(self.names, parts, strict=True)
+            if bool(part.any())
+        }
+
     def _typical_sizes(self, asked: str) -> PerParameter:
         """Return the size of each parameter where they differ much, else None."""
         if asked != "auto":
             raise ValueError(
                 f"scale is {asked!r}; pass 'auto', a number, or sizes by parameter"
             )
-        cells = torch.cat([t.reshape(-1).double() for t in self._tensors()])
-        free = cells if self._free is None else cells[self._free]
-        sizes = [
-            power_of_two(euclidean_norm(part) / math.sqrt(part.numel()))
-            if bool(part.any())
-            else None
-            for part in torch.split(free, self._free_counts)
-        ]
-        known = [size for size in sizes if size is not None]
-        if not known or max(known) <= FAR_APART * min(known):
+        known = self.sizes()
+        if not known or max(known.values()) <= FAR_APART * min(known.values()):
             return None
-        names = [n for n, size in zip(self.names, sizes, strict=True) if size is not None]
-        told = dict(zip(names, known, strict=True))
-        logger.info("each parameter is measured in units of its own size: %s", told)
-        by_place = [1.0 if size is None else size for size in sizes]
+        logger.info("each parameter is measured in units of its own size: %s", known)
+        by_place = [known.get(name, 1.0) for name in self.names]
         if isinstance(self._reference, Mapping):
             return dict(zip(self.names, by_place, strict=True))
         return by_place

@@ -44,6 +44,8 @@ from hvpopt.run.signals import SignalListener
 
 logger = logging.getLogger(__name__)
 
+#: Ratio of sizes, without a scale, of which a run warns.
+UNSEEN = 1e6
 #: What serves here for options of scipy.optimize and torch.optim.
 _ELSEWHERE = {
     "args": "pass a function of the model alone, such as a lambda",
@@ -101,7 +103,8 @@ def minimize(
             has no second derivative.
         scale: Size of one unit of each parameter; see ModelSpace. Default 1; for a
             waveform misfit in the propagator's own models ``"auto"``, without which no
-            method would move moduli beside buoyancy.
+            method would move moduli beside buoyancy. For other losses of parameters whose
+            sizes differ by more than a factor of 1e6 a warning is logged.
         mask: True where cells may change; see ModelSpace. Default all.
         lower: Lower bounds in the model's units, scalars or tensors; see ModelSpace.
             Every iterate and trial is within the bounds. Default none.
@@ -217,9 +220,17 @@ def minimize(
         check_apart(path, history_file)
     warn_of_hooks(model)
     start = copy_model(model)
-    if scale is None and any(o.sizes_are_units for o in objectives):
+    unsaid = scale is None
+    if unsaid and any(o.sizes_are_units for o in objectives):
         scale = "auto"
     space = ModelSpace(start, scale=scale, mask=mask, lower=lower, upper=upper)
+    sizes = space.sizes() if unsaid and space.scale is None else {}
+    if sizes and max(sizes.values()) > UNSEEN * min(sizes.values()):
+        logger.warning(
+            "parameters differ much in size (%s): in one unit, steps may move the "
+            "smaller alone, and call that converged; pass scale='auto', or sizes by parameter",
+            ", ".join(f"{name} {size:.0e}" for name, size in sizes.items()),
+        )
     # the default method must suit every stage
     chosen = default_method(*objectives) if method is None else checked_method(method)
     stages = [

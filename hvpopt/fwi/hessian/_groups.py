@@ -184,7 +184,7 @@ class GroupRunner:
 
     def try_total(self, task: Task, groups: Sequence[Sequence[int]]) -> list[Any] | None:
         """Return the sum over groups; None where it is not finite or does not fit."""
-        # after it did not fit, ``copies`` is 1
+        # after it did not fit, ``copies`` is half as many
         total: Terms | None = None
         groups, failure = self.split(groups), ""
         try:

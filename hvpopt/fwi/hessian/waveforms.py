@@ -316,7 +316,8 @@ def check_size(data_misfit: DataMisfit, observed: Data) -> None:
     """Raise ValueError unless the dtype of data that are squared holds their squares."""
     if not isinstance(data_misfit, (L2, Huber, Envelope)):
         return
-    sizes = [float(d.double().abs().max()) for d in observed.values() if d.numel()]
+    norm = torch.linalg.vector_norm  # the largest entry, with no copy of the data
+    sizes = [float(norm(d, torch.inf)) for d in observed.values() if d.numel()]
     dtype = next(iter(observed.values())).dtype
     info = torch.finfo(dtype)
     size = max(sizes, default=0.0)
