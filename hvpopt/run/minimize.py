@@ -220,15 +220,16 @@ def minimize(
         check_apart(path, history_file)
     warn_of_hooks(model)
     start = copy_model(model)
-    unsaid = scale is None
-    if unsaid and any(o.sizes_are_units for o in objectives):
+    by_default = scale is None
+    if by_default and any(o.sizes_are_units for o in objectives):
         scale = "auto"
     space = ModelSpace(start, scale=scale, mask=mask, lower=lower, upper=upper)
-    sizes = space.sizes() if unsaid and space.scale is None else {}
+    sizes = space.sizes() if by_default and space.scale is None else {}
     if sizes and max(sizes.values()) > UNSEEN * min(sizes.values()):
         logger.warning(
             "parameters differ much in size (%s): in one unit, steps may move the "
-            "smaller alone, and call that converged; pass scale='auto', or sizes by parameter",
+            "smaller alone, and call that converged; pass scale='auto', or sizes by "
+            "parameter",
             ", ".join(f"{name} {size:.0e}" for name, size in sizes.items()),
         )
     # the default method must suit every stage
